@@ -1,0 +1,70 @@
+# OptiInfra. `make` alone prints what there is. Everything runs in the private environment .venv.
+# Options for the program pass through ARGS: make demo ARGS="--fast --yes"
+
+PYTHON ?= python3
+ARGS ?=
+NAME ?=
+BIN := .venv/bin
+
+# The rooms that decide and do nothing else: every branch of theirs is tested.
+PURE := */optiinfra/schemas/*,*/optiinfra/serving/*,*/optiinfra/agents/*/policy.py,*/optiinfra/coordinator/saga*.py,*/optiinfra/coordinator/conflicts.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test check fix bench lock clean ready-demo ready-dev
+
+help:  ## what this file can do
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: ready-demo  ## the whole story on this machine, simulated cloud and engines (ARGS="--fast --yes --json")
+	@exec $(BIN)/optiinfra demo $(ARGS)
+
+up: ready-demo  ## OptiInfra on this machine, against your fleet (ARGS="--config fleet.yaml")
+	@exec $(BIN)/optiinfra up $(ARGS)
+
+test: ready-dev  ## all tests, with branch coverage: 85 % overall, 100 % where decisions are made
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report --fail-under=85
+	@echo "the pure rooms:"
+	@$(BIN)/coverage report --include='$(PURE)' --fail-under=100
+
+check: ready-dev  ## format, lint, types, who may import whom, unit tests
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m pytest -q tests/unit $(ARGS)
+
+fix: ready-dev  ## format the code and mend what the linter can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: ready-dev  ## one benchmark: make bench NAME=bus (its last line is one JSON object)
+	@test -n "$(NAME)" && test -f "bench/$(NAME).py" || { \
+	  echo "which one? make bench NAME=..."; ls bench/*.py 2>/dev/null | sed 's|bench/|  |; s|\.py||; /__init__/d'; exit 2; }
+	@exec $(BIN)/python -m bench.$(NAME) $(ARGS)
+
+# Versions are resolved once, for development; every other file is a part of that set.
+LOCK := uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header \
+  --python-version 3.11 --universal
+lock:  ## resolve requirements/*.txt anew after a change in pyproject.toml (needs uv; ARGS="--upgrade")
+	@command -v uv >/dev/null || { echo "make lock needs uv on PATH"; exit 1; }
+	@$(LOCK) pyproject.toml --extra demo --group dev $(ARGS) -o requirements/dev.txt
+	@$(LOCK) pyproject.toml --extra demo --group build -c requirements/dev.txt -o requirements/demo.txt
+	@$(LOCK) pyproject.toml -c requirements/dev.txt -o requirements/client.txt
+	@for role in agents coordinator gateway portal; do \
+	  $(LOCK) pyproject.toml --extra $$role --group build -c requirements/dev.txt -o requirements/$$role.txt \
+	  || exit 1; done
+	@$(LOCK) --group bootstrap $(ARGS) -o requirements/bootstrap.txt
+
+clean:  ## remove the environment, caches and the data of the demo
+	@rm -rf .venv .optiinfra .coverage .coverage.* htmlcov dist build \
+	  .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+ready-demo:
+	@$(PYTHON) bootstrap.py demo
+
+ready-dev:
+	@$(PYTHON) bootstrap.py dev

@@ -1,0 +1,1 @@
+"""Who notices, proposes, votes and executes; agents never import one another."""

@@ -1,0 +1,1 @@
+"""The actuators part of the agents."""

@@ -1,0 +1,1 @@
+"""The application part of the agents."""

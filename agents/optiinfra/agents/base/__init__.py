@@ -1,0 +1,1 @@
+"""The base part of the agents."""

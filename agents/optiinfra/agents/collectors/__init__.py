@@ -1,0 +1,1 @@
+"""The collectors part of the agents."""

@@ -1,0 +1,1 @@
+"""The performance part of the agents."""

@@ -1,0 +1,427 @@
+"""Facts: what has happened, in the past tense; each is the body of one event."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field, TypeAdapter
+
+from optiinfra.events.commands import (
+    ControlRequested,
+    ExecutionRequested,
+    GateRequested,
+    RollbackRequested,
+    VoteRequested,
+)
+from optiinfra.schemas.approval import Approval
+from optiinfra.schemas.base import Value
+from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.ids import ChangeId, DeploymentId, TenantId, Token
+from optiinfra.schemas.outcome import Outcome
+from optiinfra.schemas.recommendation import Recommendation, Risk
+from optiinfra.schemas.rollout import Arms, GateAnswer, SequentialEvidence, Step, StepResult
+from optiinfra.schemas.sampling import AnswerSample
+from optiinfra.schemas.telemetry import Sample
+from optiinfra.schemas.vote import AgentName, Vote
+
+
+class MetricsMeasured(Value):
+    """Readings of one collector in one interval; ids come from the envelope."""
+
+    kind: Literal["metrics.measured"] = "metrics.measured"
+    tenant: TenantId
+    deployment: DeploymentId
+    family: Literal["performance", "resource", "cost", "quality"]
+    samples: tuple[Sample, ...] = Field(min_length=1)
+
+
+class AnswerSampled(Value):
+    kind: Literal["sample.answer"] = "sample.answer"
+    sample: AnswerSample
+
+
+class TelemetryGap(Value):
+    """A metric that a contract promises is missing or renamed; what depends on it is on hold."""
+
+    kind: Literal["telemetry.gap"] = "telemetry.gap"
+    tenant: TenantId
+    deployment: DeploymentId
+    replica: str | None = None
+    metrics: tuple[str, ...] = Field(min_length=1)
+    engine: str
+    engine_version: str | None = None
+    detail: str
+    at: AwareDatetime
+
+
+class RecommendationProposed(Value):
+    kind: Literal["recommendation.proposed"] = "recommendation.proposed"
+    recommendation: Recommendation
+
+
+class RecommendationSuperseded(Value):
+    kind: Literal["recommendation.superseded"] = "recommendation.superseded"
+    change: ChangeId
+    by: ChangeId
+    reason: str
+
+
+class RecommendationExpired(Value):
+    kind: Literal["recommendation.expired"] = "recommendation.expired"
+    change: ChangeId
+    reason: str
+
+
+class VoteCast(Value):
+    kind: Literal["vote.cast"] = "vote.cast"
+    vote: Vote
+
+
+class ApprovalRequested(Value):
+    kind: Literal["approval.requested"] = "approval.requested"
+    change: ChangeId
+    version_hash: str
+    risk: Risk
+    expires_at: AwareDatetime
+
+
+class ApprovalGranted(Value):
+    kind: Literal["approval.granted"] = "approval.granted"
+    approval: Approval
+
+
+class ApprovalDenied(Value):
+    kind: Literal["approval.denied"] = "approval.denied"
+    approval: Approval
+
+
+class ChangeOpened(Value):
+    kind: Literal["change.opened"] = "change.opened"
+    change: ChangeId
+    deployment: DeploymentId
+    rules_version: str
+
+
+class ChangeDeferred(Value):
+    """The change waits for its turn; it is voted on afresh when the turn comes."""
+
+    kind: Literal["change.deferred"] = "change.deferred"
+    change: ChangeId
+    behind: ChangeId | None = None
+    reason: str
+
+
+class ChangeVetoed(Value):
+    kind: Literal["change.vetoed"] = "change.vetoed"
+    change: ChangeId
+    by: tuple[Token, ...] = Field(min_length=1)
+    reasons: tuple[str, ...] = Field(min_length=1)
+
+
+class ChangeApproved(Value):
+    kind: Literal["change.approved"] = "change.approved"
+    change: ChangeId
+    by: str
+
+
+class ChangeRejected(Value):
+    kind: Literal["change.rejected"] = "change.rejected"
+    change: ChangeId
+    by: str
+    reason: str
+
+
+class ChangePaused(Value):
+    kind: Literal["change.paused"] = "change.paused"
+    change: ChangeId
+    by: str
+    reason: str
+
+
+class ChangeResumed(Value):
+    kind: Literal["change.resumed"] = "change.resumed"
+    change: ChangeId
+    by: str
+
+
+class ChangeCompleted(Value):
+    kind: Literal["change.completed"] = "change.completed"
+    change: ChangeId
+    arms: Arms
+
+
+class ChangeRolledBack(Value):
+    kind: Literal["change.rolled_back"] = "change.rolled_back"
+    change: ChangeId
+    reason: str
+
+
+class ChangeFailed(Value):
+    """The target's state could not be proved; a person is needed."""
+
+    kind: Literal["change.failed"] = "change.failed"
+    change: ChangeId
+    reason: str
+
+
+class ChangeCancelled(Value):
+    kind: Literal["change.cancelled"] = "change.cancelled"
+    change: ChangeId
+    by: str
+    reason: str
+
+
+class ExecutionStarted(Value):
+    """An executor has written its intent down and begins to act."""
+
+    kind: Literal["execution.started"] = "execution.started"
+    change: ChangeId
+    step: Step
+    fence: int = Field(ge=1)
+    executor: AgentName
+
+
+class ExecutionStaged(Value):
+    """A step is in force: the target was read back and shows it."""
+
+    kind: Literal["execution.staged"] = "execution.staged"
+    change: ChangeId
+    result: StepResult
+
+
+class ExecutionFailed(Value):
+    kind: Literal["execution.failed"] = "execution.failed"
+    change: ChangeId
+    step: Step
+    fence: int = Field(ge=1)
+    reason: str
+
+
+class RollbackCompleted(Value):
+    """The target was read back; `proved` says whether it stands as it stood before."""
+
+    kind: Literal["rollback.completed"] = "rollback.completed"
+    change: ChangeId
+    fence: int = Field(ge=1)
+    proved: bool
+    detail: str
+
+
+class GateAnswered(Value):
+    kind: Literal["gate.answered"] = "gate.answered"
+    answer: GateAnswer
+
+
+class GateClosed(Value):
+    """The coordinator's reading of one look: all assessors' answers, or their absence."""
+
+    kind: Literal["gate.closed"] = "gate.closed"
+    change: ChangeId
+    stage: int = Field(ge=0)
+    look: int = Field(ge=1)
+    verdict: Literal["pass", "hold", "roll_back"]
+    reasons: tuple[str, ...]
+
+
+class QualityAssessed(Value):
+    """The stored baseline of a deployment's answers, refreshed."""
+
+    kind: Literal["quality.assessed"] = "quality.assessed"
+    tenant: TenantId
+    deployment: DeploymentId
+    scorer: str
+    units: int = Field(ge=0)
+    mean: float = Field(ge=0, le=1)
+    stdev: float = Field(ge=0)
+    at: AwareDatetime
+
+
+class QualityRegressed(Value):
+    """An alarm between two looks: the canary is worse beyond doubt; it is undone at once."""
+
+    kind: Literal["quality.regressed"] = "quality.regressed"
+    change: ChangeId
+    reason: str
+    evidence: SequentialEvidence | None = None
+
+
+class OutcomeRecorded(Value):
+    kind: Literal["outcome.recorded"] = "outcome.recorded"
+    outcome: Outcome
+
+
+class AgentStatus(StrEnum):
+    ALIVE = "alive"
+    LOST = "lost"
+
+
+class AgentRegistered(Value):
+    kind: Literal["agent.registered"] = "agent.registered"
+    tenant: TenantId
+    agent: Token
+    instance: str
+    version: str
+    capabilities: tuple[str, ...]
+    at: AwareDatetime
+
+
+class AgentHeartbeat(Value):
+    """Not kept: sent on a plain subject every few seconds."""
+
+    kind: Literal["agent.heartbeat"] = "agent.heartbeat"
+    tenant: TenantId
+    agent: Token
+    instance: str
+    version: str
+    capabilities: tuple[str, ...]
+    busy_with: str | None = None
+    handled: int = Field(default=0, ge=0)
+    failed: int = Field(default=0, ge=0)
+    at: AwareDatetime
+
+
+class AgentLost(Value):
+    kind: Literal["agent.lost"] = "agent.lost"
+    tenant: TenantId
+    agent: Token
+    instance: str
+    last_seen_at: AwareDatetime
+
+
+class SwitchTurned(Value):
+    """The stop switch: off halts every new stage; rollbacks still run."""
+
+    kind: Literal["switch.turned"] = "switch.turned"
+    tenant: TenantId
+    stopped: bool
+    by: str
+    reason: str
+    at: AwareDatetime
+
+
+class TimerName(StrEnum):
+    VOTE_REMINDER = "vote_reminder"
+    VOTE_DEADLINE = "vote_deadline"
+    REVOTE = "revote"
+    APPROVAL_EXPIRY = "approval_expiry"
+    APPLY_DEADLINE = "apply_deadline"
+    SOAK = "soak"
+    LOOK = "look"
+    LOOK_DEADLINE = "look_deadline"
+    HOLD_LIMIT = "hold_limit"
+    ROLLBACK_DEADLINE = "rollback_deadline"
+    TURN = "turn"
+
+
+class TimerSet(Value):
+    """`key` tells two timers of one name apart (round, stage, look), so that a late one is void."""
+
+    kind: Literal["timer.set"] = "timer.set"
+    change: ChangeId
+    name: TimerName
+    key: str
+    fire_at: AwareDatetime
+
+
+class TimerFired(Value):
+    kind: Literal["timer.fired"] = "timer.fired"
+    change: ChangeId
+    name: TimerName
+    key: str
+
+
+class DeadLettered(Value):
+    """A message that could not be handled, with its cause."""
+
+    kind: Literal["dead.lettered"] = "dead.lettered"
+    consumer: str
+    subject: str
+    stream: str
+    stream_seq: int
+    attempts: int
+    error: str
+    cause: str
+    event_id: str | None = None
+    body: str
+    at: AwareDatetime
+
+
+Fact = Annotated[
+    MetricsMeasured
+    | AnswerSampled
+    | TelemetryGap
+    | RecommendationProposed
+    | RecommendationSuperseded
+    | RecommendationExpired
+    | VoteRequested
+    | VoteCast
+    | ApprovalRequested
+    | ApprovalGranted
+    | ApprovalDenied
+    | ChangeOpened
+    | ChangeDeferred
+    | ChangeVetoed
+    | ChangeApproved
+    | ChangeRejected
+    | ChangePaused
+    | ChangeResumed
+    | ChangeCompleted
+    | ChangeRolledBack
+    | ChangeFailed
+    | ChangeCancelled
+    | ExecutionRequested
+    | ExecutionStarted
+    | ExecutionStaged
+    | ExecutionFailed
+    | RollbackRequested
+    | RollbackCompleted
+    | GateRequested
+    | GateAnswered
+    | GateClosed
+    | QualityAssessed
+    | QualityRegressed
+    | OutcomeRecorded
+    | AgentRegistered
+    | AgentHeartbeat
+    | AgentLost
+    | ControlRequested
+    | SwitchTurned
+    | TimerSet
+    | TimerFired
+    | DeadLettered,
+    Field(discriminator="kind"),
+]
+"""Everything that can be said; the tag `kind` is also the CloudEvents type (with a version)."""
+
+FACT: TypeAdapter[Fact] = TypeAdapter(Fact)
+
+TERMINAL_FACTS: dict[str, ChangeState] = {
+    "change.completed": ChangeState.COMPLETED,
+    "change.rolled_back": ChangeState.ROLLED_BACK,
+    "change.vetoed": ChangeState.VETOED,
+    "change.rejected": ChangeState.REJECTED,
+    "change.failed": ChangeState.FAILED,
+    "change.cancelled": ChangeState.CANCELLED,
+    "recommendation.expired": ChangeState.EXPIRED,
+    "recommendation.superseded": ChangeState.SUPERSEDED,
+}
+"""Exactly one of these ends every change."""
+
+
+def change_of(fact: Fact) -> ChangeId | None:
+    """The change that a fact belongs to, or None when it belongs to none."""
+    match fact:
+        case RecommendationProposed():
+            return fact.recommendation.id
+        case VoteCast():
+            return fact.vote.change
+        case ApprovalGranted() | ApprovalDenied():
+            return fact.approval.change
+        case GateAnswered():
+            return fact.answer.change
+        case OutcomeRecorded():
+            return fact.outcome.change
+        case _:
+            found = getattr(fact, "change", None)
+            return found if isinstance(found, str) else None

@@ -1,0 +1,1 @@
+"""What everyone speaks in: frozen values without I/O, clock or client library."""

