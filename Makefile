@@ -54,9 +54,9 @@ lock:  ## resolve requirements/*.txt anew after a change in pyproject.toml (need
 	@$(LOCK) pyproject.toml --extra demo --group build -c requirements/dev.txt -o requirements/demo.txt
 	@$(LOCK) pyproject.toml -c requirements/dev.txt -o requirements/client.txt
 	@for role in agents coordinator gateway portal; do \
-	  $(LOCK) pyproject.toml --extra $$role --group build -c requirements/dev.txt -o requirements/$$role.txt \
+	  $(LOCK) pyproject.toml --extra $$role -c requirements/dev.txt -o requirements/$$role.txt \
 	  || exit 1; done
-	@$(LOCK) --group bootstrap $(ARGS) -o requirements/bootstrap.txt
+	@$(LOCK) --group bootstrap $(ARGS) -c requirements/dev.txt -o requirements/bootstrap.txt
 
 clean:  ## remove the environment, caches and the data of the demo
 	@rm -rf .venv .optiinfra .coverage .coverage.* htmlcov dist build \

@@ -65,6 +65,9 @@ class GateRequested(Value):
     arms: Arms
     share: float = Field(gt=0, le=1)
     since: AwareDatetime
+    """When this stage came into force."""
+    rollout_since: AwareDatetime
+    """When the first stage was requested: evidence may accumulate from there, as arms persist."""
     recommendation: Recommendation
     deadline: AwareDatetime
 

@@ -42,6 +42,9 @@ class Rules(Value):
     urgent_vote_deadline_s: float = Field(default=10.0, gt=0)
     max_vote_rounds: int = Field(default=3, ge=1)
     revote_after_s: float = Field(default=30.0, gt=0)
+    votes_valid_s: float = Field(default=900.0, gt=0)
+    """After this the evidence is stale: an approval that comes later has the votes cast again."""
+    retry_turn_s: float = Field(default=10.0, gt=0)
     gate_answer_s: float = Field(default=20.0, gt=0)
     approval_expiry_s: dict[Risk, float] = Field(default_factory=lambda: dict(APPROVAL_EXPIRY_S))
     approvals: tuple[ApprovalRule, ...] = ()

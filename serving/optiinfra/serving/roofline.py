@@ -1,4 +1,4 @@
-"""Perf cards for hardware nobody measured: a roofline on datasheet figures, calibrated at one point."""
+"""Perf cards for hardware nobody measured: a calibrated roofline on datasheet figures."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ RESERVED_GIB = 2.0
 ALLREDUCE_MS = 0.008
 """One small all-reduce over NVLink; two a layer. From the 70B TP4 card: (15.19 − 13.9) / 160."""
 PCIE_ALLREDUCE_MS = 0.03
-PREFILL_MFU = 0.50
+PREFILL_MFU = 0.45
 """Share of the dense peak that prefill reaches.
 
-Calibrated at one point: vLLM, 70B fp8 TP2 on H100, 1,024 in, concurrency 4, measured mean TTFT of
-121 ms (`aiconfigurator-core` 0.12.0 silicon sample, Apache-2.0)."""
+Calibrated on vLLM serving 70B fp8 TP2 on H100 (`aiconfigurator-core` 0.12.0 silicon sample,
+Apache-2.0): closed loops of 4 and 8 with 1,024 and 8,192 in, 1,024 out, have a measured TTFT of
+121, 150, 738 and 963 ms; the simulation gives 110, 141, 794 and 952 ms."""
 KAPPA = 0.25
 """What of a decode step is left when a prefill already streams the weights.
 
 KV reads and the extra rows: (β·64 + γ·64·600) / t_d = 0.27 on the 8B H100 card."""
 HOST_MS_PER_STEP = 0.3
+"""Scheduling and sampling that the device waits for; with it the closed loops above have a TPOT of
+17.8, 18.4, 20.4 and 24.1 ms against 17.4, 18.2, 20.6 and 25.0 measured."""
 HOST_MS_PER_REQUEST = 1.0
+"""Tokenising and admitting one request."""
+HYBRID_ERROR_BAND = 0.15
 
 
 class GpuSpec(Value):
@@ -61,8 +66,8 @@ class ModelSpec(Value):
         return int(2 * self.layers * self.kv_heads * self.head_dim * bytes_per_value)
 
 
-def _hbm(memory_gib: float, bandwidth: float, tflops: dict[str, float], nvlink: bool) -> GpuSpec:
-    """HBM parts: efficiencies are means over the H100 and A100 silicon cards (datasheet ÷ α, γ, β)."""
+def _hbm(memory_gib: float, bandwidth: float, tflops: dict[str, float], *, nvlink: bool) -> GpuSpec:
+    """HBM parts: efficiencies are means over the H100 and A100 silicon cards."""
     return GpuSpec(
         memory_gib=memory_gib, bandwidth_gb_s=bandwidth, dense_tflops=tflops, nvlink=nvlink,
         weight_efficiency=0.755, kv_efficiency=0.87, row_efficiency=1.15,
@@ -132,6 +137,21 @@ def datasheet_card(
         provenance=Provenance.DATASHEET,
         error_band=DATASHEET_ERROR_BAND,
         source=_source(spec, tflops),
+    )
+
+
+def hybrid_card(datasheet: PerfCard, decode: DecodeCost) -> PerfCard:
+    """The same card with a decode step fitted to silicon; prefill stays the calibrated roofline."""
+    return datasheet.model_copy(
+        update={
+            "decode": decode,
+            "provenance": Provenance.HYBRID,
+            "error_band": HYBRID_ERROR_BAND,
+            "source": (
+                "decode: least squares on step times of aiconfigurator-core 0.12 silicon tables"
+                f" (Apache-2.0), 1.4-4.2 % off; KV capacity and prefill by {datasheet.source}"
+            ),
+        }
     )
 
 

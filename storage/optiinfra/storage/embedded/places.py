@@ -66,12 +66,21 @@ def _own_folder(path: Path) -> Path:
     return path
 
 
-def place_beside(home: Path, name: str) -> Path:
-    """`home/name` where others can reach it, else a place derived from the path of `home`."""
+def make_private_folder(path: Path) -> None:
+    """Make a folder that is closed to others, save that root lets its database user walk in."""
+    if path.exists():
+        return
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        path.chmod(0o711)
+
+
+def place_for_another_user(home: Path) -> Path:
+    """`home` where others can reach it, else a place of ours derived from the path of `home`."""
     if reachable_by_others(home):
-        return _own_folder(home / name)
+        return home
     digest = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]
-    return open_place(f"{name}-{digest}")
+    return open_place(f"{home.name}-{digest}")
 
 
 def copied_tree(sources: dict[str, Path], name: str) -> Path:

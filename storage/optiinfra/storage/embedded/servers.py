@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 from urllib.parse import quote
 
 from optiinfra.storage.embedded.nats import NatsServer
+from optiinfra.storage.embedded.places import make_private_folder
 from optiinfra.storage.embedded.postgres import PostgresServer
 from optiinfra.storage.folder_lock import FolderLock
 
@@ -51,7 +50,7 @@ class EmbeddedServers:
 
     def start(self) -> Addresses:
         """Start all and wait until they answer. `Conflict` when the home is in use."""
-        prepare_home(self.home)
+        make_private_folder(self.home)
         self._lock.acquire()
         try:
             return Addresses(
@@ -92,11 +91,6 @@ class EmbeddedServers:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
-
-
-def prepare_home(home: Path) -> None:
-    """Make the home folder: closed to others, save that root lets its database user walk in."""
-    home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
 
 
 def _without_password(url: str) -> str:

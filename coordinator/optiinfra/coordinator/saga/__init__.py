@@ -1,0 +1,1 @@
+"""The saga of one change, pure: facts in, facts out."""

@@ -1,0 +1,274 @@
+"""How each fact changes a saga; replaying a log is folding this, whatever the rules say today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any
+
+from optiinfra.coordinator.saga.state import Pending, Saga
+from optiinfra.events import commands as c
+from optiinfra.events import facts as f
+from optiinfra.schemas.change import ChangeState, Phase
+from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.rollout import Step, StepKind
+from optiinfra.schemas.vote import VOTERS, Vote
+
+_UNDECIDED = frozenset(
+    {
+        ChangeState.PROPOSED,
+        ChangeState.DEFERRED,
+        ChangeState.VOTING,
+        ChangeState.AWAITING_APPROVAL,
+    }
+)
+
+
+def evolve(saga: Saga, fact: f.Fact, at: datetime) -> Saga:
+    """`saga` after `fact`; the same object when a repeated or late fact changes nothing.
+
+    Raises `Rejected` for a fact that can never be true of this change.
+    """
+    handler = _HANDLERS.get(type(fact))
+    return saga if handler is None else handler(saga, fact, at)
+
+
+def fold(saga: Saga, log: Iterable[tuple[f.Fact, datetime]]) -> Saga:
+    """The state that a whole log leads to, with its version."""
+    for fact, at in log:
+        saga = counted(evolve(saga, fact, at))
+    return saga
+
+
+def counted(saga: Saga) -> Saga:
+    """The saga with one more event in its log."""
+    return _with(saga, version=saga.version + 1)
+
+
+def _with(saga: Saga, **changes: Any) -> Saga:
+    return saga.model_copy(update=changes)
+
+
+def _proposed(saga: Saga, fact: f.RecommendationProposed, at: datetime) -> Saga:
+    if saga.recommendation is not None:
+        return saga
+    approval = saga.approval
+    if approval is not None and approval.version_hash != fact.recommendation.version_hash():
+        approval = None
+    return _with(saga, recommendation=fact.recommendation, approval=approval)
+
+
+def _deferred(saga: Saga, fact: f.ChangeDeferred, at: datetime) -> Saga:
+    return _with(saga, state=ChangeState.DEFERRED, waiting=fact.reason)
+
+
+def _vote_requested(saga: Saga, fact: c.VoteRequested, at: datetime) -> Saga:
+    if fact.round <= saga.round:
+        return saga
+    return _with(saga, state=ChangeState.VOTING, round=fact.round, waiting=None)
+
+
+def _vote_cast(saga: Saga, fact: f.VoteCast, at: datetime) -> Saga:
+    vote = fact.vote
+    if vote.agent not in VOTERS:
+        raise Rejected(f"{vote.agent!r} holds no safety vote")
+    late = saga.state.is_terminal and saga.state is not ChangeState.VETOED
+    if late or saga.state in (ChangeState.EXECUTING, ChangeState.ROLLING_BACK):
+        return saga
+    if vote.round < saga.round or any(_same_vote(vote, known) for known in saga.votes):
+        return saga
+    votes = sorted((*saga.votes, vote), key=lambda v: (v.round, v.agent, v.verdict))
+    return _with(saga, votes=tuple(votes), voted_at=at)
+
+
+def _same_vote(one: Vote, other: Vote) -> bool:
+    return (one.agent, one.round, one.verdict) == (other.agent, other.round, other.verdict)
+
+
+def _approval_requested(saga: Saga, fact: f.ApprovalRequested, at: datetime) -> Saga:
+    return _with(saga, state=ChangeState.AWAITING_APPROVAL)
+
+
+def _decided(saga: Saga, fact: f.ApprovalGranted | f.ApprovalDenied, at: datetime) -> Saga:
+    approval = fact.approval
+    if saga.state not in _UNDECIDED:
+        return saga
+    if saga.recommendation and approval.version_hash != saga.recommendation.version_hash():
+        return saga
+    if saga.approval and (saga.approval.granted == approval.granted or approval.granted):
+        return saga
+    return _with(saga, approval=approval)
+
+
+def _approved(saga: Saga, fact: f.ChangeApproved, at: datetime) -> Saga:
+    return _with(saga, state=ChangeState.APPROVED)
+
+
+def _execution_requested(saga: Saga, fact: c.ExecutionRequested, at: datetime) -> Saga:
+    phase = Phase.FINISHING if fact.step.kind is StepKind.FINISH else Phase.APPLYING
+    return _with(
+        saga,
+        state=ChangeState.EXECUTING,
+        phase=phase,
+        step=fact.step,
+        fence=fact.fence,
+        touched=True,
+        passed=False,
+        look=0,
+        answers=(),
+        waiting=None,
+        rollout_began_at=saga.rollout_began_at or at,
+    )
+
+
+def _started(saga: Saga, fact: f.ExecutionStarted, at: datetime) -> Saga:
+    if fact.fence != saga.fence or saga.begun_fence == fact.fence:
+        return saga
+    return _with(saga, begun_fence=fact.fence)
+
+
+def _staged(saga: Saga, fact: f.ExecutionStaged, at: datetime) -> Saga:
+    if not _is_current(saga, fact.result.step) or saga.phase is Phase.SOAKING:
+        return saga
+    if saga.phase is Phase.GATING or saga.state is not ChangeState.EXECUTING:
+        return saga
+    done = {"arms": fact.result.arms, "stage_began_at": at}
+    if saga.phase is Phase.FINISHING:
+        return _with(saga, passed=True, **done)
+    return _with(saga, phase=Phase.SOAKING, **done)
+
+
+def _execution_failed(saga: Saga, fact: f.ExecutionFailed, at: datetime) -> Saga:
+    waits = saga.phase in (Phase.APPLYING, Phase.FINISHING)
+    if not _is_current(saga, fact.step) or not waits or saga.state is not ChangeState.EXECUTING:
+        return saga
+    return _with(saga, rollback_reason=fact.reason)
+
+
+def _is_current(saga: Saga, step: Step) -> bool:
+    """Whether `step` is the one in hand; an older one is late, a newer one was never asked for."""
+    if saga.step is None or _order(step) > _order(saga.step):
+        raise Rejected(f"step {step.kind} {step.stage}.{step.attempt} was never requested")
+    return step == saga.step
+
+
+def _order(step: Step) -> tuple[int, int, int]:
+    return (step.kind is StepKind.FINISH, step.stage, step.attempt)
+
+
+def _gate_requested(saga: Saga, fact: c.GateRequested, at: datetime) -> Saga:
+    return _with(saga, phase=Phase.GATING, look=fact.look, answers=())
+
+
+def _gate_answered(saga: Saga, fact: f.GateAnswered, at: datetime) -> Saga:
+    answer = fact.answer
+    asked = saga.phase is Phase.GATING and saga.state is ChangeState.EXECUTING
+    current = saga.step is not None and (answer.stage, answer.look) == (saga.step.stage, saga.look)
+    known = any(known.assessor == answer.assessor for known in saga.answers)
+    if not (asked and current) or known:
+        return saga
+    answers = sorted((*saga.answers, answer), key=lambda a: a.assessor)
+    return _with(saga, answers=tuple(answers))
+
+
+def _gate_closed(saga: Saga, fact: f.GateClosed, at: datetime) -> Saga:
+    return _with(saga, phase=Phase.SOAKING, passed=fact.verdict == "pass")
+
+
+def _regressed(saga: Saga, fact: f.QualityRegressed, at: datetime) -> Saga:
+    if saga.state is not ChangeState.EXECUTING or saga.rollback_reason:
+        return saga
+    return _with(saga, rollback_reason=fact.reason)
+
+
+def _rollback_requested(saga: Saga, fact: c.RollbackRequested, at: datetime) -> Saga:
+    return _with(
+        saga,
+        state=ChangeState.ROLLING_BACK,
+        phase=None,
+        fence=fact.fence,
+        rollback_reason=fact.reason,
+        waiting=None,
+    )
+
+
+def _rollback_completed(saga: Saga, fact: f.RollbackCompleted, at: datetime) -> Saga:
+    if saga.state is not ChangeState.ROLLING_BACK or saga.end_reason:
+        return saga
+    return _with(saga, end_reason=fact.detail or "undone")
+
+
+def _control(saga: Saga, fact: c.ControlRequested, at: datetime) -> Saga:
+    return saga if saga.state.is_terminal else _with(saga, controls=saga.controls + 1)
+
+
+def _paused(saga: Saga, fact: f.ChangePaused, at: datetime) -> Saga:
+    return _with(saga, paused_by=fact.by, waiting=fact.reason)
+
+
+def _resumed(saga: Saga, fact: f.ChangeResumed, at: datetime) -> Saga:
+    return _with(saga, paused_by=None, waiting=None)
+
+
+def _timer_set(saga: Saga, fact: f.TimerSet, at: datetime) -> Saga:
+    pending = Pending(key=fact.key, fire_at=fact.fire_at)
+    return _with(saga, timers={**saga.timers, fact.name: pending})
+
+
+def _timer_fired(saga: Saga, fact: f.TimerFired, at: datetime) -> Saga:
+    pending = saga.timers.get(fact.name)
+    if pending is None or pending.key != fact.key or saga.state.is_terminal:
+        return saga
+    return _with(saga, timers={n: p for n, p in saga.timers.items() if n != fact.name})
+
+
+def _ended(saga: Saga, fact: f.Fact, at: datetime) -> Saga:
+    reason = getattr(fact, "reason", None) or "; ".join(getattr(fact, "reasons", ()))
+    return _with(
+        saga,
+        state=f.TERMINAL_FACTS[fact.kind],
+        phase=None,
+        timers={},
+        waiting=None,
+        end_reason=reason or saga.end_reason,
+    )
+
+
+def _outcome(saga: Saga, fact: f.OutcomeRecorded, at: datetime) -> Saga:
+    return saga if saga.outcome_recorded else _with(saga, outcome_recorded=True)
+
+
+_HANDLERS: dict[type, Callable[[Saga, Any, datetime], Saga]] = {
+    f.RecommendationProposed: _proposed,
+    f.ChangeDeferred: _deferred,
+    c.VoteRequested: _vote_requested,
+    f.VoteCast: _vote_cast,
+    f.ApprovalRequested: _approval_requested,
+    f.ApprovalGranted: _decided,
+    f.ApprovalDenied: _decided,
+    f.ChangeApproved: _approved,
+    c.ExecutionRequested: _execution_requested,
+    f.ExecutionStarted: _started,
+    f.ExecutionStaged: _staged,
+    f.ExecutionFailed: _execution_failed,
+    c.GateRequested: _gate_requested,
+    f.GateAnswered: _gate_answered,
+    f.GateClosed: _gate_closed,
+    f.QualityRegressed: _regressed,
+    c.RollbackRequested: _rollback_requested,
+    f.RollbackCompleted: _rollback_completed,
+    c.ControlRequested: _control,
+    f.ChangePaused: _paused,
+    f.ChangeResumed: _resumed,
+    f.TimerSet: _timer_set,
+    f.TimerFired: _timer_fired,
+    f.ChangeVetoed: _ended,
+    f.ChangeRejected: _ended,
+    f.ChangeCompleted: _ended,
+    f.ChangeRolledBack: _ended,
+    f.ChangeFailed: _ended,
+    f.ChangeCancelled: _ended,
+    f.RecommendationExpired: _ended,
+    f.RecommendationSuperseded: _ended,
+    f.OutcomeRecorded: _outcome,
+}

@@ -1,0 +1,219 @@
+"""From approval to the end: steps are requested, gates read, and what hurts is undone."""
+
+from __future__ import annotations
+
+from optiinfra.coordinator.saga.state import Saga, later
+from optiinfra.coordinator.saga.turn import Turn
+from optiinfra.events import commands as c
+from optiinfra.events import facts as f
+from optiinfra.events.facts import TimerName
+from optiinfra.schemas.change import ChangeState, Phase
+from optiinfra.schemas.rollout import GateVerdict, Step, StepKind
+
+_EXECUTOR_GRACE_S = 5.0
+"""What an executor gets beyond its own deadline to say that it failed."""
+
+
+def proceed(turn: Turn) -> None:
+    """Requests the next step, unless something stands in the way: then it says what."""
+    if turn.context.world.stopped and turn.saga.paused_by is None:
+        turn.say(
+            f.ChangePaused(
+                change=turn.saga.change, by="stop switch", reason="the stop switch is on"
+            )
+        )
+    if turn.saga.paused_by is not None:
+        return
+    reason = hindrance(turn) if turn.saga.state is ChangeState.APPROVED else None
+    if reason is not None:
+        defer(turn, reason)
+        return
+    _request_step(turn, _next_step(turn.saga))
+
+
+def defer(turn: Turn, reason: str) -> None:
+    """Says once why the change waits, and comes back to it."""
+    if turn.saga.waiting != reason:
+        behind = turn.context.world.executing or turn.context.world.deciding
+        turn.say(f.ChangeDeferred(change=turn.saga.change, behind=behind, reason=reason))
+    turn.set_timer(TimerName.TURN, turn.saga.version, turn.context.rules.retry_turn_s)
+
+
+def hindrance(turn: Turn) -> str | None:
+    """Why an approved change may not begin now; what is urgent is not counted against limits."""
+    world, rules = turn.context.world, turn.context.rules
+    if world.executing:
+        return f"change {world.executing} is being carried out on the same target"
+    if turn.saga.proposal.urgent_until is not None:
+        return None
+    if world.moving >= rules.max_moving:
+        return f"{world.moving} changes are being carried out, the policy allows {rules.max_moving}"
+    if world.moved_last_hour >= rules.movers_per_hour:
+        return f"{world.moved_last_hour} changes in the last hour, the policy's limit"
+    return None
+
+
+def _next_step(saga: Saga) -> Step:
+    stages = saga.proposal.rollout.stages
+    number = 0 if saga.step is None else saga.step.stage + 1
+    if number < len(stages):
+        return Step(kind=StepKind.APPLY, stage=number, share=stages[number].share)
+    return Step(kind=StepKind.FINISH, stage=len(stages) - 1, share=stages[-1].share)
+
+
+def _request_step(turn: Turn, step: Step) -> None:
+    seconds = turn.saga.proposal.rollout.apply_timeout_s
+    turn.say(
+        c.ExecutionRequested(
+            change=turn.saga.change,
+            step=step,
+            fence=turn.saga.version + 1,
+            executor=turn.saga.proposal.proposer,
+            recommendation=turn.saga.proposal,
+            deadline=later(turn.context.at, seconds),
+        )
+    )
+    turn.set_timer(TimerName.APPLY_DEADLINE, _step_key(step), seconds + _EXECUTOR_GRACE_S)
+
+
+def _step_key(step: Step) -> str:
+    return f"{step.kind}-{step.stage}-{step.attempt}"
+
+
+def staged(turn: Turn, fact: f.ExecutionStaged) -> None:
+    saga = turn.saga
+    if saga.phase is Phase.FINISHING:
+        turn.say(f.ChangeCompleted(change=saga.change, arms=saga.arms))
+        return
+    stage = saga.proposal.rollout.stages[fact.result.step.stage]
+    turn.set_timer(TimerName.SOAK, fact.result.step.stage, stage.soak_s)
+    turn.set_timer(TimerName.HOLD_LIMIT, fact.result.step.stage, stage.soak_s + stage.hold_limit_s)
+
+
+def execution_failed(turn: Turn, fact: f.ExecutionFailed) -> None:
+    roll_back(turn, f"{fact.step.kind} of stage {fact.step.stage + 1} failed: {fact.reason}")
+
+
+def apply_deadline(turn: Turn, fact: f.TimerFired) -> None:
+    waits = turn.saga.phase in (Phase.APPLYING, Phase.FINISHING)
+    if waits and turn.saga.step is not None and _step_key(turn.saga.step) == fact.key:
+        roll_back(turn, "the executor gave no result in time")
+
+
+def look(turn: Turn, fact: f.TimerFired) -> None:
+    """Asks the assessors for one more look at the stage."""
+    saga = turn.saga
+    if saga.phase is not Phase.SOAKING or saga.passed or saga.step is None:
+        return
+    began = saga.stage_began_at or turn.context.at
+    answer_s = turn.context.rules.gate_answer_s
+    turn.say(
+        c.GateRequested(
+            change=saga.change,
+            deployment=saga.proposal.deployment,
+            stage=saga.step.stage,
+            stages=len(saga.proposal.rollout.stages),
+            look=saga.look + 1,
+            assessors=saga.proposal.rollout.gates,
+            arms=saga.arms,
+            share=saga.step.share,
+            since=began,
+            rollout_since=saga.rollout_began_at or began,
+            recommendation=saga.proposal,
+            deadline=later(turn.context.at, answer_s),
+        )
+    )
+    turn.set_timer(TimerName.LOOK_DEADLINE, _look_key(turn.saga), answer_s)
+
+
+def _look_key(saga: Saga) -> str:
+    stage = saga.step.stage if saga.step else 0
+    return f"{stage}-{saga.look}"
+
+
+def answered(turn: Turn, fact: f.GateAnswered) -> None:
+    saga = turn.saga
+    undone = [a for a in saga.answers if a.verdict is GateVerdict.ROLL_BACK]
+    if undone or len(saga.answers) == len(saga.proposal.rollout.gates):
+        _close_look(turn)
+
+
+def look_deadline(turn: Turn, fact: f.TimerFired) -> None:
+    if turn.saga.phase is Phase.GATING and fact.key == _look_key(turn.saga):
+        _close_look(turn)
+
+
+def _close_look(turn: Turn) -> None:
+    """One bad answer undoes; all must be good to go on; anything missing is unknown: hold."""
+    saga = turn.saga
+    answers = {answer.assessor: answer for answer in saga.answers}
+    missing = [agent for agent in saga.proposal.rollout.gates if agent not in answers]
+    bad = [a for a in answers.values() if a.verdict is GateVerdict.ROLL_BACK]
+    held = [a for a in answers.values() if a.verdict is GateVerdict.HOLD]
+    reasons = tuple(f"{a.assessor}: {a.reason}" for a in (bad or held or answers.values()))
+    if bad:
+        close_look_as(turn, GateVerdict.ROLL_BACK, reasons)
+        roll_back(turn, "; ".join(reasons))
+    elif held or missing:
+        silent = tuple(f"{agent}: no answer, so unknown" for agent in missing)
+        close_look_as(turn, GateVerdict.HOLD, (*(reasons if held else ()), *silent))
+        turn.set_timer(TimerName.LOOK, _look_key(saga), saga.proposal.rollout.look_every_s)
+    else:
+        close_look_as(turn, GateVerdict.PASS, reasons)
+        proceed(turn)
+
+
+def close_look_as(turn: Turn, verdict: GateVerdict, reasons: tuple[str, ...]) -> None:
+    saga = turn.saga
+    turn.say(
+        f.GateClosed(
+            change=saga.change,
+            stage=saga.step.stage if saga.step else 0,
+            look=max(saga.look, 1),
+            verdict=verdict.value,
+            reasons=reasons,
+        )
+    )
+
+
+def hold_limit(turn: Turn, fact: f.TimerFired) -> None:
+    in_stage = turn.saga.phase in (Phase.SOAKING, Phase.GATING)
+    if (
+        in_stage
+        and not turn.saga.passed
+        and turn.saga.step
+        and fact.key == str(turn.saga.step.stage)
+    ):
+        roll_back(turn, "the gate was on hold for longer than its limit")
+
+
+def regressed(turn: Turn, fact: f.QualityRegressed) -> None:
+    roll_back(turn, fact.reason)
+
+
+def roll_back(turn: Turn, reason: str) -> None:
+    saga, seconds = turn.saga, turn.context.rules.rollback_timeout_s
+    turn.say(
+        c.RollbackRequested(
+            change=saga.change,
+            fence=saga.version + 1,
+            executor=saga.proposal.proposer,
+            recommendation=saga.proposal,
+            reason=reason,
+            deadline=later(turn.context.at, seconds),
+        )
+    )
+    turn.set_timer(TimerName.ROLLBACK_DEADLINE, "1", seconds + _EXECUTOR_GRACE_S)
+
+
+def rolled_back(turn: Turn, fact: f.RollbackCompleted) -> None:
+    if fact.proved:
+        reason = turn.saga.rollback_reason or fact.detail
+        turn.say(f.ChangeRolledBack(change=turn.saga.change, reason=reason))
+    else:
+        turn.say(f.ChangeFailed(change=turn.saga.change, reason=f"undo not proved: {fact.detail}"))
+
+
+def rollback_deadline(turn: Turn, fact: f.TimerFired) -> None:
+    if turn.saga.state is ChangeState.ROLLING_BACK:
+        turn.say(f.ChangeFailed(change=turn.saga.change, reason="the undo was not proved in time"))

@@ -1,0 +1,102 @@
+"""What is remembered of one change: everything that its next decision needs, and no more."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from pydantic import AwareDatetime, Field
+
+from optiinfra.events.facts import TimerName
+from optiinfra.schemas.approval import Approval
+from optiinfra.schemas.base import Value
+from optiinfra.schemas.change import ChangeState, Phase
+from optiinfra.schemas.errors import Invariant
+from optiinfra.schemas.ids import ChangeId
+from optiinfra.schemas.recommendation import Recommendation
+from optiinfra.schemas.rollout import Arms, GateAnswer, Step
+from optiinfra.schemas.rules import Rules
+from optiinfra.schemas.vote import Vote
+
+
+class Pending(Value):
+    """A timer that is set; only the one with this key counts when it fires."""
+
+    key: str
+    fire_at: AwareDatetime
+
+
+class Saga(Value):
+    """The state of one change; `version` counts the events of its log.
+
+    A saga without a recommendation is an embryo: something of it arrived before its proposal.
+    """
+
+    change: ChangeId
+    version: int = 0
+    state: ChangeState = ChangeState.PROPOSED
+    recommendation: Recommendation | None = None
+    round: int = 0
+    votes: tuple[Vote, ...] = ()
+    voted_at: AwareDatetime | None = None
+    approval: Approval | None = None
+    step: Step | None = None
+    fence: int = 0
+    begun_fence: int = 0
+    """The fence of the last step whose executor has written its intent down."""
+    phase: Phase | None = None
+    look: int = 0
+    passed: bool = False
+    answers: tuple[GateAnswer, ...] = ()
+    arms: Arms = Arms()
+    stage_began_at: AwareDatetime | None = None
+    rollout_began_at: AwareDatetime | None = None
+    touched: bool = False
+    """A step was requested at least once, so ending early means undoing."""
+    paused_by: str | None = None
+    waiting: str | None = None
+    """Why an approved or deferred change does not go on, in words for people."""
+    rollback_reason: str | None = None
+    end_reason: str | None = None
+    controls: int = 0
+    timers: dict[TimerName, Pending] = Field(default_factory=dict)
+    outcome_recorded: bool = False
+
+    @property
+    def proposal(self) -> Recommendation:
+        """The recommendation; raises `Invariant` for an embryo."""
+        if self.recommendation is None:
+            raise Invariant(f"change {self.change} has no recommendation yet")
+        return self.recommendation
+
+    @property
+    def is_deciding(self) -> bool:
+        return self.state in (
+            ChangeState.VOTING,
+            ChangeState.AWAITING_APPROVAL,
+            ChangeState.APPROVED,
+        )
+
+
+class World(Value):
+    """What a decision must know of the rest: the target, the tenant, the switch."""
+
+    executing: ChangeId | None = None
+    """Another change that is being carried out or undone on the same target."""
+    deciding: ChangeId | None = None
+    """Another change of the same target that is further on in being decided."""
+    stopped: bool = False
+    moving: int = 0
+    """Other changes of the tenant that are being carried out now."""
+    moved_last_hour: int = 0
+
+
+class Context(Value):
+    """Everything outside the saga that a decision may use; `at` is the database's clock."""
+
+    at: AwareDatetime
+    rules: Rules = Rules()
+    world: World = World()
+
+
+def later(at: datetime, seconds: float) -> datetime:
+    return at + timedelta(seconds=seconds)

@@ -1,0 +1,25 @@
+"""One decision in the making."""
+
+from __future__ import annotations
+
+from optiinfra.coordinator.saga.evolve import counted, evolve
+from optiinfra.coordinator.saga.state import Context, Saga, later
+from optiinfra.events import facts as f
+from optiinfra.events.facts import TimerName
+
+
+class Turn:
+    """One decision in the making: what is said changes the saga at once."""
+
+    def __init__(self, saga: Saga, context: Context) -> None:
+        self.saga = saga
+        self.context = context
+        self.said: list[f.Fact] = []
+
+    def say(self, fact: f.Fact) -> None:
+        self.saga = counted(evolve(self.saga, fact, self.context.at))
+        self.said.append(fact)
+
+    def set_timer(self, name: TimerName, key: object, seconds: float) -> None:
+        fire_at = later(self.context.at, seconds)
+        self.say(f.TimerSet(change=self.saga.change, name=name, key=str(key), fire_at=fire_at))

@@ -1,0 +1,207 @@
+"""From proposal to approval: whose turn it is, votes, and a person's or a policy's word."""
+
+from __future__ import annotations
+
+from optiinfra.coordinator.saga.staging import defer, hindrance, proceed
+from optiinfra.coordinator.saga.state import Saga, later
+from optiinfra.coordinator.saga.turn import Turn
+from optiinfra.events import commands as c
+from optiinfra.events import facts as f
+from optiinfra.events.facts import TimerName
+from optiinfra.schemas.approval import Approval
+from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.tenant import policy
+from optiinfra.schemas.vote import VOTERS, AgentName, Verdict
+
+
+def proposed(turn: Turn, fact: f.RecommendationProposed) -> None:
+    proposal = fact.recommendation
+    turn.say(
+        f.ChangeOpened(
+            change=proposal.id,
+            deployment=proposal.deployment,
+            rules_version=turn.context.rules.version,
+        )
+    )
+    if turn.saga.approval and not turn.saga.approval.granted:
+        _reject(turn)
+    else:
+        take_turn(turn)
+
+
+def take_turn(turn: Turn) -> None:
+    """Asks for votes, unless something stands in the way: then it waits and says why.
+
+    What was approved before it had to wait is voted on afresh; the approval stays good.
+    """
+    reason = _target_taken(turn)
+    if reason is None and turn.saga.approval is not None:
+        reason = hindrance(turn)
+    if reason is None:
+        _request_votes(turn)
+    else:
+        defer(turn, reason)
+
+
+def _target_taken(turn: Turn) -> str | None:
+    world, urgent = turn.context.world, turn.saga.proposal.urgent_until is not None
+    ahead = world.executing or (None if urgent else world.deciding)
+    return f"change {ahead} has the target {turn.saga.proposal.deployment}" if ahead else None
+
+
+def _request_votes(turn: Turn) -> None:
+    saga, rules = turn.saga, turn.context.rules
+    urgent = saga.proposal.urgent_until is not None
+    seconds = rules.urgent_vote_deadline_s if urgent else rules.vote_deadline_s
+    number = saga.round + 1
+    turn.say(
+        c.VoteRequested(
+            change=saga.change,
+            round=number,
+            agents=tuple(sorted(VOTERS)),
+            recommendation=saga.proposal,
+            deadline=later(turn.context.at, seconds),
+        )
+    )
+    turn.set_timer(TimerName.VOTE_REMINDER, number, seconds / 2)
+    turn.set_timer(TimerName.VOTE_DEADLINE, number, seconds)
+    _tally(turn)
+
+
+def voted(turn: Turn, fact: f.VoteCast) -> None:
+    if turn.saga.state is ChangeState.VOTING:
+        _tally(turn)
+
+
+def _tally(turn: Turn) -> None:
+    """Reads the votes of this round as a set; their order means nothing."""
+    votes = [vote for vote in turn.saga.votes if vote.round == turn.saga.round]
+    by_agent = {agent: [v for v in votes if v.agent == agent] for agent in sorted(VOTERS)}
+    twice = tuple(agent for agent, cast in by_agent.items() if len(cast) > 1)
+    against = [vote for vote in votes if vote.verdict is Verdict.REJECT]
+    if twice:
+        _veto(turn, twice, tuple(f"{agent} cast two different votes" for agent in twice))
+    elif against:
+        reasons = tuple(f"{vote.agent}: {reason}" for vote in against for reason in vote.reasons)
+        _veto(turn, tuple(vote.agent for vote in against), reasons)
+    elif all(by_agent.values()):
+        _all_voted(turn, tuple(v.agent for v in votes if v.verdict is Verdict.ABSTAIN))
+
+
+def _all_voted(turn: Turn, abstained: tuple[str, ...]) -> None:
+    rules = turn.context.rules
+    if not abstained:
+        _seek_approval(turn)
+    elif turn.saga.round < rules.max_vote_rounds:
+        turn.set_timer(TimerName.REVOTE, turn.saga.round, rules.revote_after_s)
+    else:
+        reasons = tuple(
+            f"{vote.agent}: {reason}"
+            for vote in turn.saga.votes
+            if vote.round == turn.saga.round and vote.verdict is Verdict.ABSTAIN
+            for reason in vote.reasons
+        )
+        _veto(turn, abstained, reasons)
+
+
+def _veto(turn: Turn, by: tuple[str, ...], reasons: tuple[str, ...]) -> None:
+    turn.say(f.ChangeVetoed(change=turn.saga.change, by=by, reasons=reasons))
+
+
+def remind(turn: Turn, fact: f.TimerFired) -> None:
+    missing = _missing_voters(turn.saga)
+    if turn.saga.state is ChangeState.VOTING and missing:
+        deadline = turn.saga.timers[TimerName.VOTE_DEADLINE].fire_at
+        turn.say(
+            c.VoteRequested(
+                change=turn.saga.change,
+                round=turn.saga.round,
+                agents=missing,
+                recommendation=turn.saga.proposal,
+                deadline=deadline,
+            )
+        )
+
+
+def vote_deadline(turn: Turn, fact: f.TimerFired) -> None:
+    missing = _missing_voters(turn.saga)
+    if turn.saga.state is ChangeState.VOTING and missing:
+        reasons = tuple(f"{agent} did not vote in time" for agent in missing)
+        _veto(turn, missing, reasons)
+
+
+def _missing_voters(saga: Saga) -> tuple[AgentName, ...]:
+    cast = {vote.agent for vote in saga.votes if vote.round == saga.round}
+    return tuple(agent for agent in sorted(VOTERS) if agent not in cast)
+
+
+def revote(turn: Turn, fact: f.TimerFired) -> None:
+    if turn.saga.state is ChangeState.VOTING:
+        _request_votes(turn)
+
+
+def _seek_approval(turn: Turn) -> None:
+    saga, rules = turn.saga, turn.context.rules
+    if saga.approval is None:
+        rule = rules.automatic(saga.proposal)
+        if rule is not None:
+            turn.say(f.ApprovalGranted(approval=_policy_approval(turn, rule.name)))
+    if turn.saga.approval is not None:
+        _approve(turn)
+        return
+    seconds = rules.approval_expiry_s[saga.proposal.risk]
+    turn.say(
+        f.ApprovalRequested(
+            change=saga.change,
+            version_hash=saga.proposal.version_hash(),
+            risk=saga.proposal.risk,
+            expires_at=later(turn.context.at, seconds),
+        )
+    )
+    turn.set_timer(TimerName.APPROVAL_EXPIRY, turn.saga.round, seconds)
+
+
+def _policy_approval(turn: Turn, rule: str) -> Approval:
+    return Approval(
+        change=turn.saga.change,
+        granted=True,
+        by=policy(f"{rule}@{turn.context.rules.version}"),
+        version_hash=turn.saga.proposal.version_hash(),
+        reason=f"rule {rule!r} of policy {turn.context.rules.version!r}",
+        at=turn.context.at,
+    )
+
+
+def granted(turn: Turn, fact: f.ApprovalGranted) -> None:
+    if turn.saga.state is ChangeState.AWAITING_APPROVAL:
+        _approve(turn)
+
+
+def _approve(turn: Turn) -> None:
+    """The votes must still be fresh when the approval comes: else they are asked for again."""
+    saga, at = turn.saga, turn.context.at
+    if saga.approval is None or not saga.approval.granted:
+        _reject(turn)
+    elif saga.voted_at is None or later(saga.voted_at, turn.context.rules.votes_valid_s) < at:
+        _request_votes(turn)
+    else:
+        turn.say(f.ChangeApproved(change=saga.change, by=str(saga.approval.by)))
+        proceed(turn)
+
+
+def denied(turn: Turn, fact: f.ApprovalDenied) -> None:
+    _reject(turn)
+
+
+def _reject(turn: Turn) -> None:
+    approval = turn.saga.approval
+    by, reason = (str(approval.by), approval.reason) if approval else ("nobody", "")
+    turn.say(
+        f.ChangeRejected(change=turn.saga.change, by=by, reason=reason or "no reason was given")
+    )
+
+
+def approval_expired(turn: Turn, fact: f.TimerFired) -> None:
+    if turn.saga.state is ChangeState.AWAITING_APPROVAL:
+        reason = "nobody approved it in time"
+        turn.say(f.RecommendationExpired(change=turn.saga.change, reason=reason))

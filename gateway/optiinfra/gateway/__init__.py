@@ -1,0 +1,1 @@
+"""How traffic reaches the replicas: split by weight, drain, tap for quality."""

@@ -1,0 +1,99 @@
+"""Opens an answer at a backend, going to another one only while nothing has been answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import aiohttp
+from yarl import URL
+
+from optiinfra.gateway.headers import upstream_headers
+from optiinfra.gateway.inbound import Inbound
+from optiinfra.gateway.refusal import Problem, refuse
+from optiinfra.schemas.ids import ReplicaId
+from optiinfra.schemas.routing import Backend
+
+BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
+"""What reading from a backend may raise."""
+
+_OWN_HEADERS = frozenset({"User-Agent", "Accept", "Accept-Encoding", "Content-Type"})
+
+
+class Untouched(Exception):
+    """The backend was not reached, or hung up before the first byte of an answer."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+class Suspects:
+    """Backends that failed just now, to be tried last for a while; sessions come back after."""
+
+    def __init__(self, rest_s: float, monotonic: Callable[[], float]) -> None:
+        self._rest_s = rest_s
+        self._monotonic = monotonic
+        self._until: dict[tuple[ReplicaId, str], float] = {}
+
+    def add(self, backend: Backend) -> None:
+        self._until[(backend.replica, backend.url)] = self._monotonic() + self._rest_s
+
+    def last(self, backends: list[Backend]) -> list[Backend]:
+        """The same backends in the same order, suspects behind all others."""
+        if not self._until:
+            return backends
+        now = self._monotonic()
+        self._until = {name: until for name, until in self._until.items() if until > now}
+        return sorted(backends, key=lambda backend: (backend.replica, backend.url) in self._until)
+
+
+class Upstream:
+    """The pool of connections to all backends."""
+
+    def __init__(self, *, connect_s: float, idle_s: float, keepalive_s: float) -> None:
+        """`idle_s` bounds each wait for bytes, the first one too; the whole has no limit."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_s),
+            timeout=aiohttp.ClientTimeout(total=None, connect=connect_s, sock_read=idle_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_OWN_HEADERS,
+            auto_decompress=False,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def open(self, backend: Backend, inbound: Inbound) -> aiohttp.ClientResponse:
+        """The answer, its head received and its body still to be read.
+
+        `Untouched` when another backend may be asked; a refusal when the backend may have worked.
+        """
+        url = URL(backend.url.rstrip("/") + inbound.target, encoded=True)
+        headers = upstream_headers(inbound.headers, inbound.request_id)
+        try:
+            return await self._session.request(
+                inbound.method,
+                url,
+                headers=headers,
+                data=inbound.body or None,
+                allow_redirects=False,
+            )
+        except BROKEN as error:
+            raise _translated(error) from error
+        except ValueError as error:
+            raise refuse(502, "upstream_invalid", "the backend sent no valid HTTP") from error
+
+
+def _translated(error: Exception) -> Exception:
+    """Tell "never reached or silent" (`Untouched`) from "may have begun" (a refusal)."""
+    if isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str):
+        return refuse(502, "upstream_broke", "the backend hung up amid the head of its answer")
+    if isinstance(error, aiohttp.ServerTimeoutError) and not isinstance(
+        error, aiohttp.ConnectionTimeoutError
+    ):
+        return refuse(504, "upstream_timeout", "the backend did not answer in time")
+    if isinstance(error, aiohttp.ClientConnectionError | ConnectionError | asyncio.TimeoutError):
+        return Untouched(Problem(502, "upstream_unreachable", "no backend could be reached"))
+    return refuse(502, "upstream_invalid", "the backend sent no valid HTTP")

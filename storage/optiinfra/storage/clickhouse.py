@@ -1,0 +1,249 @@
+"""The metric store on ClickHouse: chdb inside this process, or a server at a URL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from math import isnan
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
+
+from optiinfra.schemas.errors import Conflict, Invariant, Rejected, Unavailable
+from optiinfra.storage import clickhouse_queries as queries
+from optiinfra.storage.clickhouse_schema import Retention, statements
+from optiinfra.storage.metric_rows import MetricRow, SeriesPoint, SeriesQuery
+from optiinfra.storage.owner_thread import OwnerThread
+
+Result = TypeVar("Result")
+
+EMBEDDED_SCHEME = "chdb"
+SERVER_THREADS = 4
+MAX_ROWS_PER_INSERT = 100_000
+MAX_ROWS_PER_ANSWER = 200_000
+SETTINGS = {"max_memory_usage": 512 << 20, "max_threads": 2, "max_execution_time": 30}
+ONE_BLOCK_ONCE = {
+    "async_insert": 0,
+    "insert_deduplicate": 1,
+    "deduplicate_blocks_in_dependent_materialized_views": 1,
+}
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class MetricStore:
+    """Samples of every tenant's deployments.
+
+    `url` is `chdb:///folder` (this process must be the only one on that folder, and one process
+    can open one folder) or `clickhouse://user:password@host:8123` or `http(s)://…`. The first
+    call connects. Errors: `Rejected` for a request out of bounds, `Unavailable` for a server that
+    does not answer, `Conflict` for a folder that cannot be opened, `Invariant` for refused SQL.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        database: str = "optiinfra",
+        retention: Retention | None = None,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        self._url = url
+        self._database = database
+        self._retention = retention or Retention()
+        self._clock = clock
+        self._client: Client | None = None
+        self._opening = threading.Lock()
+        embedded = urlsplit(url).scheme == EMBEDDED_SCHEME
+        self._thread = OwnerThread("clickhouse", 1 if embedded else SERVER_THREADS)
+
+    async def migrate(self) -> None:
+        """Create or update tables, rollups and retention; may be repeated."""
+
+        def run(client: Client) -> None:
+            for statement in statements(self._retention):
+                client.command(statement)
+
+        await self._ask(run)
+
+    async def insert(self, rows: Sequence[MetricRow], dedup_token: str) -> None:
+        """Add a batch in one insert; the same token again changes nothing, in rollups as well.
+
+        The token must follow from the batch's messages alone, so that a redelivered batch has it
+        again. A sample redelivered in *another* batch is stored twice: `window` and raw `series`
+        see it once (by event id), rollups count it twice.
+        """
+        if not rows:
+            return
+        if len(rows) > MAX_ROWS_PER_INSERT:
+            raise Rejected(f"{len(rows)} rows in one batch", hint=f"at most {MAX_ROWS_PER_INSERT}")
+        data = [_record(row) for row in rows]
+        settings = ONE_BLOCK_ONCE | {"insert_deduplication_token": dedup_token}
+
+        def run(client: Client) -> None:
+            client.insert("metrics", data, column_names=queries.COLUMNS, settings=settings)
+
+        await self._ask(run)
+
+    async def series(self, query: SeriesQuery) -> list[SeriesPoint]:
+        """The series in at most `query.points` steps, computed by the server; gaps are absent."""
+        resolution = query.resolution or queries.resolution_for(
+            query, self._retention, self._clock()
+        )
+        question = queries.series(query, resolution)
+        width_ms = question.parameters["width_ms"]
+        since_ms = question.parameters["since_ms"]
+        return [
+            _point(queries.moment(since_ms + step * width_ms), *statistics)
+            for step, *statistics in await self._rows(question)
+        ]
+
+    async def latest(
+        self,
+        tenant: str,
+        deployment: str,
+        *,
+        since: datetime,
+        metrics: Sequence[str] | None = None,
+    ) -> list[MetricRow]:
+        """The newest sample of each metric, replica and set of labels, not older than `since`."""
+        question = queries.latest(tenant, deployment, since, metrics)
+        return [_row(*values) for values in await self._rows(question)]
+
+    async def window(
+        self,
+        tenant: str,
+        deployment: str,
+        metric: str,
+        *,
+        since: datetime,
+        until: datetime,
+        replicas: Sequence[str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int = MAX_ROWS_PER_ANSWER,
+    ) -> list[MetricRow]:
+        """Every sample in [since, until), oldest first; `Rejected` when there are over `limit`.
+
+        `replicas` and `labels` narrow it: one of these replicas, all of these labels.
+        """
+        question = queries.window(
+            tenant=tenant,
+            deployment=deployment,
+            metric=metric,
+            since=since,
+            until=until,
+            replicas=replicas,
+            labels=labels,
+            limit=limit,
+        )
+        found = await self._rows(question)
+        if len(found) > limit:
+            raise Rejected(f"over {limit} samples of {metric}", hint="ask for a shorter window")
+        return [_row(*values) for values in found]
+
+    async def ping(self) -> None:
+        """Ask the server for a constant; `Unavailable` when it does not answer."""
+        await self._ask(lambda client: client.command("SELECT 1"))
+
+    async def drop_database(self) -> None:
+        """Delete everything in this store's database."""
+        name = self._database
+        drop = "DROP DATABASE IF EXISTS {name:Identifier} SYNC"
+        await self._ask(lambda client: client.command(drop, {"name": name}, use_database=False))
+
+    async def aclose(self) -> None:
+        """Wait for the calls under way and close the connection. Idempotent."""
+        await self._thread.aclose(self._close)
+
+    def _close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    async def _rows(self, question: queries.Question) -> Sequence[Sequence[Any]]:
+        sql, parameters = question.sql, question.parameters
+        return await self._ask(lambda client: client.query(sql, parameters).result_rows)
+
+    async def _ask(self, function: Callable[[Client], Result]) -> Result:
+        return await self._thread.call(lambda: self._translated(function))
+
+    def _translated(self, function: Callable[[Client], Result]) -> Result:
+        try:
+            return function(self._connected())
+        except OperationalError as error:
+            raise Unavailable(f"ClickHouse does not answer: {error}") from error
+        except ClickHouseError as error:
+            raise Invariant(f"ClickHouse refused: {error}") from error
+
+    def _connected(self) -> Client:
+        with self._opening:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+    def _connect(self) -> Client:
+        parts = urlsplit(self._url)
+        if parts.scheme == EMBEDDED_SCHEME:
+            client = _open_folder(Path(unquote(parts.path)))
+        else:
+            client = clickhouse_connect.get_client(
+                dsn=self._url, settings=SETTINGS, autogenerate_session_id=False
+            )
+        client.command("CREATE DATABASE IF NOT EXISTS {name:Identifier}", {"name": self._database})
+        client.database = self._database
+        return client
+
+
+def _open_folder(folder: Path) -> Client:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        return clickhouse_connect.get_client(interface="chdb", path=str(folder), settings=SETTINGS)
+    except ClickHouseError as error:
+        raise Conflict(f"chdb cannot open {folder}: {error}") from error
+
+
+def _record(row: MetricRow) -> tuple[Any, ...]:
+    return (
+        row.tenant,
+        row.deployment,
+        row.replica or "",
+        row.metric,
+        row.at.astimezone(UTC),
+        row.value,
+        row.unknown_reason or "",
+        row.unit,
+        dict(row.labels),
+        row.event_id,
+    )
+
+
+def _row(*values: Any) -> MetricRow:
+    tenant, deployment, replica, metric, at_ms, value, reason, unit, labels, event_id = values
+    return MetricRow(
+        tenant=tenant,
+        deployment=deployment,
+        replica=replica or None,
+        metric=metric,
+        at=queries.moment(at_ms),
+        value=value,
+        unknown_reason=reason or None,
+        unit=unit,
+        labels=labels,
+        event_id=event_id,
+    )
+
+
+def _point(at: datetime, *statistics: Any) -> SeriesPoint:
+    mean, low, high, quantiles, known, unknown = statistics
+    p50, p95, p99 = (None if isnan(quantile) else quantile for quantile in quantiles)
+    return SeriesPoint(
+        at=at, mean=mean, low=low, high=high,
+        p50=p50, p95=p95, p99=p99, known=known, unknown=unknown,
+    )  # fmt: skip

@@ -1,0 +1,87 @@
+"""What the metric store takes and gives: rows, and series thinned for a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from math import isfinite
+
+MAX_POINTS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRow:
+    """One sample. `value` None means *unknown*, and then `unknown_reason` says why."""
+
+    tenant: str
+    deployment: str
+    metric: str
+    at: datetime
+    value: float | None
+    unit: str
+    event_id: str
+    replica: str | None = None
+    unknown_reason: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.at.tzinfo is None:
+            raise ValueError("a sample's time needs a time zone")
+        if (self.value is None) != bool(self.unknown_reason):
+            raise ValueError("a sample has either a value or the reason why it is unknown")
+        if self.value is not None and not isfinite(self.value):
+            raise ValueError("a sample that is not a finite number is unknown")
+
+
+class Resolution(StrEnum):
+    """Which table a series is read from."""
+
+    RAW = "raw"
+    HOURLY = "hourly"
+    DAILY = "daily"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesQuery:
+    """A metric over [since, until) in at most `points` steps; all replicas unless one is named.
+
+    `resolution` None chooses the finest table that still holds the window; hourly and daily ones
+    begin at the whole hour or day (UTC) that holds `since`.
+    """
+
+    tenant: str
+    deployment: str
+    metric: str
+    since: datetime
+    until: datetime
+    replica: str | None = None
+    points: int = MAX_POINTS
+    resolution: Resolution | None = None
+
+    def __post_init__(self) -> None:
+        if self.since.tzinfo is None or self.until.tzinfo is None:
+            raise ValueError("a window's ends need a time zone")
+        if self.until <= self.since:
+            raise ValueError("a window ends after it begins")
+        if not 1 <= self.points <= MAX_POINTS:
+            raise ValueError(f"a series has 1 to {MAX_POINTS} points")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesPoint:
+    """One step of a series, `at` its beginning; statistics are None where nothing was known.
+
+    Steps without any sample are absent: they are unknown as well.
+    """
+
+    at: datetime
+    mean: float | None
+    low: float | None
+    high: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    known: int
+    unknown: int

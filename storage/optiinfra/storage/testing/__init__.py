@@ -1,0 +1,1 @@
+"""What tests need of real stores: servers, and a fresh database each."""

@@ -1,0 +1,1 @@
+"""A fleet in simulation: an engine emulator, and replays of traces under a policy."""
