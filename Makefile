@@ -7,7 +7,9 @@ NAME ?=
 BIN := .venv/bin
 
 # The rooms that decide and do nothing else: every branch of theirs is tested.
-PURE := */optiinfra/schemas/*,*/optiinfra/serving/*,*/optiinfra/agents/*/policy.py,*/optiinfra/coordinator/saga*.py,*/optiinfra/coordinator/conflicts.py
+PURE := */optiinfra/schemas/**,*/optiinfra/serving/**,*/optiinfra/agents/*/policy.py
+PURE := $(PURE),*/optiinfra/coordinator/saga.py,*/optiinfra/coordinator/saga/**
+PURE := $(PURE),*/optiinfra/coordinator/conflicts.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test check fix bench lock clean ready-demo ready-dev

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -56,10 +57,14 @@ def continue_with_newer_python(argv: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def only_one_at_a_time() -> Iterator[None]:
-    """Hold a lock on the repository folder: two runs must not build one environment at once."""
+    """Hold a lock on the repository folder: two runs must not build one environment at once.
+
+    Installers inherit it, so that one which outlives a killed run is waited for.
+    """
     import fcntl
 
     folder = os.open(str(ROOT), os.O_RDONLY)
+    os.set_inheritable(folder, True)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,17 +113,33 @@ def is_ready(requirements: str) -> bool:
 
 
 def installer_environment() -> Environ:
-    """The caller's environment, with package downloads allowed and Python downloads not."""
+    """The caller's environment, where uv downloads no Python and trusts whom the system trusts."""
     environment = dict(os.environ, UV_PYTHON_DOWNLOADS="never", PIP_DISABLE_PIP_VERSION_CHECK="1")
     for name in ("PYTHONHOME", "PYTHONPATH", "PIP_REQUIRE_VIRTUALENV", "PIP_TARGET", "PIP_USER"):
         environment.pop(name, None)
     environment["VIRTUAL_ENV"] = str(VENV)
+    if ssl.get_default_verify_paths().cafile:
+        environment.setdefault("UV_SYSTEM_CERTS", "true")
     return environment
 
 
-def run(command: Sequence[str], environment: Environ) -> None:
-    """Run an installer; SetupFailed with its own last words where it does not succeed."""
-    status = subprocess.call(command, env=environment, stdin=subprocess.DEVNULL, cwd=str(ROOT))
+def run(command: Sequence[str], environment: Environ, output: int = 2) -> None:
+    """Run an installer; SetupFailed where it does not succeed. It prints to stderr by default."""
+    installer = subprocess.Popen(
+        command,
+        cwd=str(ROOT),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        close_fds=False,
+        start_new_session=True,
+    )
+    try:
+        status = installer.wait()
+    except BaseException:
+        os.killpg(installer.pid, signal.SIGKILL)  # it and what it started
+        installer.wait()
+        raise
     if status != 0:
         shown = " ".join(str(part).replace(str(ROOT) + "/", "") for part in command)
         raise SetupFailed(f"this failed ({status}): {shown}")
@@ -178,7 +199,8 @@ def pip(environment: Environ) -> List[str]:
     command = [str(PYTHON), "-m", "pip"]
     if not answers([*command, "--version"], environment):
         require_ensurepip(environment)
-        run([str(PYTHON), "-m", "ensurepip", "--default-pip"], environment)
+        command_to_add_it = [str(PYTHON), "-m", "ensurepip", "--default-pip"]
+        run(command_to_add_it, environment, output=subprocess.DEVNULL)
     return command
 
 

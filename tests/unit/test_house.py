@@ -16,16 +16,8 @@ import typer.main
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_OURS = {
-    ".git",
-    ".venv",
-    ".optiinfra",
-    "__pycache__",
-    "node_modules",
-    "htmlcov",
-    "dist",
-    "build",
-}
+NOT_OURS = {"__pycache__", "node_modules", "htmlcov", "dist", "build"}
+OURS_THOUGH_HIDDEN = {".ci", ".github"}
 ROOMS = {
     "schemas": "schemas",
     "events": "events",
@@ -49,13 +41,17 @@ READS_THE_ENVIRONMENT = {
 }
 
 
+def is_ours(folder: str) -> bool:
+    return folder in OURS_THOUGH_HIDDEN or not (folder in NOT_OURS or folder.startswith("."))
+
+
 def files(*suffixes: str) -> list[Path]:
     """Files of the project with one of the suffixes (all files without any), in order."""
     found = []
     for folder, subfolders, names in os.walk(ROOT):
-        subfolders[:] = [n for n in subfolders if n not in NOT_OURS and not n.endswith("_cache")]
-        found += [Path(folder, name) for name in names if not suffixes or name.endswith(suffixes)]
-    return sorted(found)
+        subfolders[:] = [name for name in subfolders if is_ours(name)]
+        found += [Path(folder, name) for name in names if name.endswith(suffixes or "")]
+    return sorted(path for path in found if not path.name.startswith(".coverage"))
 
 
 def shown(path: Path) -> str:

@@ -190,6 +190,7 @@ class Gateway:
         for runner in self._runners[:1]:
             await runner.cleanup()
         if self._pump is not None:
+            await self._proxy.wait_idle()
             await self._tap.flush(grace_s)
             self._pump.cancel()
             await asyncio.wait([self._pump])

@@ -120,7 +120,7 @@ class Exchange:
             await response.prepare(self._request)
             broken = await self._body(answer, response)
             self._meter.finish()
-            outcome = self._outcome(answer.status, broken)
+            outcome = self._outcome(answer.status, broken=broken)
             await self._close(response, outcome)
         except ConnectionError:
             outcome = self._outcome_of_leaving()
@@ -157,7 +157,7 @@ class Exchange:
                 self._added_s = (self._asked_s - self._received_s) + (monotonic() - now_s)
             self._meter.feed(chunk, now_s)
 
-    def _outcome(self, status: int, broken: bool) -> Outcome:
+    def _outcome(self, status: int, *, broken: bool) -> Outcome:
         answer = self._meter.answer
         if status in _OWN_FAULT and not broken:
             return Outcome.REJECTED
@@ -181,12 +181,17 @@ class Exchange:
             self._request.transport.abort()
 
     def _outcome_of_leaving(self) -> Outcome:
-        """A client may leave once it has the whole answer; the gateway's own stop cuts others."""
+        """How a request ended that was cut: by its client, or by the gateway's own stop.
+
+        A client may leave once it has the whole answer. While stopping, nobody can tell who cut
+        the connection, so that the gateway takes the blame.
+        """
         if self._meter.answer.complete:
             self._meter.finish()
             return Outcome.SERVED
         transport = self._request.transport
-        if transport is None or transport.is_closing():
+        left = transport is None or transport.is_closing()
+        if left and not self._ports.stopping():
             return Outcome.CANCELLED
         return Outcome.TRUNCATED if self._begun else Outcome.FAILED
 

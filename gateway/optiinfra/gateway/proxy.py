@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
 from pydantic_core import to_json
 
 from optiinfra.gateway.exchange import Exchange, Ports
@@ -125,16 +127,19 @@ def _models(inbound: Inbound, routes: Routes) -> web.Response:
     )
 
 
-def data_server(proxy: Callable[..., object], body_bytes: int) -> web.Server:
+def data_server(proxy: Proxy, body_bytes: int) -> web.Server:
     """The HTTP server of the data port: a client that leaves cancels its request."""
+    loop = asyncio.get_running_loop()
 
-    def request_of(*parts: object) -> web.BaseRequest:
-        loop = asyncio.get_running_loop()
-        return web.BaseRequest(*parts, loop, client_max_size=body_bytes)  # type: ignore[arg-type]
+    def request_of(
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: web.RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        return web.BaseRequest(
+            message, payload, protocol, writer, task, loop, client_max_size=body_bytes
+        )
 
-    return web.Server(
-        proxy,  # type: ignore[arg-type]
-        request_factory=request_of,  # type: ignore[arg-type]
-        handler_cancellation=True,
-        access_log=None,
-    )
+    return web.Server(proxy, request_factory=request_of, handler_cancellation=True, access_log=None)

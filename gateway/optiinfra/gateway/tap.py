@@ -116,7 +116,7 @@ class Tap:
             log.warning("samples_lost_at_stop", samples=self.waiting)
 
     def _take(self) -> list[AnswerSample]:
-        batch = []
+        batch: list[AnswerSample] = []
         while self._queue and len(batch) < self._limits.batch_samples:
             sample, size = self._queue.popleft()
             self._bytes -= size

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import aiohttp
+from multidict import CIMultiDict
 from yarl import URL
 
 from optiinfra.gateway.headers import upstream_headers
@@ -17,6 +18,8 @@ from optiinfra.schemas.routing import Backend
 BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 """What reading from a backend may raise."""
 
+_WHOLE_BYTES = 1 << 19
+_PIECE_BYTES = 1 << 17
 _OWN_HEADERS = frozenset({"User-Agent", "Accept", "Accept-Encoding", "Content-Type"})
 
 
@@ -77,13 +80,26 @@ class Upstream:
                 inbound.method,
                 url,
                 headers=headers,
-                data=inbound.body or None,
+                data=_payload(inbound.body, headers),
                 allow_redirects=False,
             )
         except BROKEN as error:
             raise _translated(error) from error
         except ValueError as error:
             raise refuse(502, "upstream_invalid", "the backend sent no valid HTTP") from error
+
+
+def _payload(body: bytes, headers: CIMultiDict[str]) -> bytes | AsyncIterator[bytes] | None:
+    """The body to send; a large one in pieces, so that other requests get their turn."""
+    if len(body) <= _WHOLE_BYTES:
+        return body or None
+    headers["Content-Length"] = str(len(body))
+    return _pieces(body)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), _PIECE_BYTES):
+        yield body[start : start + _PIECE_BYTES]
 
 
 def _translated(error: Exception) -> Exception:

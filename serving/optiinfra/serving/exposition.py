@@ -38,6 +38,10 @@ class Exposition:
     declared: frozenset[str]
     duplicated: frozenset[str]
 
+    def knows(self, name: str) -> bool:
+        """Whether `name` is declared or has a value: a series that is absent then is at zero."""
+        return name in self.declared or name in self.series
+
     def select(self, name: str, where: Mapping[str, str]) -> tuple[Series, ...]:
         """Series called `name` (counters with `_total`) that carry the labels of `where`."""
         return tuple(s for s in self.series.get(name, ()) if s.matches(where))

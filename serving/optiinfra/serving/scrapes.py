@@ -131,7 +131,7 @@ class _Reader:
         return samples, None
 
     def _distribution(self, promise: Promise, source: Source) -> Iterable[Sample]:
-        if self.before is None:
+        if self.before is None or not self.before.exposition.knows(source.name):
             return
         now, before = (
             distribution(s.exposition.buckets(source.name, source.where),
@@ -158,10 +158,10 @@ class _Reader:
             yield self._sample(f"{promise.metric}_sum", promise.unit, value_sum)
 
     def _number(self, promise: Promise, source: Source) -> Reading | None:
-        """The value of a gauge, information or rate; None when a rate has no window yet."""
+        """The value of a gauge, information or rate; None when a rate has no earlier value yet."""
         match source.type:
             case ExposedType.COUNTER:
-                if self.before is None:
+                if self.before is None or not self.before.exposition.knows(source.name):
                     return None
                 reading = self._rate(source, self.before)
             case ExposedType.INFO:

@@ -109,7 +109,7 @@ class Library:
         return [texts[i] for i in order]
 
     def unsupported(self, prompt: Prompt, number: int) -> list[str]:
-        """Fluent sentences near the question that the context does not hold, from a random one on."""
+        """Fluent sentences near the question that the context does not hold, in random order."""
         known = frozenset(words(prompt.context or (self.closed_answer(prompt.question) or "")))
         foreign = [
             sentence

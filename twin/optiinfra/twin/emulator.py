@@ -87,7 +87,6 @@ class EmulatorServer:
         )
         await self._runner.setup()
         self._driver = asyncio.create_task(self._endpoints.engine.run(), name="emulated-engine")
-        self._driver.add_done_callback(self._gone)
         site = web.TCPSite(self._runner, config.host, config.port)
         try:
             await site.start()
@@ -110,9 +109,6 @@ class EmulatorServer:
     def degrade(self, defect: Defect) -> None:
         """Behave like this from now on, as `POST /emulator/defect` does."""
         self.endpoints.degrade(defect)
-
-    def _gone(self, _: asyncio.Task[None]) -> None:
-        self.endpoints.serving = False
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -149,11 +145,11 @@ def _announce(server: EmulatorServer, path: Path | None) -> None:
         "version": VERSION,
         "emulator": True,
     }
-    _say(line)
     if path is not None:
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
         fresh.write_text(json.dumps(line) + "\n", "utf-8")
         fresh.replace(path)
+    _say(line)
 
 
 def _say(line: dict[str, Any]) -> None:

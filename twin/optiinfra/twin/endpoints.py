@@ -60,7 +60,6 @@ class Endpoints:
         self.engine = Engine(scheduler, self.metrics, emulation.time_scale)
         self.defect = emulation.defect
         self.engine.slowdown = self.defect.slowdown
-        self.serving = True
 
     def app(self) -> web.Application:
         """The routes."""
@@ -205,7 +204,7 @@ class Endpoints:
         return web.json_response({"object": "list", "data": [model]})
 
     async def _health(self, _: web.Request) -> web.Response:
-        return web.Response(status=200 if self.serving else 503)
+        return web.Response(status=503 if self.engine.stopped else 200)
 
     async def _version(self, _: web.Request) -> web.Response:
         card = self._emulation.card

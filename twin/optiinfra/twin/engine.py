@@ -89,6 +89,7 @@ class Engine:
         self.scheduler = scheduler
         self.slowdown = 1.0
         self.lag_s = 0.0
+        self.stopped = False
         self._metrics = metrics
         self._time_scale = time_scale
         self._streams: dict[str, Stream] = {}
@@ -97,7 +98,9 @@ class Engine:
         self._iteration = metrics.histogram("iteration_tokens_total")
 
     def submit(self, stream: Stream) -> None:
-        """Queue a request; raises `Rejected` or `Conflict` as the scheduler does."""
+        """Queue a request; raises `EngineStopped`, and `Rejected` as the scheduler does."""
+        if self.stopped:
+            raise EngineStopped
         self.scheduler.add(stream.request)
         self._streams[stream.request.id] = stream
         self._work.set()
@@ -127,6 +130,7 @@ class Engine:
                     yielded_s = loop.time()
                 self._deliver(plan, self.scheduler.commit(plan), loop.time())
         finally:
+            self.stopped = True
             for stream in self._streams.values():
                 stream.stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from json.encoder import encode_basestring_ascii
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -176,7 +177,7 @@ def _json(value: object) -> str:
 
 
 def _text(token: str) -> bytes:
-    return json.dumps(token, ensure_ascii=False).encode()
+    return encode_basestring_ascii(token).encode()
 
 
 def _event(value: object) -> bytes:

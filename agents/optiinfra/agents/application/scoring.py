@@ -200,7 +200,8 @@ def well_formed(prompt: str, answer: str) -> Score:
 
 def _readable(text: str) -> float:
     garbage = sum(
-        char == "\ufffd" or (unicodedata.category(char) in {"Cc", "Co", "Cn"} and not char.isspace())
+        char == "\ufffd"
+        or (unicodedata.category(char) in {"Cc", "Co", "Cn"} and not char.isspace())
         for char in text
     )
     return 1 - garbage / len(text)
@@ -223,15 +224,16 @@ def _parses(text: str) -> float:
 
 
 def overall(
-    prompt: str, answer: str, *, reference: str | None = None, is_cut: bool = False
-) -> Score | None:
+    context: str | None, answer: str, *, reference: str | None = None, is_cut: bool = False
+) -> Score:
     """The score that the gate compares: groundedness, else likeness to the golden answer.
 
-    None when neither can be told: such an answer is counted as not scored. An empty answer is
-    none of these; it breaks a hard floor instead.
+    Missing when neither can be told. An empty answer is not scored at all: it breaks a hard floor.
     """
-    grounded = groundedness(context_of(prompt), answer, is_cut=is_cut)
-    if grounded.value is not None:
-        return grounded
+    if not answer.strip():
+        return Score("none", None, "the answer is empty")
+    grounded = groundedness(context, answer, is_cut=is_cut)
     golden = similarity(reference, answer)
-    return golden if golden.value is not None else None
+    if grounded.value is None and golden.value is not None:
+        return golden
+    return grounded

@@ -32,7 +32,8 @@ BETS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7)
 FLOOR_BETS = (1.0, 2.0, 5.0, 10.0, 20.0)
 MOST_LOG_E = 27.0
 """e-values are shown up to e^27; beyond it they say nothing more and would overflow."""
-_LARGEST_BET = 0.95
+LARGEST_BET = 0.95
+"""At 1 a single pair could bring the wealth to nothing."""
 _BISECTIONS = 40
 
 
@@ -64,8 +65,10 @@ class Design:
     bets: tuple[float, ...] = BETS
 
     def __post_init__(self) -> None:
-        if not self.bets or not all(0 < bet < 1 for bet in self.bets):
-            raise Rejected("bets must lie between 0 and 1, or a single pair could ruin the test")
+        if not self.bets or not all(0 < bet <= LARGEST_BET for bet in self.bets):
+            raise Rejected(
+                f"bets must lie in (0, {LARGEST_BET}], or a single pair could ruin the test"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +169,7 @@ def pairs_of(units: Iterable[Observation]) -> list[Pair]:
             block.baseline.append(unit.score)
         if block.baseline and block.canary:
             del open_[unit.stratum]
-            pairs.append(
-                Pair(unit.at, _mean(block.baseline), _mean(block.canary), block.is_first)
-            )
+            pairs.append(Pair(unit.at, _mean(block.baseline), _mean(block.canary), block.is_first))
     return pairs
 
 
@@ -232,7 +233,7 @@ def _lower_bound(values: Floats, design: Design) -> float:
 
 def _wealth_against(values: Floats, mean: float, bets: Sequence[float]) -> float:
     """log K(mean) at the end; bets are cut so that no value can ruin the test."""
-    largest = _LARGEST_BET / max(1 + mean, _LARGEST_BET)
+    largest = LARGEST_BET / max(1 + mean, LARGEST_BET)
     safe = [min(bet, largest) for bet in bets]
     return float(log_wealth(values - mean, safe)[-1])
 

@@ -1,4 +1,4 @@
-"""When spot capacity is worth proposing, for which replicas, for how much and at which risk; pure."""
+"""When spot is worth proposing: for which replicas, for how much, at which risk; pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.deployment import Deployment, Market, Provider, Replica, ReplicaState
 from optiinfra.schemas.money import HOURS_PER_MONTH, Interval
 from optiinfra.schemas.recommendation import Placement, Risk, RolloutPlan, StagePlan
-from optiinfra.schemas.telemetry import Known, Unknown, UnknownReason
-from optiinfra.schemas.vote import AgentName
+from optiinfra.schemas.telemetry import Known, Unknown
 from optiinfra.serving.prices import CONFIDENCE, InterruptionBand, PriceBand
 
 _STAGES = (
@@ -314,9 +313,6 @@ def outdated(reclaim_at: datetime, now: datetime, policy: CostPolicy) -> bool:
     return now > reclaim_at + timedelta(seconds=policy.notice_grace_s)
 
 
-REPLACEMENT_EXECUTOR = AgentName.COST
-
-
 def _plan_kind(
     fleet: Fleet, kind: MachineKind, spent: float, policy: CostPolicy
 ) -> MigrationPlan | NoProposal:
@@ -325,25 +321,19 @@ def _plan_kind(
         for priced in fleet.replicas
         if machine_kind(priced.replica) == kind and _in_market(priced, Market.ON_DEMAND)
     ]
-    offer = fleet.offers.get(kind)
-    on_demand = candidates[0].price
-    if offer is None or isinstance(offer.spot, Unknown) or isinstance(on_demand, Unknown):
-        why = offer.spot if offer and isinstance(offer.spot, Unknown) else None
-        why = why or Unknown(reason=UnknownReason.MISSING, detail="no offer")
-        return NoProposal(f"the spot price of {kind.instance_type} is unknown: {why.detail}")
-    if offer.interruption is None:
-        return NoProposal(f"the interruption rate of {kind.instance_type} is unknown")
-    extra = extra_replicas(len(fleet.replicas), offer.interruption, policy)
+    terms = _terms(fleet.offers.get(kind), candidates[0].price)
+    if isinstance(terms, NoProposal):
+        return NoProposal(f"{kind.instance_type}: {terms.reason}")
+    on_demand, spot, interruption = terms
+    extra = extra_replicas(len(fleet.replicas), interruption, policy)
     count = min(len(candidates), movable_count(fleet, extra), policy.max_replicas_per_change)
     if count == 0:
-        return NoProposal(
-            f"{extra} replica(s) must be spare while spot ones are reclaimed; "
-            f"{len(fleet.replicas)} run, at least {fleet.deployment.min_replicas} are needed"
-        )
-    forecast = saving(on_demand, (offer.spot, offer.interruption), count, policy)
+        return NoProposal(_too_few(fleet, extra))
+    forecast = saving(on_demand, (spot, interruption), count, policy)
     if forecast.low <= 0 or forecast.mid < _least(count, on_demand, policy):
-        return NoProposal(f"{kind.instance_type} on spot saves ${forecast.mid:.0f}/month: too little")
-    risk, reasons = migration_risk(offer.interruption, count / len(fleet.replicas), offer.live)
+        return NoProposal(f"{kind.instance_type}: spot saves ${forecast.mid:.0f}/month, too little")
+    live = fleet.offers[kind].live
+    risk, reasons = migration_risk(interruption, count / len(fleet.replicas), live)
     chosen = sorted((priced.replica for priced in candidates), key=lambda replica: replica.id)
     return MigrationPlan(
         kind=kind,
@@ -351,11 +341,35 @@ def _plan_kind(
         saving_usd_per_month=forecast,
         spend_usd_per_hour=spent,
         on_demand=on_demand,
-        spot=offer.spot,
-        interruption=offer.interruption,
+        spot=spot,
+        interruption=interruption,
         extra=extra,
         risk=risk,
         risk_reasons=reasons,
+    )
+
+
+def _terms(
+    offer: SpotOffer | None, on_demand: PriceBand | Unknown
+) -> tuple[PriceBand, PriceBand, InterruptionBand] | NoProposal:
+    """On-demand price, spot price and interruption band, or which of them is unknown."""
+    if isinstance(on_demand, Unknown):
+        return NoProposal(f"the on-demand price is unknown: {on_demand.detail}")
+    if offer is None:
+        return NoProposal("the cloud offers no spot price")
+    if isinstance(offer.spot, Unknown):
+        return NoProposal(f"the spot price is unknown: {offer.spot.detail}")
+    if offer.interruption is None:
+        return NoProposal("the interruption rate is unknown")
+    return on_demand, offer.spot, offer.interruption
+
+
+def _too_few(fleet: Fleet, extra: int) -> str:
+    declared = fleet.deployment
+    return (
+        f"{extra} replica(s) must be spare while spot ones are reclaimed: {len(fleet.replicas)} "
+        f"run, {declared.min_replicas} are the declared minimum, {declared.failure_tolerance} may "
+        "fail"
     )
 
 

@@ -53,8 +53,7 @@ class Child:
         return self._process.pid
 
     def start(self) -> None:
-        """End what an earlier parent left behind, then start the process."""
-        end_recorded_leftover(self.spec)
+        """Start the process; it may take a while to become ready."""
         trim_log(self.spec.log_path)
         self._forker = ThreadPoolExecutor(1, thread_name_prefix=f"forker-{self.spec.name}")
         self._process = self._forker.submit(self._fork).result()
@@ -120,14 +119,14 @@ class Child:
         return Unavailable(f"{self.spec.name} {doing}; the end of {self.spec.log_path}:\n{tail}")
 
 
-def end_recorded_leftover(spec: ChildSpec) -> None:
-    """Stop the process of an earlier run of the same server, if one is still there."""
+def end_recorded_leftover(pid_path: Path, marker: str, signals: Sequence[int]) -> None:
+    """End the process that an earlier run recorded, if it is still there and still ours."""
     try:
-        pid = int(spec.pid_path.read_text())
+        pid = int(pid_path.read_text())
     except (FileNotFoundError, ValueError):
         return
-    end_leftover(pid, spec.marker, spec.stop_signals)
-    spec.pid_path.unlink(missing_ok=True)
+    end_leftover(pid, marker, signals)
+    pid_path.unlink(missing_ok=True)
 
 
 def trim_log(path: Path) -> None:

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from optiinfra.schemas.errors import Unavailable
-from optiinfra.storage.embedded.child import Child, ChildSpec
+from optiinfra.storage.embedded.child import Child, ChildSpec, end_recorded_leftover
 from optiinfra.storage.embedded.credentials import kept_password
 from optiinfra.storage.embedded.places import make_private_folder
 from optiinfra.storage.embedded.ports import LOOPBACK, is_free, kept_port
@@ -20,6 +20,7 @@ from optiinfra.storage.embedded.ports import LOOPBACK, is_free, kept_port
 USER = "optiinfra"
 READY_TIMEOUT_S = 30.0
 START_ATTEMPTS = 3
+STOP_SIGNALS = (signal.SIGTERM,)
 
 CONFIG = """\
 server_name: optiinfra-embedded
@@ -65,6 +66,8 @@ class NatsServer:
 
     def __init__(self, home: Path) -> None:
         self.home = home.absolute()
+        self._config_path = self.home / "nats-server.conf"
+        self._pid_path = self.home / "nats-server.pid"
         self._password = ""
         self._port = 0
         self._monitor_port = 0
@@ -92,6 +95,7 @@ class NatsServer:
         self.stop()
         make_private_folder(self.home)
         self._password = kept_password(self.home, "nats")
+        end_recorded_leftover(self._pid_path, str(self._config_path), STOP_SIGNALS)
         for attempt in range(1, START_ATTEMPTS + 1):
             child = self._launch()
             if child.becomes(self.healthy, READY_TIMEOUT_S):
@@ -104,15 +108,15 @@ class NatsServer:
     def _launch(self) -> Child:
         self._port = kept_port(self.home / "port")
         self._monitor_port = kept_port(self.home / "monitor-port")
-        config = self._write_config()
+        self._write_config()
         self._child = Child(
             ChildSpec(
                 name="nats-server",
-                argv=[str(nats_server_binary()), "-c", str(config)],
-                marker=str(config),
-                pid_path=self.home / "nats-server.pid",
+                argv=[str(nats_server_binary()), "-c", str(self._config_path)],
+                marker=str(self._config_path),
+                pid_path=self._pid_path,
                 log_path=self.home / "nats-server.log",
-                stop_signals=(signal.SIGTERM,),
+                stop_signals=STOP_SIGNALS,
                 env={"PATH": "/usr/bin:/bin", "TZ": "UTC"},
             )
         )
@@ -122,10 +126,9 @@ class NatsServer:
     def _ports_are_free(self) -> bool:
         return is_free(self._port) and is_free(self._monitor_port)
 
-    def _write_config(self) -> Path:
-        path = self.home / "nats-server.conf"
-        path.touch(mode=0o600)
-        path.write_text(
+    def _write_config(self) -> None:
+        self._config_path.touch(mode=0o600)
+        self._config_path.write_text(
             CONFIG.format(
                 host=LOOPBACK,
                 port=self._port,
@@ -135,7 +138,6 @@ class NatsServer:
                 password=json.dumps(self._password),
             )
         )
-        return path
 
     def healthy(self) -> bool:
         """Whether JetStream reports itself healthy and the client port greets."""

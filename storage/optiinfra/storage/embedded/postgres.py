@@ -7,7 +7,7 @@ import socket
 import struct
 from pathlib import Path
 
-from optiinfra.storage.embedded.child import Child, ChildSpec, log_tail
+from optiinfra.storage.embedded.child import Child, ChildSpec, end_recorded_leftover, log_tail
 from optiinfra.storage.embedded.cluster import DATABASE, ENV, FAST, IMMEDIATE, USER, Cluster
 from optiinfra.storage.embedded.credentials import kept_password
 from optiinfra.storage.embedded.places import (
@@ -19,6 +19,7 @@ from optiinfra.storage.embedded.ports import LOOPBACK, kept_port
 
 READY_TIMEOUT_S = 60.0
 START_ATTEMPTS = 5
+STOP_SIGNALS = (FAST, IMMEDIATE)
 PROTOCOL_3_0 = 196608
 PASSING_TROUBLES = ("Address already in use", "still in use")
 
@@ -49,6 +50,7 @@ class PostgresServer:
         self.home = home.absolute()
         self.durable = durable
         self.uid = UNPRIVILEGED_UID if os.geteuid() == 0 else None
+        self._pid_path = self.home / "postgres.pid"
         self._password = ""
         self._port = 0
         self._child: Child | None = None
@@ -86,6 +88,7 @@ class PostgresServer:
         self._password = kept_password(self.home, "postgres")
         folder = self.home if self.uid is None else place_for_another_user(self.home)
         cluster = Cluster(folder, uid=self.uid, durable=self.durable)
+        end_recorded_leftover(self._pid_path, str(cluster.data), STOP_SIGNALS)
         cluster.ensure(self._password)
         return cluster
 
@@ -98,9 +101,9 @@ class PostgresServer:
                 name="postgres",
                 argv=[str(cluster.binaries / "postgres"), "-D", str(cluster.data), *options],
                 marker=str(cluster.data),
-                pid_path=self.home / "postgres.pid",
+                pid_path=self._pid_path,
                 log_path=self.home / "postgres.log",
-                stop_signals=(FAST, IMMEDIATE),
+                stop_signals=STOP_SIGNALS,
                 uid=self.uid,
                 env=ENV,
             )

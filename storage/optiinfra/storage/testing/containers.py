@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from urllib.parse import urlsplit
 
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.storage.embedded.cluster import DATABASE, USER
@@ -98,28 +100,30 @@ IMAGES = {
 
 
 @cache
-def docker_answers() -> bool:
-    """Whether testcontainers is installed and a Docker engine answers on this machine."""
-    try:
-        import docker  # type: ignore[import-untyped]
-        import testcontainers.core.container  # noqa: F401
-    except ImportError:
+def docker_answers(engine: str) -> bool:
+    """Whether testcontainers is installed and a Docker engine answers at `engine` (its URL)."""
+    if importlib.util.find_spec("testcontainers") is None:
         return False
-    try:
-        client = docker.from_env(timeout=3)
-    except docker.errors.DockerException:
-        return False
-    client.close()
-    return True
+    parts = urlsplit(engine)
+    family = socket.AF_UNIX if parts.scheme == "unix" else socket.AF_INET
+    address = parts.path if parts.scheme == "unix" else (parts.hostname, parts.port or 2375)
+    with socket.socket(family) as client:
+        client.settimeout(2.0)
+        try:
+            client.connect(address)
+            client.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+            return b" 200 " in client.recv(64)
+        except OSError:
+            return False
 
 
 @contextmanager
-def open_container(part: str) -> Iterator[str | None]:
+def open_container(part: str, engine: str) -> Iterator[str | None]:
     """The URL of `part` in a container of its own; None where Docker cannot run it.
 
     A machine whose engine answers but cannot fetch the image counts as one without Docker.
     """
-    if not docker_answers():
+    if not docker_answers(engine):
         yield None
         return
     from docker.errors import APIError  # type: ignore[import-untyped]

@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -19,6 +19,8 @@ from optiinfra.storage.embedded.servers import Addresses
 from optiinfra.storage.testing.containers import answers_ping, open_container
 
 READY_TIMEOUT_S = 10.0
+PARTS = ("nats", "postgres", "clickhouse", "qdrant", "redis")
+DOCKER = "unix:///var/run/docker.sock"
 
 
 class Startable(Protocol):
@@ -34,15 +36,20 @@ class Sources:
     """Where each part may come from, in this order: a given URL, a container, the embedded one."""
 
     given: Mapping[str, str]
-    containers: bool = True
+    docker: str | None = DOCKER
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """`OPTIINFRA_TEST_<PART>_URL` gives a URL; `OPTIINFRA_TEST_CONTAINERS=0` uses no Docker."""
-        parts = ("nats", "postgres", "clickhouse", "qdrant", "redis")
-        names = {part: f"OPTIINFRA_TEST_{part.upper()}_URL" for part in parts}
+        names = {part: f"OPTIINFRA_TEST_{part.upper()}_URL" for part in PARTS}
         given = {part: environment[name] for part, name in names.items() if environment.get(name)}
-        return cls(given, environment.get("OPTIINFRA_TEST_CONTAINERS", "1") != "0")
+        if environment.get("OPTIINFRA_TEST_CONTAINERS") == "0":
+            return cls(given, docker=None)
+        return cls(given, docker=environment.get("DOCKER_HOST", DOCKER))
+
+    def container(self, part: str) -> AbstractContextManager[str | None]:
+        """The URL of `part` in a container of its own; None where there is no Docker."""
+        return nullcontext() if self.docker is None else open_container(part, self.docker)
 
 
 @contextmanager
@@ -53,18 +60,16 @@ def open_servers(home: Path, sources: Sources) -> Iterator[Addresses]:
         def url(part: str, embedded: Callable[[], AbstractContextManager[str]]) -> str:
             if part in sources.given:
                 return sources.given[part]
-            if sources.containers and (found := stack.enter_context(open_container(part))):
-                return found
-            return stack.enter_context(embedded())
+            return stack.enter_context(sources.container(part)) or stack.enter_context(embedded())
 
         yield Addresses(
             nats_url=url("nats", lambda: running(NatsServer(home / "nats"))),
             postgres_url=url(
                 "postgres", lambda: running(PostgresServer(home / "postgres", durable=False))
             ),
-            clickhouse_url=url("clickhouse", lambda: constant(f"chdb://{home}/clickhouse")),
-            qdrant_url=url("qdrant", lambda: constant(f"local://{home}/qdrant")),
-            redis_url=url("redis", lambda: constant("memory://")),
+            clickhouse_url=url("clickhouse", lambda: nullcontext(f"chdb://{home}/clickhouse")),
+            qdrant_url=url("qdrant", lambda: nullcontext(f"local://{home}/qdrant")),
+            redis_url=url("redis", lambda: nullcontext("memory://")),
         )
 
 
@@ -75,12 +80,6 @@ def running(server: Startable) -> Iterator[str]:
         yield server.start()
     finally:
         server.stop()
-
-
-@contextmanager
-def constant(url: str) -> Iterator[str]:
-    """A part that nobody has to start."""
-    yield url
 
 
 @contextmanager

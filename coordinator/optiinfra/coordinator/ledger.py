@@ -1,0 +1,183 @@
+"""The sagas of one batch in memory: read once, advanced event by event, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from optiinfra.coordinator.saga.decide import advance
+from optiinfra.coordinator.saga.state import Context, Saga, World
+from optiinfra.events import facts as f
+from optiinfra.events.envelope import Event
+from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.errors import Invariant, Rejected
+from optiinfra.schemas.ids import derived_id
+from optiinfra.schemas.rules import Rules
+from optiinfra.storage.postgres.chain import GENESIS
+from optiinfra.storage.postgres.journal import Batch, LogEntry, Moving, SagaRecord, SagaWrite
+
+_SOURCE = "coordinator"
+_IN_MOTION = frozenset({ChangeState.EXECUTING.value, ChangeState.ROLLING_BACK.value})
+_DECIDING = frozenset(
+    {
+        ChangeState.VOTING.value,
+        ChangeState.AWAITING_APPROVAL.value,
+        ChangeState.APPROVED.value,
+    }
+)
+
+
+class Ledger:
+    """What a batch knows, and what it has done so far; made with `read`."""
+
+    def __init__(self, now: datetime, rules: Rules) -> None:
+        self._now = now
+        self._rules = rules
+        self._records: dict[str, SagaRecord] = {}
+        self._sagas: dict[str, Saga] = {}
+        self._writes: dict[str, SagaWrite] = {}
+        self._holding: dict[str, Moving] = {}
+        self._moved: dict[str, int] = {}
+        self._stopped: set[str] = set()
+        self.said: list[Event] = []
+        self.freed: set[tuple[str, str]] = set()
+
+    @classmethod
+    async def read(cls, batch: Batch, events: Sequence[Event], rules: Rules) -> Ledger:
+        ledger = cls(batch.now, rules)
+        tenants = sorted({event.tenant for event in events})
+        changes = {change for event in events if (change := f.change_of(event.fact))}
+        await ledger.read_more(batch, sorted(changes))
+        ledger._holding = {moving.change: moving for moving in await batch.moving(tenants)}
+        ledger._moved = await batch.moved_last_hour(tenants)
+        ledger._stopped = await batch.stopped(tenants)
+        return ledger
+
+    async def read_more(self, batch: Batch, changes: Iterable[str]) -> None:
+        missing = [change for change in changes if change not in self._sagas]
+        for change, record in (await batch.sagas(missing)).items() if missing else ():
+            self._records[change] = record
+            self._sagas[change] = Saga.model_validate_json(record.body)
+
+    def saga(self, change: str) -> Saga:
+        return self._sagas.get(change) or Saga(change=change)
+
+    def turn_switch(self, tenant: str, *, stopped: bool) -> None:
+        (self._stopped.add if stopped else self._stopped.discard)(tenant)
+
+    def take(self, event: Event) -> None:
+        """Advances the event's saga. Raises `Rejected` for what can never be true of it."""
+        change = f.change_of(event.fact)
+        if change is None:
+            raise Invariant(f"{event.type} belongs to no change")
+        self._check_tenant(change, event.tenant)
+        before = self.saga(change)
+        if self._is_early(before, event.fact):
+            return
+        step = advance(before, event.fact, self._context(before, event))
+        if not step.changed:
+            return
+        self._check_folded(before, step.saga, step.said)
+        record = self._record(change, event.tenant)
+        entries = [LogEntry(event, said=False), *self._entries(before, event, step.said)]
+        self._save(record, before, step.saga, entries)
+
+    def writes(self) -> Mapping[str, SagaWrite]:
+        return self._writes
+
+    def _check_tenant(self, change: str, tenant: str) -> None:
+        record = self._records.get(change)
+        if record is not None and record.tenant != tenant:
+            raise Rejected(f"change {change} does not belong to tenant {tenant!r}")
+
+    def _is_early(self, saga: Saga, fact: f.Fact) -> bool:
+        """Whether a timer came before its time; the sweep fires it again when it is due."""
+        if not isinstance(fact, f.TimerFired):
+            return False
+        pending = saga.timers.get(fact.name)
+        return bool(pending and pending.key == fact.key and pending.fire_at > self._now)
+
+    @staticmethod
+    def _check_folded(before: Saga, after: Saga, said: Sequence[f.Fact]) -> None:
+        if after.version != before.version + 1 + len(said):
+            raise Invariant(f"change {after.change}: the version does not count its events")
+
+    def _context(self, saga: Saga, event: Event) -> Context:
+        proposal = saga.recommendation
+        if proposal is None and isinstance(event.fact, f.RecommendationProposed):
+            proposal = event.fact.recommendation
+        if proposal is None:
+            return Context(at=self._now, rules=self._rules)
+        others = [
+            moving
+            for moving in self._holding.values()
+            if moving.tenant == event.tenant and moving.change != saga.change
+        ]
+        here = [moving for moving in others if moving.deployment == proposal.deployment]
+        world = World(
+            executing=next((m.change for m in here if m.state in _IN_MOTION), None),
+            deciding=next((m.change for m in here if m.state in _DECIDING), None),
+            stopped=event.tenant in self._stopped,
+            moving=sum(moving.state in _IN_MOTION for moving in others),
+            moved_last_hour=self._moved.get(event.tenant, 0),
+        )
+        return Context(at=self._now, rules=self._rules, world=world)
+
+    def _record(self, change: str, tenant: str) -> SagaRecord:
+        if change not in self._records:
+            self._records[change] = SagaRecord(
+                change=change,
+                tenant=tenant,
+                deployment=None,
+                state=ChangeState.PROPOSED.value,
+                version=0,
+                hash=GENESIS,
+                body="",
+                moving_since=None,
+                opened_at=self._now,
+            )
+        return self._records[change]
+
+    def _entries(self, before: Saga, event: Event, said: Sequence[f.Fact]) -> list[LogEntry]:
+        """Said facts are named by their place in the log, so that they never get two names."""
+        entries = []
+        for offset, fact in enumerate(said, start=before.version + 2):
+            made = Event(
+                id=derived_id(before.change, offset),
+                source=_SOURCE,
+                tenant=event.tenant,
+                time=self._now,
+                fact=fact,
+                correlation=before.change,
+                causation=event.id,
+                traceparent=event.traceparent,
+            )
+            self.said.append(made)
+            entries.append(LogEntry(made, said=True))
+        return entries
+
+    def _save(self, record: SagaRecord, before: Saga, after: Saga, entries: list[LogEntry]) -> None:
+        change, proposal = after.change, after.recommendation
+        self._sagas[change] = after
+        write = self._writes.setdefault(
+            change, SagaWrite(record, record.state, record.deployment, "", record.moving_since)
+        )
+        write.state = after.state.value
+        write.deployment = proposal.deployment if proposal else None
+        write.body = after.model_dump_json()
+        write.entries.extend(entries)
+        if after.touched and not before.touched:
+            write.moving_since = self._now
+            self._moved[record.tenant] = self._moved.get(record.tenant, 0) + 1
+        self._hold(record.tenant, before, after)
+
+    def _hold(self, tenant: str, before: Saga, after: Saga) -> None:
+        proposal = after.recommendation
+        if proposal is None:
+            return
+        if after.state.holds_target:
+            self._holding[after.change] = Moving(
+                after.change, tenant, proposal.deployment, after.state.value
+            )
+        elif self._holding.pop(after.change, None) or before.state.holds_target:
+            self.freed.add((tenant, proposal.deployment))

@@ -1,0 +1,169 @@
+"""Takes batches of events through their sagas: one transaction a batch, then publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from optiinfra.coordinator.conflicts import next_in_line
+from optiinfra.coordinator.ledger import Ledger
+from optiinfra.events import facts as f
+from optiinfra.events.commands import ControlRequested
+from optiinfra.events.envelope import Event
+from optiinfra.schemas.change import ControlVerb
+from optiinfra.schemas.errors import Conflict, OptiInfraError, Unavailable
+from optiinfra.schemas.ids import derived_id
+from optiinfra.schemas.rules import Rules
+from optiinfra.storage.postgres.database import Database
+from optiinfra.storage.postgres.journal import Batch, Journal, mark_sent
+
+CONSUMER = "coordinator"
+STOP_SWITCH = "stop switch"
+
+log = structlog.get_logger()
+
+
+class Publishes(Protocol):
+    """What the runner needs of the bus."""
+
+    async def publish_many(self, events: Sequence[Event]) -> list[int | OptiInfraError]: ...
+
+
+CrashPoint = Callable[[str], None]
+"""Called at named points of a batch; tests kill the process there. Does nothing otherwise."""
+
+
+class Runner:
+    """Stateless between batches, so that two coordinators may share the work."""
+
+    def __init__(
+        self,
+        database: Database,
+        publisher: Publishes,
+        rules: Callable[[], Rules],
+        *,
+        crash_point: CrashPoint = lambda _name: None,
+    ) -> None:
+        self._database = database
+        self._journal = Journal(database)
+        self._publisher = publisher
+        self._rules = rules
+        self._crash_point = crash_point
+
+    async def handle(self, events: Sequence[Event]) -> list[BaseException | None]:
+        """Handles a batch; gives, for each event, None or why it cannot be handled.
+
+        Raises `Unavailable` when the database cannot be reached: then nothing was handled.
+        """
+        failures: dict[str, BaseException] = {}
+        for attempt in range(_ATTEMPTS):
+            try:
+                said = await self._transact(events, failures)
+                break
+            except Conflict:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        self._crash_point("committed")
+        await self._publish(said)
+        return [failures.get(event.id) for event in events]
+
+    async def _transact(
+        self, events: Sequence[Event], failures: dict[str, BaseException]
+    ) -> list[Event]:
+        failures.clear()
+        tenants = sorted({event.tenant for event in events})
+        async with self._journal.batch(tenants) as batch:
+            new = await _fresh(batch, events)
+            ledger = await Ledger.read(batch, new, self._rules())
+            of_tenants = [event for event in new if f.change_of(event.fact) is None]
+            for event in new:
+                if f.change_of(event.fact) is not None:
+                    _take(ledger, event, failures)
+            for event in of_tenants:
+                if isinstance(event.fact, f.SwitchTurned):
+                    await self._turn_switch(batch, ledger, event)
+            await batch.forget(CONSUMER, list(failures))
+            await batch.write_tenant_events(of_tenants)
+            await batch.write(ledger.writes())
+            await self._wake_waiting(batch, ledger)
+            self._crash_point("written")
+        return ledger.said
+
+    async def _turn_switch(self, batch: Batch, ledger: Ledger, event: Event) -> None:
+        """Hands the switch on to every change that it stops or lets go."""
+        fact = event.fact
+        assert isinstance(fact, f.SwitchTurned)
+        verb = ControlVerb.PAUSE if fact.stopped else ControlVerb.RESUME
+        ledger.turn_switch(fact.tenant, stopped=fact.stopped)
+        holding = await batch.moving([fact.tenant])
+        await ledger.read_more(batch, [moving.change for moving in holding])
+        for moving in holding:
+            saga = ledger.saga(moving.change)
+            stopped_here = saga.paused_by == STOP_SWITCH
+            if fact.stopped == (saga.paused_by is not None) or (
+                not fact.stopped and not stopped_here
+            ):
+                continue
+            wish = ControlRequested(
+                change=moving.change, verb=verb, by=STOP_SWITCH, reason=fact.reason
+            )
+            ledger.take(
+                Event(
+                    id=derived_id(event.id, moving.change),
+                    source=CONSUMER,
+                    tenant=event.tenant,
+                    time=batch.now,
+                    fact=wish,
+                    correlation=moving.change,
+                    causation=event.id,
+                )
+            )
+
+    async def _wake_waiting(self, batch: Batch, ledger: Ledger) -> None:
+        """A target that became free is given to the next in line at once."""
+        for tenant, deployment in sorted(ledger.freed):
+            waiting = await batch.waiting(tenant, deployment)
+            chosen = next_in_line(waiting)
+            if chosen is not None:
+                await batch.nudge(chosen)
+
+    async def _publish(self, said: Sequence[Event]) -> None:
+        """What cannot be published now stays in the outbox, where the relay finds it."""
+        if not said:
+            return
+        results = await self._publisher.publish_many(said)
+        self._crash_point("published")
+        sent = {
+            event.id: result
+            for event, result in zip(said, results, strict=True)
+            if isinstance(result, int)
+        }
+        if len(sent) < len(said):
+            log.warning("outbox.left_to_relay", unsent=len(said) - len(sent))
+        try:
+            await mark_sent(self._database, sent)
+        except Unavailable as lost:
+            log.warning("outbox.not_marked", reason=str(lost), sent=len(sent))
+
+
+_ATTEMPTS = 3
+"""How often a batch is tried when another coordinator was faster."""
+
+
+async def _fresh(batch: Batch, events: Sequence[Event]) -> list[Event]:
+    """Events not handled before, each once. Timers need no inbox: their key makes them void."""
+    unique = {event.id: event for event in events}
+    timers = {i for i, event in unique.items() if isinstance(event.fact, f.TimerFired)}
+    fresh = timers | await batch.fresh(CONSUMER, sorted(unique.keys() - timers))
+    return [event for event in unique.values() if event.id in fresh]
+
+
+def _take(ledger: Ledger, event: Event, failures: dict[str, BaseException]) -> None:
+    """One bad event does not spoil the batch: it fails alone."""
+    try:
+        ledger.take(event)
+    except OptiInfraError as wrong:
+        log.warning("event.refused", type=event.type, event=event.id, reason=str(wrong))
+        failures[event.id] = wrong

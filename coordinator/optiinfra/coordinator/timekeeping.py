@@ -1,0 +1,94 @@
+"""Fires what is due and publishes what was left: the nets under the bus."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from optiinfra.events.envelope import Event
+from optiinfra.events.facts import AgentLost
+from optiinfra.schemas.errors import OptiInfraError, Unavailable
+from optiinfra.schemas.ids import NewId, derived_id
+from optiinfra.storage.postgres.database import Database
+from optiinfra.storage.postgres.journal import mark_sent, publishable, sent_after
+from optiinfra.storage.postgres.registry import database_clock, silent_agents
+from optiinfra.storage.postgres.timers import due_timers
+
+log = structlog.get_logger()
+
+Handle = Callable[[Sequence[Event]], Awaitable[Sequence[BaseException | None]]]
+_SOURCE = "coordinator"
+_BATCH = 256
+
+
+class Publishes(Protocol):
+    async def publish_many(self, events: Sequence[Event]) -> list[int | OptiInfraError]: ...
+
+
+async def sweep_timers(database: Database, handle: Handle) -> int:
+    """Fires the timers that are due by the database's clock; gives how many."""
+    due = await due_timers(database)
+    if not due:
+        return 0
+    now = await database_clock(database)
+    events = [
+        Event(
+            id=derived_id(timer.fired.change, timer.fired.name, timer.fired.key),
+            source=_SOURCE,
+            tenant=timer.tenant,
+            time=now,
+            fact=timer.fired,
+            correlation=timer.fired.change,
+        )
+        for timer in due
+    ]
+    for event, failure in zip(events, await handle(events), strict=True):
+        if failure is not None:
+            log.error("timer.failed", change=event.correlation, reason=str(failure))
+    return len(due)
+
+
+async def sweep_agents(
+    database: Database, handle: Handle, *, lost_after_s: float, new_id: NewId
+) -> list[AgentLost]:
+    """Declares agents lost that have been silent for `lost_after_s` seconds."""
+    lost = await silent_agents(database, lost_after_s)
+    if lost:
+        now = await database_clock(database)
+        events = [
+            Event(id=new_id(), source=_SOURCE, tenant=fact.tenant, time=now, fact=fact)
+            for fact in lost
+        ]
+        await handle(events)
+    for fact in lost:
+        log.warning("agent.lost", agent=fact.agent, instance=fact.instance)
+    return lost
+
+
+async def relay_outbox(
+    database: Database, publisher: Publishes, *, older_than_s: float = 2.0
+) -> int:
+    """Publishes what was committed but not acknowledged; repeats are dropped by message id."""
+    events = await publishable(database, limit=_BATCH, older_than_s=older_than_s)
+    return await _send(database, publisher, events)
+
+
+async def reconcile(database: Database, publisher: Publishes, last_sequence: int) -> int:
+    """Publishes again what the broker acknowledged and has lost (its stream ends before)."""
+    events = await sent_after(database, last_sequence, limit=_BATCH)
+    if events:
+        log.warning("broker.lost_tail", events=len(events), last_sequence=last_sequence)
+    return await _send(database, publisher, events)
+
+
+async def _send(database: Database, publisher: Publishes, events: Sequence[Event]) -> int:
+    if not events:
+        return 0
+    results = await publisher.publish_many(events)
+    sent = {e.id: r for e, r in zip(events, results, strict=True) if isinstance(r, int)}
+    await mark_sent(database, sent)
+    if not sent:
+        raise Unavailable(f"none of {len(events)} events in the outbox could be published")
+    return len(sent)

@@ -1,0 +1,1 @@
+"""PostgreSQL: the truth. Event log, sagas, inbox, outbox and their projections."""
