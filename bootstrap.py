@@ -176,7 +176,9 @@ def missing_ensurepip() -> str:
 
 
 def require_ensurepip(environment: Environ) -> None:
-    if not answers([sys.executable, "-I", "-c", "import ensurepip"], environment):
+    if not answers(
+        [sys.executable, "-I", "-c", "import ensurepip; ensurepip.version()"], environment
+    ):
         raise SetupFailed(missing_ensurepip())
 
 
@@ -189,13 +191,13 @@ def make_environment(uv: Optional[str], environment: Environ) -> None:
         shutil.rmtree(str(VENV))
     if uv is None:
         require_ensurepip(environment)
-        run([sys.executable, "-m", "venv", str(VENV)], environment)
+        run([sys.executable, "-m", "venv", "--without-pip", str(VENV)], environment)
     else:
         run([uv, "venv", "--quiet", "--python", sys.executable, str(VENV)], environment)
 
 
 def pip(environment: Environ) -> List[str]:
-    """The environment's own pip, added first where uv made the environment without one."""
+    """The environment's own pip, added first where there is none yet."""
     command = [str(PYTHON), "-m", "pip"]
     if not answers([*command, "--version"], environment):
         require_ensurepip(environment)

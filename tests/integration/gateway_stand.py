@@ -175,7 +175,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def standing(state_dir: Path) -> AsyncIterator[Bench]:
+async def standing(state_dir: Path, *, idle_s: float = 30.0) -> AsyncIterator[Bench]:
     """A running gateway with short limits, everything sampled."""
     config = GatewayConfig(
         state_dir=state_dir,
@@ -183,7 +183,7 @@ async def standing(state_dir: Path) -> AsyncIterator[Bench]:
         port=0,
         admin_port=0,
         body_limit_bytes=4 << 20,
-        idle_timeout_s=0.5,
+        idle_timeout_s=idle_s,
         connect_timeout_s=1.0,
         suspect_s=0.05,
         sample_fraction=1.0,

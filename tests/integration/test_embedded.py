@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -82,7 +83,11 @@ class Parent:
         )
         assert self.process.stdout is not None
         self.said = self.process.stdout
-        started = json.loads(self.said.readline())
+        line = self.said.readline()
+        if not line:
+            self.said.close()
+            raise AssertionError(f"the servers did not start: exit {self.process.wait(PATIENCE_S)}")
+        started = json.loads(line)
         self.pids = family(started.pop("pids"))
         self.addresses = Addresses(**started)
 
@@ -181,8 +186,10 @@ async def test_without_the_password_nobody_gets_in(home: Path) -> None:
         with pytest.raises(asyncpg.InvalidPasswordError):
             await asyncpg.connect(wrong)
         port = int(addresses.nats_url.rpartition(":")[2])
-        with pytest.raises(nats.errors.Error, match="Authorization"):
-            await nats.connect(f"nats://127.0.0.1:{port}", allow_reconnect=False)
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
+            client.sendall(b"CONNECT {}\r\nPING\r\n")
+            said = b"".join(iter(lambda: client.recv(4096), b""))
+    assert b"-ERR 'Authorization Violation'" in said
 
 
 def test_the_settings_are_those_promised(home: Path) -> None:
@@ -264,10 +271,11 @@ def test_another_user_than_root_can_run_them(home: Path, parent: Callable[..., P
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         pytest.skip("no setpriv on this machine")
-    os.chown(home, 65533, 65533)
+    uid = pwd.getpwnam("daemon").pw_uid
+    os.chown(home, uid, uid)
     may_read = [f"--{kind}-caps=-all,+dac_read_search" for kind in ("inh", "ambient")]
-    first = parent(setpriv, "--reuid=65533", "--regid=65533", "--clear-groups", *may_read)
-    assert {psutil.Process(pid).uids().real for pid in first.pids} == {65533}
+    first = parent(setpriv, f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *may_read)
+    assert {psutil.Process(pid).uids().real for pid in first.pids} == {uid}
     first.end(signal.SIGINT)
     assert first.said.readline() == "stopped\n"
     assert first.all_are_gone()
@@ -403,6 +411,15 @@ async def test_nats_comes_back_at_its_address_with_its_stream(
     await client.close()
 
 
+def test_a_user_without_a_name_is_told_what_to_do(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = PostgresServer(home / "postgres", durable=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(Unavailable, match=r"no name on this system .*/etc/passwd"):
+        server.start()
+
+
 def test_a_taken_port_is_replaced(home: Path) -> None:
     server = NatsServer(home / "nats")
     first = server.start()
@@ -416,7 +433,7 @@ def test_a_server_that_cannot_start_says_why(home: Path) -> None:
     server = NatsServer(home / "nats")
     (home / "nats").mkdir()
     (home / "nats" / "store").write_text("not a folder")
-    with pytest.raises(Unavailable, match=r"nats-server ended at its start(.|\n)*store"):
+    with pytest.raises(Unavailable, match=r"nats-server ended at its start(.|\n)*not a directory"):
         server.start()
     assert server.pid is None
 

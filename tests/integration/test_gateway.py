@@ -105,8 +105,8 @@ async def test_no_request_is_lost_while_draining_under_load(
 
 
 async def test_a_dead_backend_costs_a_retry_and_no_request(bench: Bench, red: Engine) -> None:
-    gone = await gone()
-    await bench.route((gone, 1000), (red, 1))
+    dead = await gone()
+    await bench.route((dead, 1000), (red, 1))
     assert [(await bench.ask(session=str(n)))[0] for n in range(5)] == [200] * 5
     totals = await bench.totals()
     assert (totals["served"], totals["failed"]) == (5, 0)

@@ -16,7 +16,7 @@ from tests.integration.gateway_stand import CHAT, Bench, Engine, standing
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with standing(tmp_path / "state") as bench:
+    async with standing(tmp_path / "state", idle_s=1.0) as bench:
         yield bench
 
 

@@ -133,6 +133,7 @@ def test_no_function_is_longer_than_a_screen() -> None:
         - function.lineno
         + 1
         for path in files(".py")
+        if "/migrations/versions/" not in shown(path)  # a list of statements, never changed again
         for function in functions(path)
     }
     assert not {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES}

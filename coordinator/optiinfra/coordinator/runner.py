@@ -85,7 +85,8 @@ class Runner:
                 if isinstance(event.fact, f.SwitchTurned):
                     await self._turn_switch(batch, ledger, event)
             await batch.forget(CONSUMER, list(failures))
-            await batch.write_tenant_events(of_tenants)
+            await batch.write_tenant_events(of_tenants, own_source=CONSUMER)
+            ledger.said.extend(event for event in of_tenants if event.source == CONSUMER)
             await batch.write(ledger.writes())
             await self._wake_waiting(batch, ledger)
             self._crash_point("written")
@@ -165,5 +166,5 @@ def _take(ledger: Ledger, event: Event, failures: dict[str, BaseException]) -> N
     try:
         ledger.take(event)
     except OptiInfraError as wrong:
-        log.warning("event.refused", type=event.type, event=event.id, reason=str(wrong))
+        log.warning("event.refused", type=event.type, event_id=event.id, reason=str(wrong))
         failures[event.id] = wrong

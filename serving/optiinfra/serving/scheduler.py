@@ -198,15 +198,17 @@ class Scheduler:
 
     def _schedule_running(self, plan: Plan) -> int:
         """Give every running request its tokens, preempting the latest when KV runs out."""
-        budget, position = self.config.max_num_batched_tokens, 0
+        budget, position, size = self.config.max_num_batched_tokens, 0, self.config.block_size
         while position < len(self.running) and budget > 0:
             request = self.running[position]
-            count = min(request.known_tokens - request.computed, budget)
-            if not self._make_room(request, count, plan):
+            missing = request.prompt_tokens + request.generated - request.computed
+            count = min(missing, budget) if missing > 1 else 1
+            room = (len(request.held) + request.plain_blocks) * size - request.computed
+            if room < count and not self._make_room(request, count, plan):
                 break
             budget -= count
             position += 1
-            if request.generated and request.computed + 1 == request.known_tokens:
+            if missing == 1 and request.generated:
                 plan.decodes.append(request)
             else:
                 plan.prefills.append((request, count))
@@ -215,8 +217,6 @@ class Scheduler:
     def _make_room(self, request: Request, count: int, plan: Plan) -> bool:
         """Reserve blocks for `count` more tokens; False when the request itself had to go."""
         needed = self._blocks(request.computed + count) - request.blocks
-        if needed <= 0:
-            return True
         while needed > self.pool.free:
             victim = self.running.pop()
             self._preempt(victim)

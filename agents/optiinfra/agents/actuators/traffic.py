@@ -125,6 +125,9 @@ class GatewayTraffic:
         timeout_s: float = 5.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        """`Rejected` without a token; `transport` replaces the network."""
+        if not token.strip():
+            raise Rejected("the gateway's admin token is empty", hint="set the gateway's token")
         self._http = httpx.AsyncClient(
             base_url=admin_url,
             headers={"Authorization": f"Bearer {token}"},

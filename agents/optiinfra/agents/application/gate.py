@@ -16,7 +16,7 @@ from optiinfra.agents.application.sequential import (
     floor_evidence,
     is_uneven,
     pairs_of,
-    test,
+    weigh,
 )
 from optiinfra.schemas.rollout import GateMetric, GateVerdict, SequentialEvidence
 from optiinfra.schemas.telemetry import Known, Reading, Unit, Unknown, UnknownReason
@@ -54,7 +54,7 @@ def judge_gate(policy: ApplicationPolicy, sight: GateSight, margin: float) -> Ga
     """Rolls back when any line says so; passes when all do; anything unknown holds."""
     design = policy.design(margin)
     pairs = pairs_of(sight.units)
-    evidence = test(pairs, design)
+    evidence = weigh(pairs, design)
     fresh = sum(pair.at >= sight.since for pair in pairs)
     quality = _quality_line(policy, sight, evidence, _Stage(design.margin, fresh))
     lines = (quality, _floor_line(policy, sight), _coverage_line(policy, sight), _reach_line(sight))

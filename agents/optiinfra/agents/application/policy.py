@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from pydantic import Field
 
-from optiinfra.agents.application.records import Baseline
 from optiinfra.agents.application.sequential import (
     BETS,
     Design,
@@ -58,6 +58,22 @@ class ApplicationPolicy(Value):
     def design(self, margin: float | None = None) -> Design:
         """The test; raises `Rejected` for bets that could ruin it."""
         return Design(self.alpha, self.beta, margin or self.margin, self.bets)
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """How good a deployment's answers are, from one golden run.
+
+    `stdev` is over prompts; `pair_stdev` over the differences of two answers to one prompt, which
+    is what a paired test has to see through.
+    """
+
+    at: datetime
+    scorer: str
+    units: int
+    mean: float
+    stdev: float
+    pair_stdev: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from statistics import fmean, pstdev
 
 from optiinfra.agents.application import scoring
 from optiinfra.agents.application.golden import Reply
+from optiinfra.agents.application.policy import Baseline
 from optiinfra.agents.application.scoring import Score
 from optiinfra.schemas.sampling import AnswerSample
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unit, Unknown, UnknownReason
@@ -113,22 +114,6 @@ def reading_of(score: Score) -> Reading:
     if score.value is None:
         return Unknown(reason=UnknownReason.MISSING, detail=score.reason)
     return Known(value=score.value)
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """How good a deployment's answers are, from one golden run.
-
-    `stdev` is over prompts; `pair_stdev` over the differences of two answers to one prompt, which
-    is what a paired test has to see through.
-    """
-
-    at: datetime
-    scorer: str
-    units: int
-    mean: float
-    stdev: float
-    pair_stdev: float
 
 
 def baseline_of(scores: Sequence[tuple[float, float]], scorer: str, at: datetime) -> Baseline:

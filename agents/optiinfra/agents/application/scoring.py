@@ -29,31 +29,34 @@ WORST_SENTENCE_SHARE = 0.3
 _WORD = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)?")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _CONTEXT = re.compile(
-    r"\b(?:context|passage|document|knowledge)s?\s*:\s*(.+?)\s*\bquestion\s*:", re.I | re.S
+    r"\b(?:context|passage|document|knowledge)s?\s*:\s*(.+?)\s*\bquestion\s*:",
+    re.IGNORECASE | re.DOTALL,
 )
-_TAGGED_CONTEXT = re.compile(r"<context>\s*(.+?)\s*</context>", re.I | re.S)
+_TAGGED_CONTEXT = re.compile(r"<context>\s*(.+?)\s*</context>", re.IGNORECASE | re.DOTALL)
 _ASKS_JSON = re.compile(
-    r"\b(?:respond|reply|answer|return|output)\b[^.?!\n]{0,40}\bjson\b|\bvalid json\b", re.I
+    r"\b(?:respond|reply|answer|return|output)\b[^.?!\n]{0,40}\bjson\b|\bvalid json\b",
+    re.IGNORECASE,
 )
-_FENCE = re.compile(r"^```(?:json)?\s*(.*?)\s*```$", re.I | re.S)
+_FENCE = re.compile(r"^```(?:json)?\s*(.*?)\s*```$", re.IGNORECASE | re.DOTALL)
 _REFUSAL = re.compile(
     r"^\W*(?:i'?m (?:very )?sorry|(?:i am|we are) (?:very )?sorry|sorry,|i apologi[sz]e|"
     r"(?:i|we) (?:can(?:no|')t|can not|am unable|are unable|won't|will not|must decline|"
     r"do not feel comfortable)\b|i'm (?:unable|not able)|as an? (?:ai|language model))",
-    re.I,
+    re.IGNORECASE,
 )
 _SUFFIXES = ("ations", "ation", "ings", "ing", "edly", "ed", "ies", "es", "s", "ly", "e")
 _LEAST_STEM = 4
-_FUNCTION_WORDS = frozenset(
-    """a about above after again against all also am an and any are as at be because been before
+_FUNCTION_WORD_LIST = """
+    a about above after again against all also am an and any are as at be because been before
     being below between both but by can could did do does doing down during each either else ever
     few for from further had has have having he her here hers herself him himself his how however
     i if in into is it its itself just may me might more most much must my myself no nor not of
     off on once only or other our ours out over own same shall she should so some such than that
     the their theirs them themselves then there these they this those through thus to too under
     until up upon us very was we were what when where which while who whom whose why will with
-    within without would yes yet you your yours""".split()
-)
+    within without would yes yet you your yours
+"""
+_FUNCTION_WORDS = frozenset(_FUNCTION_WORD_LIST.split())
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,7 +184,7 @@ def log_wealth(gains: Floats, bets: Sequence[float]) -> Floats:
     return np.asarray(np.logaddexp.reduce(paths, axis=0) - math.log(len(bets)), dtype=np.float64)
 
 
-def test(pairs: Sequence[Pair], design: Design) -> Evidence:
+def weigh(pairs: Sequence[Pair], design: Design) -> Evidence:
     """The evidence of `pairs` (in the order of time) under `design`."""
     if not pairs:
         return Evidence(pairs=0, e_rollback=1.0, e_promote=1.0)

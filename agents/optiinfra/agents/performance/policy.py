@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import exp, log
+from typing import Literal
 
 from pydantic import Field
 
@@ -17,7 +18,7 @@ from optiinfra.schemas.recommendation import (
     SpotMigration,
     SpotReplacement,
 )
-from optiinfra.schemas.telemetry import Known, Reading, Unit, Unknown, UnknownReason
+from optiinfra.schemas.telemetry import Known, Reading, Unit, Unknown
 from optiinfra.schemas.vote import Evidence, Verdict
 from optiinfra.serving.simulation import LatencyForecast
 from optiinfra.serving.windows import Pooled
@@ -103,15 +104,13 @@ class ReplacementQuestion:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """One latency, measured and forecast, against its objective."""
+    """One latency against its objective: measured, and forecast for the replicas left."""
 
     name: str
     measured: Pooled
     limit: float
-    current_s: float | None
-    reduced_s: float | None
-    band: float = 0.0
-    factor: float = field(default=1.0)
+    reduced: Reading
+    factor: float
 
 
 def heads(spec: ChangeSpec, serving: int, policy: PerformancePolicy) -> Headcount | None:
@@ -180,23 +179,29 @@ def vote_on_replacement(question: ReplacementQuestion) -> Judgement:
 
 
 def _lines(question: VoteQuestion, policy: PerformancePolicy) -> tuple[_Line, _Line]:
+    slo = question.slo
+    return (
+        _line("ttft_p95_s", question.ttft, slo.ttft_p95_s, question, policy),
+        _line("tpot_p95_s", question.tpot, slo.tpot_p95_s, question, policy),
+    )
+
+
+def _line(
+    name: Literal["ttft_p95_s", "tpot_p95_s"],
+    measured: Pooled,
+    limit: float,
+    question: VoteQuestion,
+    policy: PerformancePolicy,
+) -> _Line:
     current, reduced = question.current, question.reduced
-    now = (current.ttft_p95_s, current.tpot_p95_s) if isinstance(current, LatencyForecast) else None
-    gone = (
-        (reduced.ttft_p95_s, reduced.tpot_p95_s) if isinstance(reduced, LatencyForecast) else None
+    predicted_s = 0.0 if isinstance(current, Unknown) else getattr(current, name)
+    factor = calibration(measured, predicted_s, policy)
+    if isinstance(reduced, Unknown):
+        return _Line(name, measured, limit, reduced, factor)
+    value: float = getattr(reduced, name) * factor
+    return _Line(
+        name, measured, limit, Known(value=value, error=value * reduced.error_band), factor
     )
-    band = reduced.error_band if isinstance(reduced, LatencyForecast) else 0.0
-    named = (
-        ("ttft_p95_s", question.ttft, question.slo.ttft_p95_s),
-        ("tpot_p95_s", question.tpot, question.slo.tpot_p95_s),
-    )
-    found = []
-    for position, (name, measured, limit) in enumerate(named):
-        predicted = now[position] if now else None
-        factor = calibration(measured, predicted or 0.0, policy)
-        left = gone[position] * factor if gone else None
-        found.append(_Line(name, measured, limit, predicted, left, band, factor))
-    return found[0], found[1]
 
 
 def _missing(question: VoteQuestion, policy: PerformancePolicy) -> tuple[str, ...]:
@@ -227,9 +232,9 @@ def _violations(line: _Line, heads: Headcount, policy: PerformancePolicy) -> lis
             f"{line.name} is {measured.value:.3g} now, over {limit:.3g}"
             f" ({line.measured.samples} requests)"
         )
-    if line.reduced_s is not None and line.reduced_s > limit:
+    if isinstance(line.reduced, Known) and line.reduced.value > limit:
         found.append(
-            f"{line.name} is forecast at {line.reduced_s:.3g} with {heads.left} replica(s)"
+            f"{line.name} is forecast at {line.reduced.value:.3g} with {heads.left} replica(s)"
             f" left, over {limit:.3g}"
         )
     return found
@@ -238,9 +243,9 @@ def _violations(line: _Line, heads: Headcount, policy: PerformancePolicy) -> lis
 def _margins(lines: tuple[_Line, ...], heads: Headcount) -> tuple[str, ...]:
     return tuple(
         f"{line.name}: margin {1 - line.measured.reading.value / line.limit:.0%} now,"
-        f" {1 - line.reduced_s / line.limit:.0%} forecast with {heads.left} replica(s) left"
+        f" {1 - line.reduced.value / line.limit:.0%} forecast with {heads.left} replica(s) left"
         for line in lines
-        if isinstance(line.measured.reading, Known) and line.reduced_s is not None
+        if isinstance(line.measured.reading, Known) and isinstance(line.reduced, Known)
     )
 
 
@@ -264,30 +269,22 @@ def _evidence(question: VoteQuestion, lines: tuple[_Line, ...]) -> tuple[Evidenc
         found.append(
             Evidence(
                 name=f"{line.name}_with_replicas_left", unit=Unit.SECONDS,
-                reading=_forecast(line, question.reduced), threshold=line.limit,
+                reading=line.reduced, threshold=line.limit,
                 source=f"{FORECAST} (× {line.factor:.2f})",
             )
         )  # fmt: skip
     return tuple(found)
 
 
-def _forecast(line: _Line, reduced: LatencyForecast | Unknown) -> Reading:
-    if isinstance(reduced, Unknown) or line.reduced_s is None:
-        return reduced if isinstance(reduced, Unknown) else _NOT_FORECAST
-    return Known(value=line.reduced_s, error=line.reduced_s * line.band)
-
-
-_NOT_FORECAST = Unknown(reason=UnknownReason.NOT_CONFIGURED, detail="not forecast")
-
-
 def _compared(question: ReplacementQuestion) -> tuple[str, ...]:
     without, replaced = question.without, question.replaced
     if isinstance(without, Unknown) or isinstance(replaced, Unknown):
         return ()
-    return (
+    reason = (
         f"TTFT p95 is forecast at {without.ttft_p95_s:.3g} s without and"
-        f" {replaced.ttft_p95_s:.3g} s with it (objective {question.slo.ttft_p95_s:g} s)",
+        f" {replaced.ttft_p95_s:.3g} s with it (objective {question.slo.ttft_p95_s:g} s)"
     )
+    return (reason,)
 
 
 def _replacement_evidence(question: ReplacementQuestion) -> tuple[Evidence, ...]:
@@ -302,9 +299,7 @@ def _replacement_evidence(question: ReplacementQuestion) -> tuple[Evidence, ...]
         reading: Reading = (
             forecast
             if isinstance(forecast, Unknown)
-            else Known(
-                value=forecast.ttft_p95_s, error=forecast.ttft_p95_s * forecast.error_band
-            )
+            else Known(value=forecast.ttft_p95_s, error=forecast.ttft_p95_s * forecast.error_band)
         )
         found.append(
             Evidence(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -59,6 +60,7 @@ class Cluster:
 
     def _initialise(self, password: str) -> None:
         """Make all beside the final place, then rename: a crash leaves nothing half made."""
+        self._require_named_user()
         self.owned.mkdir(mode=0o700, exist_ok=True)
         self._give_away(self.owned)
         fresh = self.owned / "new"
@@ -70,6 +72,16 @@ class Cluster:
             password_file.unlink()
         self._run(["postgres", "--single", "-D", str(fresh), "postgres"], CREATE_DATABASE)
         fresh.rename(self.data)
+
+    def _require_named_user(self) -> None:
+        uid = os.geteuid() if self.uid is None else self.uid
+        try:
+            pwd.getpwuid(uid)
+        except KeyError as error:
+            raise Unavailable(
+                f"PostgreSQL cannot be set up by user id {uid}, which has no name on this system",
+                hint="add a line for it to /etc/passwd, or run as another user",
+            ) from error
 
     def _write_password(self, password: str) -> Path:
         path = self.owned / "password"

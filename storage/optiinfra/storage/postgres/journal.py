@@ -10,6 +10,7 @@ from datetime import datetime
 import asyncpg
 
 from optiinfra.events.envelope import Event
+from optiinfra.events.subjects import row_of
 from optiinfra.schemas.errors import Conflict, Unavailable
 from optiinfra.storage.postgres.chain import GENESIS, Link
 from optiinfra.storage.postgres.database import Connection, Database
@@ -143,20 +144,23 @@ class Batch:
         await self._append(links)
         await project(self._connection, [entry.event for _, entry in links])
 
-    async def write_tenant_events(self, events: Sequence[Event]) -> None:
-        """Appends events that belong to no change to their tenants' chains."""
+    async def write_tenant_events(self, events: Sequence[Event], own_source: str) -> None:
+        """Appends events that belong to no change to their tenants' chains.
+
+        Those from `own_source` are ours to publish and go through the outbox.
+        """
         for event in events:
             chain = f"tenant-{event.tenant}"
             head = await self._connection.fetchrow(_HEAD, chain)
             version, prev = (head["version"], head["hash"]) if head else (0, GENESIS)
             link = link_of(event, chain, version + 1, prev, self.now)
             await self._connection.execute(_SET_HEAD, chain, link.version, link.hash)
-            await self._append([(link, LogEntry(event, said=False))])
+            await self._append([(link, LogEntry(event, said=event.source == own_source))])
         await project(self._connection, events)
 
     async def _append(self, links: Sequence[tuple[Link, LogEntry]]) -> None:
         await self._connection.executemany(_LOG, [_log_row(link) for link, _ in links])
-        said = [(e.event.id, e.event.model_dump_json()) for _, e in links if e.said]
+        said = [_outbox_row(entry.event) for _, entry in links if entry.said]
         if said:
             await self._connection.executemany(_OUTBOX, said)
 
@@ -233,6 +237,11 @@ def _saga_row(write: SagaWrite, head: Link, now: datetime) -> tuple[object, ...]
     )
 
 
+def _outbox_row(event: Event) -> tuple[str, str, str]:
+    stream = row_of(event.fact).stream
+    return event.id, stream.value if stream else "", event.model_dump_json()
+
+
 def _log_row(link: Link) -> tuple[object, ...]:
     return (
         link.event_id,
@@ -297,6 +306,7 @@ _INBOX = """
 INSERT INTO inbox (consumer, event_id) SELECT $1, id FROM unnest($2::text[]) AS id
 ON CONFLICT DO NOTHING RETURNING event_id
 """
+_FORGET = "DELETE FROM inbox WHERE consumer = $1 AND event_id = ANY($2)"
 _SAGA_COLUMNS = "change_id, tenant, deployment, state, version, hash, body, moving_since, opened_at"
 _SAGAS = f"""
 SELECT {_SAGA_COLUMNS} FROM sagas WHERE change_id = ANY($1) ORDER BY change_id FOR UPDATE
@@ -343,14 +353,14 @@ INSERT INTO event_log (event_id, tenant, chain, version, type, subject, source, 
     correlation, causation, body, prev_hash, hash)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 """
-_OUTBOX = "INSERT INTO outbox (event_id, event) VALUES ($1, $2)"
+_OUTBOX = "INSERT INTO outbox (event_id, stream, event) VALUES ($1, $2, $3)"
 _UNSENT = """
 SELECT event FROM outbox WHERE sent_seq IS NULL
 AND created_at <= clock_timestamp() - make_interval(secs => $2)
 ORDER BY id LIMIT $1
 """
 _SENT_AFTER = """
-SELECT event FROM outbox WHERE sent_seq > $1 AND event NOT LIKE '%"kind":"timer.set"%'
+SELECT event FROM outbox WHERE sent_seq > $1 AND stream = 'CHANGES'
 ORDER BY id LIMIT $2
 """
 _SENT = """

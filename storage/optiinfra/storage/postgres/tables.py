@@ -182,6 +182,7 @@ class OutboxRow(Table):
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     event_id: Mapped[str]
+    stream: Mapped[str]
     event: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     sent_seq: Mapped[int | None] = mapped_column(BigInteger)

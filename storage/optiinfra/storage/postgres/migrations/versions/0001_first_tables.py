@@ -161,6 +161,7 @@ def upgrade() -> None:
         "outbox",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("event_id", sa.Text(), nullable=False),
+        sa.Column("stream", sa.Text(), nullable=False),
         sa.Column("event", sa.Text(), nullable=False),
         sa.Column(
             "created_at",
