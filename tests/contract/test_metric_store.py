@@ -11,6 +11,7 @@ import pytest
 
 from optiinfra.schemas.errors import Rejected, Unavailable
 from optiinfra.storage.clickhouse import MetricStore
+from optiinfra.storage.clickhouse_queries import resolution_for
 from optiinfra.storage.clickhouse_schema import Retention
 from optiinfra.storage.embedded.servers import Addresses
 from optiinfra.storage.metric_rows import MetricRow, Resolution, SeriesQuery
@@ -150,6 +151,19 @@ async def test_old_windows_are_read_from_the_table_that_still_holds_them(
     since = old.replace(minute=0)
     (point,) = await store.series(query(since=since, until=since + timedelta(hours=2)))
     assert (point.at, point.known, point.mean) == (since, 2, 6.0)
+
+
+def test_the_finest_table_that_can_be_read_quickly_is_chosen() -> None:
+    def chosen(age_days: float, span_days: float) -> Resolution:
+        since = NOW - timedelta(days=age_days)
+        asked = query(since=since, until=since + timedelta(days=span_days))
+        return resolution_for(asked, Retention(), NOW)
+
+    assert chosen(1, 1) is Resolution.RAW
+    assert chosen(10, 10) is Resolution.HOURLY
+    assert chosen(40, 1) is Resolution.HOURLY
+    assert chosen(80, 80) is Resolution.DAILY
+    assert chosen(100, 1) is Resolution.DAILY
 
 
 async def test_a_window_is_narrowed_by_replicas_and_labels(store: MetricStore) -> None:

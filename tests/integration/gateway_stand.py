@@ -151,6 +151,11 @@ class Bench:
         async with self.http.get(self.gateway.admin_url + PATH, headers=AUTH) as answer:
             return {row["replica"]: row for row in (await answer.json())["counters"]}
 
+    async def given(self, engine: Engine) -> int:
+        """How many requests the engine has been given so far."""
+        row = (await self.counters())[engine.name]
+        return sum(row[name] for name in ("in_flight", "served", "failed", "truncated"))
+
     async def totals(self) -> dict[str, int]:
         url = self.gateway.admin_url + "/admin/counters"
         async with self.http.get(url, headers=AUTH) as answer:

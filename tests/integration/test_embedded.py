@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import asyncpg
@@ -19,12 +21,25 @@ import nats
 import psutil
 import pytest
 
-from optiinfra.schemas.errors import Conflict, Unavailable
-from optiinfra.storage.embedded import places
+from optiinfra.schemas.errors import Conflict, Invariant, Unavailable
+from optiinfra.storage.embedded import cluster, places
+from optiinfra.storage.embedded import nats as nats_module
+from optiinfra.storage.embedded import postgres as postgres_module
+from optiinfra.storage.embedded.child import (
+    LOG_LIMIT_BYTES,
+    Child,
+    ChildSpec,
+    log_tail,
+    trim_log,
+)
+from optiinfra.storage.embedded.credentials import kept_password
 from optiinfra.storage.embedded.nats import NatsServer
+from optiinfra.storage.embedded.ports import free_port
 from optiinfra.storage.embedded.postgres import PostgresServer
+from optiinfra.storage.embedded.processes import end_leftover
 from optiinfra.storage.embedded.servers import Addresses, EmbeddedServers
-from optiinfra.storage.testing.servers import reachable_home
+from optiinfra.storage.testing.containers import docker_answers
+from optiinfra.storage.testing.servers import PARTS, Sources, open_servers, reachable_home
 
 PATIENCE_S = 20.0
 
@@ -321,6 +336,17 @@ class TestRoot:
         assert places.copied_tree({"a/tree": tmp_path / "tree"}, "copy") == copy
         assert (copy / "a/tree/bin/tool").read_text() == "first"
 
+    def test_postgres_runs_from_a_copy_where_its_user_cannot_read_the_original(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(places, "PERSISTENT_ROOT", home / "places")
+        monkeypatch.setattr(cluster, "readable_by_others", lambda tree: False)
+        server = PostgresServer(home / "postgres", durable=False)
+        server.start()
+        assert server.pid is not None
+        assert psutil.Process(server.pid).exe().startswith(str(home / "places"))
+        server.stop()
+
     def test_a_place_that_belongs_to_somebody_else_is_not_used(
         self, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -429,6 +455,85 @@ def test_a_taken_port_is_replaced(home: Path) -> None:
         server.stop()
 
 
+def test_a_port_taken_at_the_last_moment_is_tried_again_elsewhere(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for module in (nats_module, postgres_module):
+            choices = iter([taken.getsockname()[1]])
+            monkeypatch.setattr(
+                module, "kept_port", lambda record, first=choices: next(first, None) or free_port()
+            )
+        with EmbeddedServers(home / "data", durable=False) as addresses:
+            assert str(taken.getsockname()[1]) not in addresses.nats_url + addresses.postgres_url
+
+
+def test_unreadable_credentials_are_named(home: Path) -> None:
+    (home / "credentials").write_text("{")
+    with pytest.raises(Invariant, match="credentials is not JSON"):
+        kept_password(home, "nats")
+
+
+def test_a_log_that_has_grown_is_put_aside_once(home: Path) -> None:
+    log = home / "server.log"
+    trim_log(log)
+    log.write_bytes(b"x" * (LOG_LIMIT_BYTES + 1))
+    trim_log(log)
+    assert not log.exists()
+    assert (home / "server.old.log").exists()
+    assert log_tail(log) == "(empty)"
+
+
+def test_a_process_that_ignores_the_order_to_stop_is_killed(home: Path) -> None:
+    script = home / "stubborn"
+    script.write_text(
+        "trap '' TERM INT\ntouch " + str(home / "ready") + "\nwhile :; do sleep 1; done\n"
+    )
+    spec = ChildSpec(
+        name="stubborn",
+        argv=["/bin/sh", str(script)],
+        marker=str(script),
+        pid_path=home / "pid",
+        log_path=home / "log",
+        stop_signals=(signal.SIGTERM, signal.SIGINT),
+    )
+    for end in ("stop", "leftover"):
+        child = Child(spec)
+        child.start()
+        assert child.becomes((home / "ready").exists, PATIENCE_S)
+        pid = child.pid
+        assert pid is not None
+        if end == "leftover":
+            assert end_leftover(pid, str(script), spec.stop_signals, patience_s=0.1)
+        child.stop(timeout_s=0.1)
+        assert not lives(pid)
+        (home / "ready").unlink()
+
+
+def test_given_addresses_are_used_and_nothing_is_started(home: Path) -> None:
+    given = {f"OPTIINFRA_TEST_{part.upper()}_URL": f"{part}://there" for part in PARTS}
+    with open_servers(home, Sources.from_environment(given)) as addresses:
+        assert asdict(addresses) == {f"{part}_url": f"{part}://there" for part in PARTS}
+    assert list(home.iterdir()) == []
+    assert Sources.from_environment({"OPTIINFRA_TEST_CONTAINERS": "0"}).docker is None
+    assert Sources.from_environment({"DOCKER_HOST": "tcp://far:1"}).docker == "tcp://far:1"
+
+
+def test_docker_is_used_only_where_an_engine_answers(home: Path) -> None:
+    assert not docker_answers(f"unix://{home}/absent.sock")
+    assert not docker_answers("tcp://127.0.0.1:9")
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(str(home / "docker.sock"))
+        engine.listen()
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(docker_answers, f"unix://{home}/docker.sock")
+            connection, _ = engine.accept()
+            with connection:
+                connection.recv(64)
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\nOK")
+            assert asked.result(PATIENCE_S)
+
+
 def test_a_server_that_cannot_start_says_why(home: Path) -> None:
     server = NatsServer(home / "nats")
     (home / "nats").mkdir()
@@ -438,7 +543,11 @@ def test_a_server_that_cannot_start_says_why(home: Path) -> None:
     assert server.pid is None
 
 
-async def test_shared_servers_and_a_fresh_database_are_there(servers: Addresses) -> None:
-    connection = await asyncpg.connect(servers.postgres_url)
-    assert await connection.fetchval("SELECT current_database()") == "optiinfra"
+async def test_each_test_gets_a_database_of_its_own(database: str, servers: Addresses) -> None:
+    assert database != servers.postgres_url
+    connection = await asyncpg.connect(database)
+    tables = await connection.fetchval(
+        "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()"
+    )
     await connection.close()
+    assert tables > 0

@@ -82,7 +82,7 @@ class Admin:
 
     def _authorized(self, request: web.Request) -> bool:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        offered = token.strip().encode(errors="surrogatepass")
+        offered = token.strip().encode(errors="surrogateescape")
         matches = hmac.compare_digest(offered, self._ports.token.encode())
         return matches and scheme.lower() == "bearer"
 

@@ -91,15 +91,9 @@ class Gateway:
         self._book = RouteBook(self._store)
         self._runners: list[web.BaseRunner] = []
         self._pump: asyncio.Task[None] | None = None
-
-    @property
-    def url(self) -> str:
-        """Where clients send requests, without `/v1`."""
-        return _url(self._config.host, self._runners[0])
-
-    @property
-    def admin_url(self) -> str:
-        return _url(self._config.admin_host, self._runners[1])
+        self.url = ""
+        """Where clients send requests, without `/v1`; known once started."""
+        self.admin_url = ""
 
     async def start(self) -> None:
         """Load the routes and open both ports.
@@ -132,8 +126,8 @@ class Gateway:
         self._runners.append(web.ServerRunner(server, shutdown_timeout=0.1))
         application = Admin(self._admin_ports(tallies)).application()
         self._runners.append(web.AppRunner(application, access_log=None, shutdown_timeout=1.0))
-        await _listen(self._runners[0], config.host, config.port)
-        await _listen(self._runners[1], config.admin_host, config.admin_port)
+        self.url = await _listen(self._runners[0], config.host, config.port)
+        self.admin_url = await _listen(self._runners[1], config.admin_host, config.admin_port)
         self._pump = asyncio.create_task(self._tap.pump(), name="gateway-samples")
         self._pump.add_done_callback(_report)
 
@@ -230,7 +224,7 @@ def _report(pump: asyncio.Task[None]) -> None:
         log.error("sample_pump_died", error=repr(error), exc_info=error)
 
 
-async def _listen(runner: web.BaseRunner, host: str, port: int) -> None:
+async def _listen(runner: web.BaseRunner, host: str, port: int) -> str:
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port, backlog=1024).start()
@@ -238,8 +232,5 @@ async def _listen(runner: web.BaseRunner, host: str, port: int) -> None:
         raise Unavailable(
             f"cannot listen on {host}:{port}: {error.strerror}", hint="choose a free port"
         ) from error
-
-
-def _url(host: str, runner: web.BaseRunner) -> str:
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{runner.addresses[0][1]}"

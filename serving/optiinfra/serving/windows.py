@@ -54,7 +54,9 @@ class Window:
 
     def distribution(self, metric: str, replicas: Iterable[str]) -> Distribution:
         """All observations of a pooled histogram on `replicas` in whole scrapes of the window."""
-        inside = {key for name in replicas for key in self._whole_scrapes(name)}
+        inside = set[tuple[str | None, datetime]]().union(
+            *(self._whole_scrapes(name) for name in replicas)
+        )
         bins = tuple(
             _bin(s)
             for s in self.series.get(f"{metric}_bucket", ())
@@ -79,9 +81,13 @@ class Window:
         seen = self.distribution(metric, replicas)
         return Pooled(seen.quantile(fraction), int(seen.count))
 
+    def count(self, metric: str, replicas: Sequence[str]) -> Reading:
+        """Events of a rate at all `replicas` together, in whole scrapes of the window."""
+        return _total(self._seen(metric, name, per_s=False) for name in replicas)
+
     def rate(self, metric: str, replicas: Sequence[str]) -> Reading:
-        """Events per second of all `replicas` together, each averaged over its whole scrapes."""
-        return _total(self._rate_of(metric, name) for name in replicas)
+        """Events per second of all `replicas` together, each over its whole scrapes."""
+        return _total(self._seen(metric, name, per_s=True) for name in replicas)
 
     def level(self, metric: str, replicas: Sequence[str]) -> Pooled:
         """Mean of a gauge over the scrapes in the window, a replica; and how many scrapes."""
@@ -133,17 +139,16 @@ class Window:
         )
         return {at: running[at] + waiting[at] for at in sorted(running.keys() & waiting.keys())}
 
-    def _rate_of(self, metric: str, replica: str) -> Reading:
+    def _seen(self, metric: str, replica: str, *, per_s: bool) -> Reading:
         newest = self.newest(metric, replica)
         if isinstance(newest, Unknown):
             return newest
         whole = self._whole_scrapes(replica)
         counts = [n for at, n in self._counts(metric, replica) if (replica, at) in whole]
-        span_s = sum(whole.values())
         if not counts:
             detail = f"{replica}: no whole scrape in the window"
             return Unknown(reason=UnknownReason.STALE, detail=detail)
-        return Known(value=sum(counts) / span_s)
+        return Known(value=sum(counts) / (sum(whole.values()) if per_s else 1.0))
 
     def _counts(self, metric: str, replica: str) -> Iterable[tuple[datetime, float]]:
         """Events counted by each scrape: its rate times its window."""

@@ -126,11 +126,14 @@ class GatewayTraffic:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """`Rejected` without a token; `transport` replaces the network."""
-        if not token.strip():
-            raise Rejected("the gateway's admin token is empty", hint="set the gateway's token")
+        if not token.strip() or not token.isprintable():
+            raise Rejected(
+                "the gateway's admin token is empty or not printable",
+                hint="set the gateway's token",
+            )
         self._http = httpx.AsyncClient(
             base_url=admin_url,
-            headers={"Authorization": f"Bearer {token}"},
+            headers={"Authorization": f"Bearer {token}".encode()},
             timeout=timeout_s,
             transport=transport,
             trust_env=False,

@@ -40,6 +40,7 @@ def gate_labels(request: GateRequested) -> dict[str, str]:
         "change": request.change,
         "stage": str(request.stage),
         "look": str(request.look),
+        "since": request.since.isoformat(),
     }
 
 
@@ -59,9 +60,10 @@ def gate_sight(
 ) -> GateSight:
     """What the readings say about both arms, from the first stage of the change to now.
 
-    Golden pairs of all stages count: they are labelled with the change and the arm. Live answers
-    count from when their replica is known to belong to its arm: from its first golden answer in
-    that arm, at the latest from `request.since`.
+    Evidence of all stages counts, since arms persist. Golden pairs are labelled with the change
+    and the arm. Live answers count from when their replica belonged to its arm: a baseline's from
+    the start of the rollout, a canary's from the start of the stage in which it was first asked
+    golden prompts as one.
     """
     rows = _merged(readings)
     golden = [(row, Arm[row.labels["arm"]]) for row in rows if _is_gate_row(row, request.change)]
@@ -114,18 +116,24 @@ def _live(
 ) -> list[tuple[Sample, Arm]]:
     """Live rows of replicas while they belonged to their arm of today."""
     arms = _arms(request.arms)
-    starts = dict.fromkeys(arms.items(), request.since)
-    for row, arm in golden:
-        named = (row.replica or "", arm)
-        if named in starts:
-            starts[named] = min(starts[named], row.at)
+    starts = _starts(request, golden)
     return [
         (row, arms[row.replica])
         for row in rows
         if row.labels.get("source") == LIVE
         and row.replica in arms
-        and row.at >= starts[row.replica, arms[row.replica]]
+        and row.at >= starts[row.replica]
     ]
+
+
+def _starts(request: GateRequested, golden: Iterable[tuple[Sample, Arm]]) -> dict[str, datetime]:
+    starts = dict.fromkeys(request.arms.baseline, request.rollout_since)
+    starts |= dict.fromkeys(request.arms.canary, request.since)
+    for row, arm in golden:
+        if arm is Arm.CANARY and row.replica in request.arms.canary:
+            since = datetime.fromisoformat(row.labels["since"])
+            starts[row.replica] = min(starts[row.replica], since)
+    return starts
 
 
 def _spoken(said: Iterable[tuple[Sample, Arm]]) -> list[Observation]:

@@ -92,11 +92,10 @@ class Graphs:
         return graph.compile()
 
     async def _recall(self, state: GateState) -> GateState:
-        """Stored answers of both arms since the change began, as far as the policy looks back."""
+        """Stored answers of both arms since the rollout began, as far as the policy looks back."""
         request = state["request"]
         furthest = request.since - timedelta(seconds=self._senses.policy.recall_s)
-        since = max(request.recommendation.proposed_at, furthest)
-        since = min(since, request.since)
+        since = max(request.rollout_since, furthest)
         replicas = (*request.arms.canary, *request.arms.baseline)
         stored = [
             row

@@ -46,8 +46,8 @@ class ApplicationPolicy(Value):
     session_window_s: float = Field(default=5.0, ge=0)
     settle_s: float = Field(default=2.0, ge=0)
     """Stored readings are complete after this time."""
-    recall_s: float = Field(default=7200.0, gt=0)
-    """How far back a gate looks for golden pairs of earlier stages."""
+    recall_s: float = Field(default=21_600.0, gt=0)
+    """How far before its stage a gate reads evidence of the rollout back, at most."""
     baseline_every_s: float = Field(default=300.0, gt=0)
     baseline_prompts: int = Field(default=40, ge=1)
     baseline_limit_s: float = Field(default=30.0, gt=0)

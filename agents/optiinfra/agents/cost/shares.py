@@ -23,22 +23,25 @@ def staged(
     captured: RouteTable,
     current: RouteTable,
     old: Collection[str],
+    *,
     canaries: Sequence[Replica],
     share: float,
+    gone: Collection[str] = (),
 ) -> Backends:
     """`current` with `share` of the old replicas' traffic on the canaries and the rest on the old.
 
     Replicas that the change does not touch keep their weights, so with none of them the canaries
-    get exactly `share` of all traffic. An old replica that is draining stays so.
+    get exactly `share` of all traffic. An old replica that is draining stays so, one that is gone
+    is left out.
     """
     before = {backend.replica: backend for backend in captured.backends}
-    names = {canary.id for canary in canaries}
+    left_out = {canary.id for canary in canaries} | set(gone)
     kept = tuple(
         _old(backend, before.get(backend.replica, backend), share)
         if backend.replica in old
         else backend
         for backend in current.backends
-        if backend.replica not in names
+        if backend.replica not in left_out
     )
     each = share * _weight_of(captured, old) / len(canaries)
     return kept + tuple(

@@ -193,11 +193,11 @@ def _errors(window: Window, replicas: Sequence[str]) -> Pooled | None:
     newest = [window.newest(_ERRORS, name) for name in replicas]
     if any(isinstance(r, Unknown) and r.reason is UnknownReason.NOT_SUPPORTED for r in newest):
         return None
-    failed = window.rate(_ERRORS, replicas)
-    finished = window.rate("requests_per_s", replicas)
+    failed = window.count(_ERRORS, replicas)
+    finished = window.count("requests_per_s", replicas)
     if isinstance(failed, Unknown) or isinstance(finished, Unknown):
         return Pooled(failed if isinstance(failed, Unknown) else finished, 0)
     total = max(failed.value, finished.value)
     if total == 0:
         return Pooled(Unknown(reason=UnknownReason.NO_TRAFFIC, detail="nothing finished"), 0)
-    return Pooled(Known(value=failed.value / total), round(total * window.span_s))
+    return Pooled(Known(value=failed.value / total), round(total))

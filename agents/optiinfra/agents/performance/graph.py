@@ -98,7 +98,7 @@ class PerformanceGraphs:
         graph.add_edge("judge", END)
         return graph.compile(name="performance-gate")
 
-    async def _scrape(self, _: SenseState) -> SenseState:
+    async def _scrape(self, state: SenseState) -> SenseState:  # noqa: ARG002
         return {"rounds": list(await self._sensing.scrape())}
 
     async def _publish(self, state: SenseState) -> SenseState:

@@ -60,9 +60,7 @@ class Child:
         self.spec.pid_path.write_text(f"{self._process.pid}\n")
 
     def _fork(self) -> subprocess.Popen[bytes]:
-        uid = "-" if self.spec.uid is None else str(self.spec.uid)
-        prefix = [sys.executable, "-I", "-S", launcher.__file__, uid]
-        prefix += [str(int(self.spec.stop_signals[0])), str(os.getpid())]
+        prefix = launched(self.spec.uid, self.spec.stop_signals[0])
         with self.spec.log_path.open("ab") as log:
             return subprocess.Popen(  # noqa: S603
                 [*prefix, *self.spec.argv],
@@ -117,6 +115,13 @@ class Child:
         self.stop()
         tail = log_tail(self.spec.log_path)
         return Unavailable(f"{self.spec.name} {doing}; the end of {self.spec.log_path}:\n{tail}")
+
+
+def launched(uid: int | None, death_signal: int) -> list[str]:
+    """The beginning of a command line that runs the rest as `uid` and dies with this thread."""
+    user = "-" if uid is None else str(uid)
+    arguments = [user, str(int(death_signal)), str(os.getpid())]
+    return [sys.executable, "-I", "-S", launcher.__file__, *arguments]
 
 
 def end_recorded_leftover(pid_path: Path, marker: str, signals: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from optiinfra.schemas.errors import Unavailable
+from optiinfra.storage.embedded.child import launched
 from optiinfra.storage.embedded.places import copied_tree, readable_by_others
 from optiinfra.storage.embedded.processes import command_line, end_leftover
 
@@ -102,17 +103,15 @@ class Cluster:
             os.chown(path, self.uid, self.uid, follow_symlinks=False)
 
     def _run(self, argv: list[str], said: str = "") -> None:
+        """Run one of the binaries to its end, as the cluster's owner; it dies with this thread."""
         done = subprocess.run(  # noqa: S603
-            [str(self.binaries / argv[0]), *argv[1:]],
+            [*launched(self.uid, signal.SIGKILL), str(self.binaries / argv[0]), *argv[1:]],
             input=said,
             capture_output=True,
             text=True,
             check=False,
             cwd="/",
             env=ENV,
-            user=self.uid,
-            group=self.uid,
-            extra_groups=None if self.uid is None else [],
         )
         if done.returncode != 0 or "ERROR:" in done.stderr:
             reason = (done.stderr or done.stdout).strip()

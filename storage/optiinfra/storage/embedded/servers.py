@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -15,10 +15,10 @@ from optiinfra.storage.folder_lock import FolderLock
 
 @dataclass(frozen=True, kw_only=True)
 class Addresses:
-    """Where each part answers; passwords are inside the URLs."""
+    """Where each part answers; passwords are inside the URLs, and out of the repr."""
 
-    nats_url: str
-    postgres_url: str
+    nats_url: str = field(repr=False)
+    postgres_url: str = field(repr=False)
     clickhouse_url: str
     qdrant_url: str
     redis_url: str
@@ -49,7 +49,10 @@ class EmbeddedServers:
         self._lock = FolderLock(self.home)
 
     def start(self) -> Addresses:
-        """Start all and wait until they answer. `Conflict` when the home is in use."""
+        """Start all and wait until they answer. `Conflict` when the home is in use.
+
+        It blocks for a second at the first start: call it before the event loop, or in a thread.
+        """
         make_private_folder(self.home)
         self._lock.acquire()
         try:

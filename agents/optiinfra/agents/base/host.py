@@ -1,0 +1,222 @@
+"""Runs one agent on the bus: registers it, keeps its heart beating, hands events to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import structlog
+from optiinfra.events.bus import Bus
+from optiinfra.events.consume import Consumer, ConsumerSpec, Inbox
+from optiinfra.events.publish import Publisher
+
+from optiinfra.agents.base.agent import Agent, Clock, Say
+from optiinfra.events import facts as f
+from optiinfra.events.envelope import Event
+from optiinfra.events.subjects import Stream
+from optiinfra.schemas.errors import OptiInfraError
+from optiinfra.schemas.ids import NewId, derived_id
+
+log = structlog.get_logger()
+
+
+@runtime_checkable
+class HearsSamples(Protocol):
+    """An agent that also scores tapped answers, in batches."""
+
+    async def hear_samples(self, events: Sequence[Event]) -> Sequence[f.Fact]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which instance this is."""
+
+    tenant: str
+    instance: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What the host needs of the outside."""
+
+    bus: Bus
+    publisher: Publisher
+    inbox: Inbox
+    clock: Clock
+    new_id: NewId
+    jitter: Callable[[], float]
+
+
+@dataclass(slots=True)
+class Work:
+    """What the heartbeat tells."""
+
+    handled: int = 0
+    failed: int = 0
+    busy_with: list[str] = field(default_factory=list)
+
+
+class AgentHost:
+    """One agent instance; `run` goes on until it is cancelled.
+
+    A failing round of sensing is logged and tried again at the next tick; a failing handler is
+    the consumer's matter (retry, then dead letter).
+    """
+
+    def __init__(
+        self, agent: Agent, identity: Identity, ports: Ports, *, heartbeat_s: float = 15.0
+    ) -> None:
+        self._agent = agent
+        self._identity = identity
+        self._ports = ports
+        self._heartbeat_s = heartbeat_s
+        self._work = Work()
+
+    async def run(self) -> None:
+        await self._register()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._beat(), name=f"{self._agent.name}-heartbeat")
+            group.create_task(self._sense(), name=f"{self._agent.name}-sense")
+            for consumer in self._consumers():
+                group.create_task(consumer.run(), name=consumer.spec.name)
+
+    def _consumers(self) -> list[Consumer]:
+        name = self._agent.name.value
+        made = []
+        if self._agent.hears:
+            spec = ConsumerSpec(name=name, stream=Stream.CHANGES, prefixes=self._agent.hears)
+            made.append(self._consumer(spec, handle=self._handle))
+        if isinstance(self._agent, HearsSamples):
+            spec = ConsumerSpec(
+                name=f"{name}-samples", stream=Stream.SAMPLES, prefixes=("sample.answer",)
+            )
+            made.append(self._consumer(spec, handle_batch=self._handle_samples))
+        return made
+
+    def _consumer(
+        self,
+        spec: ConsumerSpec,
+        *,
+        handle: Callable[[Event], Awaitable[None]] | None = None,
+        handle_batch: Callable[[Sequence[Event]], Awaitable[Sequence[BaseException | None]]]
+        | None = None,
+    ) -> Consumer:
+        ports = self._ports
+        return Consumer(
+            ports.bus,
+            spec,
+            handle=handle,
+            handle_batch=handle_batch,
+            publisher=ports.publisher,
+            inbox=ports.inbox if handle else None,
+            clock=ports.clock,
+            jitter=ports.jitter,
+        )
+
+    async def _register(self) -> None:
+        registered = f.AgentRegistered(
+            tenant=self._identity.tenant,
+            agent=self._agent.name.value,
+            instance=self._identity.instance,
+            version=self._identity.version,
+            capabilities=self._agent.capabilities,
+            at=self._ports.clock(),
+        )
+        await self._publish(registered, self._ports.new_id(), cause=None)
+        log.info("agent.registered", agent=self._agent.name.value)
+
+    async def _beat(self) -> None:
+        while True:
+            beat = f.AgentHeartbeat(
+                tenant=self._identity.tenant,
+                agent=self._agent.name.value,
+                instance=self._identity.instance,
+                version=self._identity.version,
+                capabilities=self._agent.capabilities,
+                busy_with=self._work.busy_with[-1] if self._work.busy_with else None,
+                handled=self._work.handled,
+                failed=self._work.failed,
+                at=self._ports.clock(),
+            )
+            try:
+                await self._publish(beat, self._ports.new_id(), cause=None)
+            except OptiInfraError as failed:
+                log.warning("agent.heartbeat_failed", reason=str(failed))
+            await asyncio.sleep(self._heartbeat_s)
+
+    async def _sense(self) -> None:
+        while True:
+            try:
+                for fact in await self._agent.sense():
+                    await self._publish(fact, self._id_of(fact, None, 0), cause=None)
+            except OptiInfraError as failed:
+                self._work.failed += 1
+                log.warning("agent.sense_failed", agent=self._agent.name.value, reason=str(failed))
+            except Exception:
+                self._work.failed += 1
+                log.exception("agent.sense_crashed", agent=self._agent.name.value)
+            await asyncio.sleep(self._agent.sense_every_s)
+
+    async def _handle(self, event: Event) -> None:
+        self._work.busy_with.append(f"{event.fact.kind} {event.correlation or ''}".strip())
+        try:
+            facts = await self._agent.handle(event, self._say_for(event))
+        except BaseException:
+            self._work.failed += 1
+            raise
+        finally:
+            self._work.busy_with.pop()
+        for index, fact in enumerate(facts):
+            await self._publish(fact, self._id_of(fact, event, index), cause=event)
+        self._work.handled += 1
+
+    async def _handle_samples(self, events: Sequence[Event]) -> Sequence[BaseException | None]:
+        assert isinstance(self._agent, HearsSamples)
+        facts = await self._agent.hear_samples(events)
+        batch = derived_id(*(event.id for event in events))
+        made = [
+            self._ports.publisher.event(
+                fact, tenant=self._identity.tenant, id=derived_id(batch, index)
+            )
+            for index, fact in enumerate(facts)
+        ]
+        for result in await self._ports.publisher.publish_many(made):
+            if isinstance(result, OptiInfraError):
+                raise result
+        self._work.handled += len(events)
+        return [None] * len(events)
+
+    def _say_for(self, event: Event) -> Say:
+        async def say(fact: f.Fact) -> None:
+            await self._publish(fact, self._id_of(fact, event, 0), cause=event)
+
+        return say
+
+    async def _publish(self, fact: f.Fact, name: str, *, cause: Event | None) -> None:
+        change = f.change_of(fact)
+        made = self._ports.publisher.event(
+            fact,
+            tenant=cause.tenant if cause else self._identity.tenant,
+            id=name,
+            correlation=change or (cause.correlation if cause else None),
+            causation=cause.id if cause else None,
+        )
+        await self._ports.publisher.publish(made)
+
+    def _id_of(self, fact: f.Fact, cause: Event | None, index: int) -> str:
+        """The same fact gets the same id however often it is derived, so repeats are dropped."""
+        match fact:
+            case f.RecommendationProposed():
+                return derived_id("proposed", fact.recommendation.id)
+            case f.VoteCast():
+                return derived_id("vote", fact.vote.change, fact.vote.agent, fact.vote.round)
+            case f.GateAnswered():
+                answer = fact.answer
+                return derived_id("gate", answer.change, answer.stage, answer.look, answer.assessor)
+            case _ if cause is not None:
+                return derived_id(cause.id, fact.kind, index)
+            case _:
+                return self._ports.new_id()

@@ -1,0 +1,88 @@
+"""Wires the cost agent: it watches spend, proposes spot moves and carries approved ones out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from optiinfra.agents.base.agent import Say
+from optiinfra.agents.base.readings import Telemetry
+from optiinfra.agents.cost.execute import Executor
+from optiinfra.agents.cost.graph import Senses, build
+from optiinfra.agents.cost.job import Hands
+from optiinfra.agents.cost.outcome import outcome
+from optiinfra.events.commands import ExecutionRequested, RollbackRequested
+from optiinfra.events.envelope import Event
+from optiinfra.events.facts import ChangeCompleted, ChangeRolledBack, Fact
+from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.vote import AgentName
+
+_log = structlog.get_logger()
+
+
+class CostAgent:
+    """See `optiinfra.agents.base.agent.Agent`. It proposes and executes; it does not vote."""
+
+    def __init__(
+        self, senses: Senses, hands: Hands, telemetry: Telemetry, *, sense_every_s: float = 30.0
+    ) -> None:
+        self._graph = build(senses)
+        self._hands = hands
+        self._telemetry = telemetry
+        self._sense_every_s = sense_every_s
+        self._executor = Executor({(d.tenant, d.id): d for d in senses.deployments}, hands)
+
+    @property
+    def name(self) -> AgentName:
+        return AgentName.COST
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        return (
+            "propose:spot_migration",
+            "propose:spot_replacement",
+            "execute:spot_migration",
+            "execute:spot_replacement",
+        )
+
+    @property
+    def hears(self) -> tuple[str, ...]:
+        return (
+            "execution.requested",
+            "rollback.requested",
+            "change.completed",
+            "change.rolled_back",
+        )
+
+    @property
+    def sense_every_s(self) -> float:
+        return self._sense_every_s
+
+    async def sense(self) -> Sequence[Fact]:
+        """Spend of every deployment, and what follows from it."""
+        facts: list[Fact] = (await self._graph.ainvoke({}))["facts"]
+        return facts
+
+    async def handle(self, event: Event, say: Say) -> Sequence[Fact]:
+        """Errors as the protocol says. The time left is counted from the sender's own clock."""
+        match event.fact:
+            case ExecutionRequested() as command:
+                budget_s = (command.deadline - event.time).total_seconds()
+                return await self._executor.execute(command, budget_s, say)
+            case RollbackRequested() as command:
+                budget_s = (command.deadline - event.time).total_seconds()
+                return await self._executor.roll_back(command, budget_s)
+            case ChangeCompleted(change=change):
+                return await self._outcome(change, ChangeState.COMPLETED)
+            case ChangeRolledBack(change=change):
+                return await self._outcome(change, ChangeState.ROLLED_BACK)
+            case _:
+                return []
+
+    async def _outcome(self, change: str, terminal: ChangeState) -> Sequence[Fact]:
+        found = await outcome(change, terminal, self._hands, self._telemetry)
+        if found is None:
+            _log.info("outcome.not_ours", change=change)
+            return []
+        return [found]

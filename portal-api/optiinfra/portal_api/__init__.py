@@ -1,0 +1,1 @@
+"""Who shows it: the API and its live stream."""

@@ -1,0 +1,1 @@
+"""How processes are put together: settings, wiring, the command line."""
