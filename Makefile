@@ -10,6 +10,8 @@ BIN := .venv/bin
 PURE := */optiinfra/schemas/**,*/optiinfra/serving/**,*/optiinfra/agents/*/policy.py
 PURE := $(PURE),*/optiinfra/coordinator/saga.py,*/optiinfra/coordinator/saga/**
 PURE := $(PURE),*/optiinfra/coordinator/conflicts.py
+PURE := $(PURE),*/optiinfra/agents/application/gate.py,*/optiinfra/agents/application/assess.py
+PURE := $(PURE),*/optiinfra/agents/application/scoring.py,*/optiinfra/agents/application/sequential.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test check fix bench lock clean ready-demo ready-dev

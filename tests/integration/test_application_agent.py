@@ -33,7 +33,7 @@ from optiinfra.schemas.deployment import (
     Replica,
     ReplicaState,
 )
-from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.errors import Rejected, Unavailable
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.recommendation import (
     Recommendation,
@@ -98,12 +98,15 @@ class Fleet:
 
     urls: dict[str, str | None]
     now: datetime = AT
+    is_lost: bool = False
 
     def clock(self) -> datetime:
         self.now += timedelta(milliseconds=1)
         return self.now
 
     async def replicas(self, tenant: str, deployment: str) -> Sequence[Replica]:
+        if self.is_lost:
+            raise Unavailable("the cloud is away")
         return [
             Replica(
                 id=name,
@@ -245,6 +248,16 @@ async def test_a_replica_that_cannot_be_reached_holds(world: World) -> None:
     assert "not reached: new (it has no URL)" in answer.reason
 
 
+async def test_a_look_that_is_asked_for_twice_asks_the_same_prompts(world: World) -> None:
+    asked = gate_request(world.fleet.now, 1)
+    prompts = []
+    for _ in range(2):
+        facts = await world.hear(asked)
+        assert isinstance(facts[0], MetricsMeasured)
+        prompts.append([row.labels["unit"] for row in facts[0].samples])
+    assert prompts[0] == prompts[1]
+
+
 async def test_a_look_after_its_deadline_asks_nobody_and_holds(world: World) -> None:
     late = gate_request(world.fleet.now, 1).model_copy(update={"deadline": world.fleet.now})
     facts = await world.hear(late)
@@ -340,6 +353,25 @@ async def test_without_a_serving_replica_the_baseline_is_unknown(world: World) -
     world.store.keep([fact])
     abstention = await vote(world)
     assert "no replica serves" in abstention.reasons[0]
+
+
+async def test_a_canary_on_trial_does_not_spoil_the_baseline(
+    world: World, engines: dict[str, EmulatorServer]
+) -> None:
+    engines["new"].degrade(Defect(wrong_answer_rate=1.0))
+    await world.look(1)
+    facts = await world.agent.sense()
+    assert isinstance(facts[1], QualityAssessed)
+    assert facts[1].mean > 0.9
+    assert isinstance(facts[0], MetricsMeasured)
+    assert {row.replica for row in facts[0].samples} == {"old", None}
+
+
+async def test_when_nobody_can_name_the_replicas_the_baseline_is_unknown(world: World) -> None:
+    world.fleet.is_lost = True
+    (fact,) = await world.agent.sense()
+    assert isinstance(fact, MetricsMeasured)
+    assert "the cloud is away" in fact.samples[0].reading.model_dump_json()
 
 
 async def test_an_unreachable_fleet_gives_no_baseline_and_says_why(world: World) -> None:

@@ -300,25 +300,24 @@ def test_another_user_than_root_can_run_them(home: Path, parent: Callable[..., P
 class TestRoot:
     """Root needs a place that PostgreSQL's user can reach."""
 
-    async def test_a_closed_home_keeps_its_cluster_in_an_open_place(self, tmp_path: Path) -> None:
+    async def test_a_closed_home_keeps_its_cluster_in_an_open_place(
+        self, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(places, "PERSISTENT_ROOT", home / "places")
         (tmp_path / "postgres").mkdir()
         server = PostgresServer(tmp_path / "postgres", durable=False)
         place = places.place_for_another_user(tmp_path / "postgres")
-        try:
-            connection = await asyncpg.connect(server.start())
-            await connection.execute("CREATE TABLE kept ()")
-            await connection.close()
-            server.stop()
-            again = PostgresServer(tmp_path / "postgres", durable=False)
-            connection = await asyncpg.connect(again.start())
-            assert await connection.fetchval("SELECT count(*) FROM kept") == 0
-            await connection.close()
-            again.stop()
-            assert list(place.rglob("PG_VERSION"))
-            assert not places.reachable_by_others(tmp_path)
-        finally:
-            server.stop()
-            shutil.rmtree(place)
+        connection = await asyncpg.connect(server.start())
+        await connection.execute("CREATE TABLE kept ()")
+        await connection.close()
+        server.stop()
+        again = PostgresServer(tmp_path / "postgres", durable=False)
+        connection = await asyncpg.connect(again.start())
+        assert await connection.fetchval("SELECT count(*) FROM kept") == 0
+        await connection.close()
+        again.stop()
+        assert list(place.rglob("PG_VERSION"))
+        assert not places.reachable_by_others(tmp_path)
 
     def test_a_tree_that_others_cannot_read_is_copied_whole_and_once(
         self, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""The golden set: what ships, what a user may give, how prompts rotate, and how replicas are asked."""
+"""The golden set: what ships, what a user may give, how it rotates, how replicas are asked."""
 
 from __future__ import annotations
 

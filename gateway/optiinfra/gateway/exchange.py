@@ -118,10 +118,10 @@ class Exchange:
         outcome = Outcome.CANCELLED
         try:
             await response.prepare(self._request)
-            broken = await self._body(answer, response)
+            tail = await self._body(answer, response)
             self._meter.finish()
-            outcome = self._outcome(answer.status, broken=broken)
-            await self._close(response, outcome)
+            outcome = self._outcome(answer.status, broken=tail is None)
+            await self._close(response, outcome, tail or b"")
         except ConnectionError:
             outcome = self._outcome_of_leaving()
         self._finish(outcome)
@@ -140,18 +140,24 @@ class Exchange:
         )
         return response
 
-    async def _body(self, answer: aiohttp.ClientResponse, response: web.StreamResponse) -> bool:
-        """Pass the body on as it comes; True when the backend broke off."""
+    async def _body(
+        self, answer: aiohttp.ClientResponse, response: web.StreamResponse
+    ) -> bytes | None:
+        """Pass the body on as it comes; None when the backend broke off.
+
+        Bytes that came together with the end are returned, to be sent together with it.
+        """
         self._begun = True
         content, monotonic = answer.content, self._ports.monotonic
         while True:
             try:
                 chunk = await content.readany()
             except BROKEN:
-                return True
-            if not chunk:
-                return False
+                return None
             now_s = monotonic()
+            if content.at_eof():
+                self._meter.feed(chunk, now_s)
+                return chunk
             await response.write(chunk)
             if self._added_s is None:
                 self._added_s = (self._asked_s - self._received_s) + (monotonic() - now_s)
@@ -167,15 +173,19 @@ class Exchange:
         unfinished = streamed and not answer.complete and self._inbound.path in GENERATION_PATHS
         return Outcome.TRUNCATED if broken or unfinished else Outcome.SERVED
 
-    async def _close(self, response: web.StreamResponse, outcome: Outcome) -> None:
+    async def _close(self, response: web.StreamResponse, outcome: Outcome, tail: bytes) -> None:
         """End the answer; a broken one is ended so that the client cannot take it for whole."""
         if outcome is not Outcome.TRUNCATED:
-            await response.write_eof()
+            started_s = self._ports.monotonic()
+            await response.write_eof(tail)
+            if self._added_s is None:
+                waited_s = self._asked_s - self._received_s
+                self._added_s = waited_s + (self._ports.monotonic() - started_s)
             return
         response.force_close()
         if isinstance(self._meter, StreamMeter):
             problem = Problem(502, "upstream_broke", "the replica broke off amid its answer")
-            await response.write(problem.event())
+            await response.write(tail + problem.event())
             await response.write_eof()
         elif self._request.transport is not None:
             self._request.transport.abort()

@@ -58,7 +58,7 @@ class CardModel:
     card: PerfCard
     config: SchedulerConfig = field(default_factory=SchedulerConfig)
     time_scale: float = 1.0
-    requests: int = 300
+    requests: int = 600
     _forecasts: dict[tuple[FrozenLengths, float], LatencyForecast] = field(
         default_factory=dict, compare=False, repr=False
     )

@@ -6,11 +6,13 @@ import csv
 import gzip
 import io
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from importlib.resources import files
+from itertools import accumulate
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -240,26 +242,19 @@ def _held(
 
 def _percentile(weighted: Sequence[tuple[float, float]], fraction: float) -> float:
     """The smallest price that held, with all cheaper ones, for `fraction` of the time."""
-    total = sum(seconds for _, seconds in weighted)
-    reached = 0.0
-    for price, seconds in weighted:
-        reached += seconds
-        if reached >= fraction * total:
-            return price
-    return weighted[-1][0]
+    sums = list(accumulate(seconds for _, seconds in weighted))
+    return weighted[bisect_left(sums, fraction * sums[-1])][0]
 
 
 def _prices(row: _Row, market: Market) -> tuple[float, float, float] | None:
-    match market:
-        case Market.ON_DEMAND:
-            return row.on_demand, row.on_demand, row.on_demand
-        case Market.SPOT:
-            return row.spot
-        case Market.RESERVED:
-            if not row.reserved:
-                return None
-            ordered = sorted(row.reserved)
-            return ordered[0], ordered[len(ordered) // 2], ordered[-1]
+    if market is Market.ON_DEMAND:
+        return row.on_demand, row.on_demand, row.on_demand
+    if market is Market.SPOT:
+        return row.spot
+    if not row.reserved:
+        return None
+    ordered = sorted(row.reserved)
+    return ordered[0], ordered[len(ordered) // 2], ordered[-1]
 
 
 def _band(prices: tuple[float, float, float] | None, source: PriceSource) -> PriceBand | None:

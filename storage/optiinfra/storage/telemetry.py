@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 from optiinfra.events.envelope import Event
@@ -45,9 +45,8 @@ class StoredTelemetry:
 class MetricSink:
     """Writes measured metrics into the store; one insert a batch of events."""
 
-    def __init__(self, store: MetricStore, clock: Callable[[], datetime]) -> None:
+    def __init__(self, store: MetricStore) -> None:
         self._store = store
-        self._clock = clock
 
     async def __call__(self, events: Sequence[Event]) -> Sequence[BaseException | None]:
         """Handles one batch; what is stored twice by a redelivery is read once (by event id)."""

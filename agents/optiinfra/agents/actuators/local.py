@@ -157,13 +157,13 @@ class LocalActuator:
         args = self._command.filled(spec, record.replica, record.port)
         if shutil.which(args[0]) is None:
             raise Rejected(f"{args[0]!r} cannot be run", hint="check the engine command")
+        args = ["env", *(f"{name}={value}" for name, value in self._command.env.items()), *args]
         with (home / "log").open("ab") as log:
             self._children[spec.token] = subprocess.Popen(  # noqa: S603, ASYNC220 - execs at once
                 ["/bin/sh", "-c", _CLAIM, str(home / "pid"), *args],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self._command.env},
                 start_new_session=True,
             )
         if not await _until(lambda: _pid(home) is not None, self._stop_s):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
 from types import TracebackType
@@ -202,10 +202,10 @@ class GatewayTraffic:
                     raise
 
     async def set_backends(
-        self, tenant: TenantId, deployment: DeploymentId, backends: Backends
+        self, tenant: TenantId, deployment: DeploymentId, backends: Sequence[Backend]
     ) -> RouteStatus:
         """Make `backends` the whole table, whoever wrote in between."""
-        return await self.modify(tenant, deployment, lambda _: backends)
+        return await self.modify(tenant, deployment, lambda _: tuple(backends))
 
     async def shift(
         self, tenant: TenantId, deployment: DeploymentId, weights: Mapping[ReplicaId, float]

@@ -9,14 +9,18 @@ from datetime import datetime, timedelta
 
 from optiinfra.agents.application.gate import GateSight
 from optiinfra.agents.application.policy import ApplicationPolicy
-from optiinfra.agents.application.records import ANSWER_OK, ANSWER_SCORE, GOLDEN, LIVE, is_current
+from optiinfra.agents.application.records import (
+    ANSWER_OK,
+    ANSWER_SCORE,
+    GATE,
+    GOLDEN,
+    LIVE,
+    is_current,
+)
 from optiinfra.agents.application.sequential import Arm, Observation, coverage_of, sessions
 from optiinfra.events.commands import GateRequested
 from optiinfra.schemas.rollout import Arms
 from optiinfra.schemas.telemetry import Known, Sample
-
-GATE = "gate"
-"""The purpose that golden prompts of a look are labelled with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +48,19 @@ def gate_labels(request: GateRequested) -> dict[str, str]:
     }
 
 
-def prompts_asked(stored: Iterable[Sample], change: str) -> Counter[str]:
-    """How often each golden prompt was put to the canary in earlier looks of a change."""
+def prompts_asked(stored: Iterable[Sample], request: GateRequested) -> Counter[str]:
+    """How often each golden prompt was put to the canary in the rollout's other looks.
+
+    A look that is answered again (its request came twice) asks the same prompts again.
+    """
+    this_look = str(request.stage), str(request.look)
     return Counter(
         row.labels["unit"]
         for row in stored
-        if _is_gate_row(row, change)
+        if _is_gate_row(row, request.change)
         and row.metric == ANSWER_SCORE
         and row.labels["arm"] == Arm.CANARY.name
+        and (row.labels["stage"], row.labels["look"]) != this_look
     )
 
 

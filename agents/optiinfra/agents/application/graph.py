@@ -114,7 +114,7 @@ class Graphs:
             state["deployment"],
             await senses.arms(state["deployment"], arms),
             senses.golden.choose(
-                request.change, prompts_asked(stored, request.change), senses.policy.golden_per_look
+                request.change, prompts_asked(stored, request), senses.policy.golden_per_look
             ),
             gate_labels(request),
             limit_s=max(0.0, min(senses.policy.golden_limit_s, left_s)),

@@ -22,6 +22,8 @@ QUALITY_BASELINE = "quality_baseline"
 
 LIVE = "live"
 GOLDEN = "golden"
+GATE, BASELINE = "gate", "baseline"
+"""What golden prompts were asked for."""
 _CUT = "length"
 _LEAST_FORMAT = 0.5
 """Below this an answer is garbage (loops, unreadable), not merely a worse one."""

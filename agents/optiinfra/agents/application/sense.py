@@ -11,6 +11,8 @@ from optiinfra.agents.application.golden import Ask, GoldenItem, GoldenRunner, G
 from optiinfra.agents.application.policy import ApplicationPolicy, Baseline
 from optiinfra.agents.application.records import (
     ANSWER_SCORE,
+    BASELINE,
+    GATE,
     LIVE,
     QUALITY_BASELINE,
     assess_golden,
@@ -18,13 +20,12 @@ from optiinfra.agents.application.records import (
     golden_samples,
     stored_baseline,
 )
+from optiinfra.agents.application.sequential import Arm
 from optiinfra.agents.base.agent import Clock
 from optiinfra.agents.base.readings import Telemetry
 from optiinfra.schemas.deployment import Deployment, Replica, ReplicaState
+from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unknown, UnknownReason
-
-BASELINE = "baseline"
-"""The purpose that golden prompts of a baseline run are labelled with."""
 
 
 class ReplicaSource(Protocol):
@@ -125,11 +126,17 @@ class Senses:
         """Two answers to each of a few golden prompts, in turn from the replicas that serve.
 
         Two answers of equals show how much answers differ without any change (an A/A run).
+        Replicas that a gate has lately asked as a canary are no equals yet and are left out.
         """
-        known = await self.replicas.replicas(deployment.tenant, deployment.id)
+        try:
+            known = await self.replicas.replicas(deployment.tenant, deployment.id)
+        except Unavailable as error:
+            return BaselineRun(self.clock(), (), None, str(error))
+        trial = await self._on_trial(deployment)
         serving = [one for one in known if one.state is ReplicaState.SERVING and one.url]
+        serving = [one for one in serving if one.id not in trial]
         if not serving:
-            return BaselineRun(self.clock(), (), None, "no replica serves")
+            return BaselineRun(self.clock(), (), None, "no replica serves that is not on trial")
         turn = int(self.clock().timestamp() // self.policy.baseline_every_s)
         items = self.golden.choose(f"{BASELINE}:{turn}", {}, self.policy.baseline_prompts)
         asks = [
@@ -141,6 +148,15 @@ class Senses:
             asks, deployment.model, limit_s=self.policy.baseline_limit_s
         )
         return _baseline_run(replies, self.clock(), turn)
+
+    async def _on_trial(self, deployment: Deployment) -> frozenset[str | None]:
+        since = self.clock() - timedelta(seconds=self.policy.baseline_every_s)
+        rows = await self.stored(deployment, ANSWER_SCORE, since)
+        return frozenset(
+            row.replica
+            for row in rows
+            if row.labels.get("purpose") == GATE and row.labels.get("arm") == Arm.CANARY.name
+        )
 
     async def vote_baseline(self, deployment: Deployment) -> tuple[Baseline | None, str]:
         """The latest baseline that is fresh, or None with the reason."""

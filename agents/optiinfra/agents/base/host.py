@@ -26,7 +26,7 @@ log = structlog.get_logger()
 class HearsSamples(Protocol):
     """An agent that also scores tapped answers, in batches."""
 
-    async def hear_samples(self, events: Sequence[Event]) -> Sequence[f.Fact]: ...
+    async def samples_handler(self, events: Sequence[Event]) -> Sequence[f.Fact]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class AgentHost:
 
     async def _handle_samples(self, events: Sequence[Event]) -> Sequence[BaseException | None]:
         assert isinstance(self._agent, HearsSamples)
-        facts = await self._agent.hear_samples(events)
+        facts = await self._agent.samples_handler(events)
         batch = derived_id(*(event.id for event in events))
         made = [
             self._ports.publisher.event(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from optiinfra.agents.base.readings import Telemetry
 from optiinfra.schemas.deployment import Deployment
-from optiinfra.schemas.telemetry import Sample
 from optiinfra.serving.windows import SCRAPES, Window
 
 LOAD = ("requests_running", "requests_waiting", "requests_per_s", SCRAPES)
@@ -38,19 +37,17 @@ async def stored_window(
     """
     names = tuple(dict.fromkeys(metrics))
     after = until + timedelta(milliseconds=1)
-    tasks: list[asyncio.Task[Sequence[Sample]]] = []
     try:
         async with asyncio.TaskGroup() as group:
-            for metric in names:
-                asked = telemetry.window(
-                    deployment.tenant, deployment.id, metric, since=since, until=after
+            tasks = [
+                group.create_task(
+                    telemetry.window(
+                        deployment.tenant, deployment.id, metric, since=since, until=after
+                    )
                 )
-                tasks.append(group.create_task(_answer(asked)))
+                for metric in names
+            ]
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from failed
     found = {name: tuple(task.result()) for name, task in zip(names, tasks, strict=True)}
     return Window(since, until, stale_s, found)
-
-
-async def _answer(asked: Awaitable[Sequence[Sample]]) -> Sequence[Sample]:
-    return await asked

@@ -31,7 +31,8 @@ class CostAgent:
         self._hands = hands
         self._telemetry = telemetry
         self._sense_every_s = sense_every_s
-        self._executor = Executor({(d.tenant, d.id): d for d in senses.deployments}, hands)
+        self._deployments = {(d.tenant, d.id): d for d in senses.deployments}
+        self._executor = Executor(self._deployments, hands)
 
     @property
     def name(self) -> AgentName:
@@ -81,7 +82,13 @@ class CostAgent:
                 return []
 
     async def _outcome(self, change: str, terminal: ChangeState) -> Sequence[Fact]:
-        found = await outcome(change, terminal, self._hands, self._telemetry)
+        found = await outcome(
+            change,
+            terminal,
+            self._hands,
+            telemetry=self._telemetry,
+            deployments=self._deployments,
+        )
         if found is None:
             _log.info("outcome.not_ours", change=change)
             return []

@@ -56,6 +56,8 @@ class Executor:
             intent = await self._begin(command, captured)
             if intent.result is not None:
                 return [_repeated(command, intent.result)]
+            if not intent.captured:
+                raise StepFailed("the change was rolled back before this step")
             await say(
                 ExecutionStarted(
                     change=command.change,

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from statistics import fmean, pstdev
 
 from optiinfra.agents.base.readings import Telemetry
+from optiinfra.agents.collectors.stored import LATENCIES, stored_window
 from optiinfra.agents.cost.job import Captured, Hands
 from optiinfra.events.facts import OutcomeRecorded
 from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.deployment import Deployment, ReplicaState
 from optiinfra.schemas.money import HOURS_PER_MONTH
 from optiinfra.schemas.outcome import Outcome
 from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unknown, UnknownReason
 
-OUTCOME_METRICS = {
-    "ttft_p95_s": "ttft_p95_s",
-    "tpot_p95_s": "tpot_p95_s",
-    "quality_mean": "quality_mean",
-}
-"""Field of the outcome: metric that is read for it."""
+ANSWER_SCORE = "answer_score"
+"""The application agent's score of one sampled answer, 0-1."""
 _WINDOW = timedelta(minutes=5)
+_STALE_S = 60.0
 
 
 async def outcome(
-    change: str, terminal: ChangeState, hands: Hands, telemetry: Telemetry
+    change: str,
+    terminal: ChangeState,
+    hands: Hands,
+    *,
+    telemetry: Telemetry,
+    deployments: Mapping[tuple[str, str], Deployment],
 ) -> OutcomeRecorded | None:
     """The outcome of a change that this agent has executed; None for any other.
 
@@ -36,12 +41,20 @@ async def outcome(
         return None
     before = Captured.model_validate(kept)
     proposal, now = before.recommendation, hands.clock()
+    deployment = deployments.get((proposal.tenant, proposal.deployment))
+    if deployment is None:
+        return None
     fleet = await hands.fleet(proposal.tenant, proposal.deployment)
     after = await hands.pricing.spend(list(fleet.values()))
-    latency = {
-        field: await _measured(telemetry, proposal, metric, now)
-        for field, metric in OUTCOME_METRICS.items()
-    }
+    window = await stored_window(
+        telemetry,
+        deployment,
+        (*LATENCIES, ANSWER_SCORE),
+        since=now - _WINDOW,
+        until=now,
+        stale_s=_STALE_S,
+    )
+    serving = [one.id for one in fleet.values() if one.state is ReplicaState.SERVING]
     return OutcomeRecorded(
         outcome=Outcome(
             change=change,
@@ -53,8 +66,10 @@ async def outcome(
             usd_per_hour_before=before.spend,
             usd_per_hour_after=after,
             features=features(proposal),
+            ttft_p95_s=window.quantile("ttft_s", 0.95, serving).reading,
+            tpot_p95_s=window.quantile("tpot_s", 0.95, serving).reading,
+            quality_mean=_mean(window.series[ANSWER_SCORE]),
             at=now,
-            **latency,
         )
     )
 
@@ -84,22 +99,9 @@ def _realised(before: Reading, after: Reading) -> Known | Unknown:
     )
 
 
-async def _measured(
-    telemetry: Telemetry, proposal: Recommendation, metric: str, now: datetime
-) -> Known | Unknown:
-    """The mean over the replicas of each one's newest reading in the last five minutes."""
-    samples = await telemetry.window(
-        proposal.tenant, proposal.deployment, metric, since=now - _WINDOW, until=now
-    )
-    return _mean(samples, metric)
-
-
-def _mean(samples: Sequence[Sample], metric: str) -> Known | Unknown:
-    newest = {sample.replica: sample.reading for sample in samples}
-    whole = newest.pop(None, None)
-    if whole is not None:
-        return whole
-    values = [reading.value for reading in newest.values() if isinstance(reading, Known)]
-    if not values:
-        return Unknown(reason=UnknownReason.MISSING, detail=f"no {metric} in the last 5 minutes")
-    return Known(value=sum(values) / len(values))
+def _mean(samples: Sequence[Sample]) -> Known | Unknown:
+    """The mean score of the answers in the window, ± its standard error."""
+    scores = [sample.reading.value for sample in samples if isinstance(sample.reading, Known)]
+    if not scores:
+        return Unknown(reason=UnknownReason.NO_TRAFFIC, detail="no answer scored in 5 minutes")
+    return Known(value=fmean(scores), error=pstdev(scores) / len(scores) ** 0.5)

@@ -230,7 +230,7 @@ def saving(
     def month(spot_price: float, interruptions: float) -> float:
         gained = on_demand.mid - spot_price
         overlap = policy.start_up_s / 3_600.0 * on_demand.mid
-        lost = interruptions * (policy.fallback_hours * gained + overlap)
+        lost = interruptions * (policy.fallback_hours * max(gained, 0.0) + overlap)
         return count * (HOURS_PER_MONTH * gained - lost)
 
     forecast = Interval(

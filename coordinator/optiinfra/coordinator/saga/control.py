@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from optiinfra.coordinator.saga.staging import close_look_as, proceed, roll_back
+from optiinfra.coordinator.saga.state import STOP_SWITCH
 from optiinfra.coordinator.saga.turn import Turn
+from optiinfra.coordinator.saga.voting import begin
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.schemas.change import ChangeState, ControlVerb, Phase
@@ -17,7 +19,10 @@ def controlled(turn: Turn, fact: c.ControlRequested) -> None:
 
 
 def _pause(turn: Turn, fact: c.ControlRequested) -> None:
-    if turn.saga.paused_by is None:
+    """A person's pause takes the place of the stop switch's, so that only a person ends it."""
+    by_person = turn.saga.paused_by not in (None, STOP_SWITCH)
+    again = by_person or turn.saga.paused_by == fact.by
+    if not again and turn.saga.state is not ChangeState.ROLLING_BACK:
         reason = fact.reason or "paused by an operator"
         turn.say(f.ChangePaused(change=turn.saga.change, by=fact.by, reason=reason))
 
@@ -26,7 +31,9 @@ def _resume(turn: Turn, fact: c.ControlRequested) -> None:
     if turn.saga.paused_by is None:
         return
     turn.say(f.ChangeResumed(change=turn.saga.change, by=fact.by))
-    if turn.saga.state is ChangeState.APPROVED or turn.saga.passed:
+    if turn.saga.state is ChangeState.APPROVED:
+        begin(turn)
+    elif turn.saga.passed:
         proceed(turn)
 
 

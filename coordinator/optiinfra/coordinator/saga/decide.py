@@ -29,13 +29,18 @@ class Advance:
 
 
 def advance(saga: Saga, fact: f.Fact, context: Context) -> Advance:
-    """Takes one fact in. Raises `Rejected` for one that can never be true of this change."""
+    """Takes one fact in. Raises `Rejected` for one that can never be true of this change.
+
+    What only the coordinator says is in the log already: hearing it again changes nothing.
+    """
+    if type(fact) not in _HEARD:
+        return Advance(saga, (), changed=False)
     taken = evolve(saga, fact, context.at)
     if taken is saga:
         return Advance(saga, (), changed=False)
     turn = Turn(counted(taken), context)
     react = _REACTIONS.get(type(fact))
-    if react is not None and turn.saga.recommendation is not None:
+    if react is not None and taken.recommendation is not None:
         react(turn, fact)
     return Advance(turn.saga, tuple(turn.said), changed=True)
 
@@ -43,8 +48,6 @@ def advance(saga: Saga, fact: f.Fact, context: Context) -> Advance:
 def _turn_came(turn: Turn, fact: f.TimerFired) -> None:
     if turn.saga.state is ChangeState.DEFERRED:
         voting.take_turn(turn)
-    elif turn.saga.state is ChangeState.APPROVED:
-        staging.proceed(turn)
 
 
 _TIMERS: dict[TimerName, Callable[[Turn, f.TimerFired], None]] = {
@@ -79,3 +82,4 @@ _REACTIONS: dict[type, Callable[[Turn, Any], None]] = {
     c.ControlRequested: control.controlled,
     f.TimerFired: _timer_fired,
 }
+_HEARD = frozenset(_REACTIONS) | {f.ExecutionStarted, f.OutcomeRecorded}

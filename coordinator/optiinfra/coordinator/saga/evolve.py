@@ -11,7 +11,7 @@ from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.schemas.change import ChangeState, Phase
 from optiinfra.schemas.errors import Rejected
-from optiinfra.schemas.rollout import Step, StepKind
+from optiinfra.schemas.rollout import GateVerdict, Step, StepKind
 from optiinfra.schemas.vote import VOTERS, Vote
 
 _UNDECIDED = frozenset(
@@ -65,7 +65,15 @@ def _deferred(saga: Saga, fact: f.ChangeDeferred, at: datetime) -> Saga:
 def _vote_requested(saga: Saga, fact: c.VoteRequested, at: datetime) -> Saga:
     if fact.round <= saga.round:
         return saga
-    return _with(saga, state=ChangeState.VOTING, round=fact.round, waiting=None)
+    asked_again = saga.state is ChangeState.VOTING
+    return _with(
+        saga,
+        state=ChangeState.VOTING,
+        round=fact.round,
+        ballot=saga.ballot if asked_again else fact.round,
+        voted_at=saga.voted_at if any(v.round >= fact.round for v in saga.votes) else None,
+        waiting=None,
+    )
 
 
 def _vote_cast(saga: Saga, fact: f.VoteCast, at: datetime) -> Saga:
@@ -78,7 +86,7 @@ def _vote_cast(saga: Saga, fact: f.VoteCast, at: datetime) -> Saga:
     if vote.round < saga.round or any(_same_vote(vote, known) for known in saga.votes):
         return saga
     votes = sorted((*saga.votes, vote), key=lambda v: (v.round, v.agent, v.verdict))
-    return _with(saga, votes=tuple(votes), voted_at=at)
+    return _with(saga, votes=tuple(votes), voted_at=saga.voted_at or at)
 
 
 def _same_vote(one: Vote, other: Vote) -> bool:
@@ -91,6 +99,8 @@ def _approval_requested(saga: Saga, fact: f.ApprovalRequested, at: datetime) -> 
 
 def _decided(saga: Saga, fact: f.ApprovalGranted | f.ApprovalDenied, at: datetime) -> Saga:
     approval = fact.approval
+    if approval.granted is not isinstance(fact, f.ApprovalGranted):
+        raise Rejected("the fact and the approval in it contradict each other")
     if saga.state not in _UNDECIDED:
         return saga
     if saga.recommendation and approval.version_hash != saga.recommendation.version_hash():
@@ -105,16 +115,16 @@ def _approved(saga: Saga, fact: f.ChangeApproved, at: datetime) -> Saga:
 
 
 def _execution_requested(saga: Saga, fact: c.ExecutionRequested, at: datetime) -> Saga:
-    phase = Phase.FINISHING if fact.step.kind is StepKind.FINISH else Phase.APPLYING
+    finishing = fact.step.kind is StepKind.FINISH
     return _with(
         saga,
         state=ChangeState.EXECUTING,
-        phase=phase,
+        phase=Phase.FINISHING if finishing else Phase.APPLYING,
         step=fact.step,
         fence=fact.fence,
         touched=True,
         passed=False,
-        look=0,
+        look=saga.look if finishing else 0,
         answers=(),
         waiting=None,
         rollout_began_at=saga.rollout_began_at or at,
@@ -122,6 +132,8 @@ def _execution_requested(saga: Saga, fact: c.ExecutionRequested, at: datetime) -
 
 
 def _started(saga: Saga, fact: f.ExecutionStarted, at: datetime) -> Saga:
+    if fact.fence > saga.fence:
+        raise Rejected(f"no step was requested under fence {fact.fence}")
     if fact.fence != saga.fence or saga.begun_fence == fact.fence:
         return saga
     return _with(saga, begun_fence=fact.fence)
@@ -146,14 +158,19 @@ def _execution_failed(saga: Saga, fact: f.ExecutionFailed, at: datetime) -> Saga
 
 
 def _is_current(saga: Saga, step: Step) -> bool:
-    """Whether `step` is the one in hand; an older one is late, a newer one was never asked for."""
-    if saga.step is None or _order(step) > _order(saga.step):
+    """Whether `step` is the one in hand; an older one is late, any other was never asked for."""
+    if step not in _requested(saga):
         raise Rejected(f"step {step.kind} {step.stage}.{step.attempt} was never requested")
     return step == saga.step
 
 
-def _order(step: Step) -> tuple[int, int, int]:
-    return (step.kind is StepKind.FINISH, step.stage, step.attempt)
+def _requested(saga: Saga) -> list[Step]:
+    """Every step that was requested so far; stages come one by one, each once."""
+    if saga.step is None:
+        return []
+    stages = saga.proposal.rollout.stages[: saga.step.stage + 1]
+    applied = [Step(kind=StepKind.APPLY, stage=n, share=s.share) for n, s in enumerate(stages)]
+    return [*applied, saga.step]
 
 
 def _gate_requested(saga: Saga, fact: c.GateRequested, at: datetime) -> Saga:
@@ -161,14 +178,21 @@ def _gate_requested(saga: Saga, fact: c.GateRequested, at: datetime) -> Saga:
 
 
 def _gate_answered(saga: Saga, fact: f.GateAnswered, at: datetime) -> Saga:
-    answer = fact.answer
-    asked = saga.phase is Phase.GATING and saga.state is ChangeState.EXECUTING
-    current = saga.step is not None and (answer.stage, answer.look) == (saga.step.stage, saga.look)
-    known = any(known.assessor == answer.assessor for known in saga.answers)
-    if not (asked and current) or known:
+    """An assessor's second answer to an open look counts only if it is a worse one."""
+    answer, named = fact.answer, (fact.answer.stage, fact.answer.look)
+    last = (saga.step.stage, saga.look) if saga.step else (-1, 0)
+    if named > last or answer.assessor not in saga.proposal.rollout.gates:
+        raise Rejected(f"{answer.assessor} was not asked for look {answer.look} at that stage")
+    if saga.phase is not Phase.GATING or named != last:
         return saga
-    answers = sorted((*saga.answers, answer), key=lambda a: a.assessor)
-    return _with(saga, answers=tuple(answers))
+    known = next((a for a in saga.answers if a.assessor == answer.assessor), None)
+    if known is not None and _BADNESS[known.verdict] >= _BADNESS[answer.verdict]:
+        return saga
+    others = (a for a in saga.answers if a.assessor != answer.assessor)
+    return _with(saga, answers=tuple(sorted((*others, answer), key=lambda a: a.assessor)))
+
+
+_BADNESS = {GateVerdict.PASS: 0, GateVerdict.HOLD: 1, GateVerdict.ROLL_BACK: 2}
 
 
 def _gate_closed(saga: Saga, fact: f.GateClosed, at: datetime) -> Saga:
@@ -176,16 +200,19 @@ def _gate_closed(saga: Saga, fact: f.GateClosed, at: datetime) -> Saga:
 
 
 def _regressed(saga: Saga, fact: f.QualityRegressed, at: datetime) -> Saga:
-    if saga.state is not ChangeState.EXECUTING or saga.rollback_reason:
+    if saga.state is not ChangeState.EXECUTING:
         return saga
     return _with(saga, rollback_reason=fact.reason)
 
 
 def _rollback_requested(saga: Saga, fact: c.RollbackRequested, at: datetime) -> Saga:
+    """From here only the undo counts: nothing is passed, and nothing can be paused."""
     return _with(
         saga,
         state=ChangeState.ROLLING_BACK,
         phase=None,
+        passed=False,
+        paused_by=None,
         fence=fact.fence,
         rollback_reason=fact.reason,
         waiting=None,
@@ -193,12 +220,16 @@ def _rollback_requested(saga: Saga, fact: c.RollbackRequested, at: datetime) -> 
 
 
 def _rollback_completed(saga: Saga, fact: f.RollbackCompleted, at: datetime) -> Saga:
-    if saga.state is not ChangeState.ROLLING_BACK or saga.end_reason:
+    if saga.state.is_terminal:
         return saga
+    if saga.state is not ChangeState.ROLLING_BACK or fact.fence != saga.fence:
+        raise Rejected(f"no undo was requested under fence {fact.fence}")
     return _with(saga, end_reason=fact.detail or "undone")
 
 
 def _control(saga: Saga, fact: c.ControlRequested, at: datetime) -> Saga:
+    if saga.recommendation is None:
+        raise Rejected(f"nothing was proposed as change {saga.change}")
     return saga if saga.state.is_terminal else _with(saga, controls=saga.controls + 1)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from optiinfra.coordinator.saga.state import Saga, later
+from optiinfra.coordinator.saga.state import STOP_SWITCH, Saga, later
 from optiinfra.coordinator.saga.turn import Turn
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
 from optiinfra.schemas.change import ChangeState, Phase
 from optiinfra.schemas.rollout import GateVerdict, Step, StepKind
+from optiinfra.schemas.vote import AgentName
 
 _EXECUTOR_GRACE_S = 5.0
 """What an executor gets beyond its own deadline to say that it failed."""
@@ -17,23 +18,20 @@ _EXECUTOR_GRACE_S = 5.0
 def proceed(turn: Turn) -> None:
     """Requests the next step, unless something stands in the way: then it says what."""
     if turn.context.world.stopped and turn.saga.paused_by is None:
-        turn.say(
-            f.ChangePaused(
-                change=turn.saga.change, by="stop switch", reason="the stop switch is on"
-            )
-        )
+        reason = "the stop switch is on"
+        turn.say(f.ChangePaused(change=turn.saga.change, by=STOP_SWITCH, reason=reason))
     if turn.saga.paused_by is not None:
         return
-    reason = hindrance(turn) if turn.saga.state is ChangeState.APPROVED else None
-    if reason is not None:
-        defer(turn, reason)
-        return
-    _request_step(turn, _next_step(turn.saga))
+    hindered = hindrance(turn) if turn.saga.state is ChangeState.APPROVED else None
+    if hindered is not None:
+        defer(turn, hindered)
+    else:
+        _request_step(turn, _next_step(turn.saga))
 
 
 def defer(turn: Turn, reason: str) -> None:
     """Says once why the change waits, and comes back to it."""
-    if turn.saga.waiting != reason:
+    if turn.saga.state is not ChangeState.DEFERRED or turn.saga.waiting != reason:
         behind = turn.context.world.executing or turn.context.world.deciding
         turn.say(f.ChangeDeferred(change=turn.saga.change, behind=behind, reason=reason))
     turn.set_timer(TimerName.TURN, turn.saga.version, turn.context.rules.retry_turn_s)
@@ -44,13 +42,19 @@ def hindrance(turn: Turn) -> str | None:
     world, rules = turn.context.world, turn.context.rules
     if world.executing:
         return f"change {world.executing} is being carried out on the same target"
-    if turn.saga.proposal.urgent_until is not None:
+    if is_urgent(turn):
         return None
     if world.moving >= rules.max_moving:
         return f"{world.moving} changes are being carried out, the policy allows {rules.max_moving}"
     if world.moved_last_hour >= rules.movers_per_hour:
         return f"{world.moved_last_hour} changes in the last hour, the policy's limit"
     return None
+
+
+def is_urgent(turn: Turn) -> bool:
+    """Whether the reason to hurry still stands."""
+    until = turn.saga.proposal.urgent_until
+    return until is not None and turn.context.at < until
 
 
 def _next_step(saga: Saga) -> Step:
@@ -101,22 +105,33 @@ def apply_deadline(turn: Turn, fact: f.TimerFired) -> None:
 
 
 def look(turn: Turn, fact: f.TimerFired) -> None:
-    """Asks the assessors for one more look at the stage."""
+    """Asks the assessors for one more look at the stage; where none are named, the soak was all."""
     saga = turn.saga
     if saga.phase is not Phase.SOAKING or saga.passed or saga.step is None:
         return
+    if fact.key not in (str(saga.step.stage), _look_key(saga)):
+        return
+    if saga.proposal.rollout.gates:
+        _request_look(turn, saga.step)
+    else:
+        close_look_as(turn, GateVerdict.PASS, ("its kind needs no gate, and none is named",))
+        proceed(turn)
+
+
+def _request_look(turn: Turn, step: Step) -> None:
+    saga = turn.saga
     began = saga.stage_began_at or turn.context.at
     answer_s = turn.context.rules.gate_answer_s
     turn.say(
         c.GateRequested(
             change=saga.change,
             deployment=saga.proposal.deployment,
-            stage=saga.step.stage,
+            stage=step.stage,
             stages=len(saga.proposal.rollout.stages),
             look=saga.look + 1,
             assessors=saga.proposal.rollout.gates,
             arms=saga.arms,
-            share=saga.step.share,
+            share=step.share,
             since=began,
             rollout_since=saga.rollout_began_at or began,
             recommendation=saga.proposal,
@@ -132,10 +147,15 @@ def _look_key(saga: Saga) -> str:
 
 
 def answered(turn: Turn, fact: f.GateAnswered) -> None:
-    saga = turn.saga
-    undone = [a for a in saga.answers if a.verdict is GateVerdict.ROLL_BACK]
-    if undone or len(saga.answers) == len(saga.proposal.rollout.gates):
+    bad = any(answer.verdict is GateVerdict.ROLL_BACK for answer in turn.saga.answers)
+    if bad or not _silent(turn.saga):
         _close_look(turn)
+
+
+def _silent(saga: Saga) -> tuple[AgentName, ...]:
+    """Who was asked for this look and has not answered."""
+    heard = {answer.assessor for answer in saga.answers}
+    return tuple(agent for agent in saga.proposal.rollout.gates if agent not in heard)
 
 
 def look_deadline(turn: Turn, fact: f.TimerFired) -> None:
@@ -146,11 +166,10 @@ def look_deadline(turn: Turn, fact: f.TimerFired) -> None:
 def _close_look(turn: Turn) -> None:
     """One bad answer undoes; all must be good to go on; anything missing is unknown: hold."""
     saga = turn.saga
-    answers = {answer.assessor: answer for answer in saga.answers}
-    missing = [agent for agent in saga.proposal.rollout.gates if agent not in answers]
-    bad = [a for a in answers.values() if a.verdict is GateVerdict.ROLL_BACK]
-    held = [a for a in answers.values() if a.verdict is GateVerdict.HOLD]
-    reasons = tuple(f"{a.assessor}: {a.reason}" for a in (bad or held or answers.values()))
+    missing = _silent(saga)
+    bad = [a for a in saga.answers if a.verdict is GateVerdict.ROLL_BACK]
+    held = [a for a in saga.answers if a.verdict is GateVerdict.HOLD]
+    reasons = tuple(f"{a.assessor}: {a.reason}" for a in (bad or held or saga.answers))
     if bad:
         close_look_as(turn, GateVerdict.ROLL_BACK, reasons)
         roll_back(turn, "; ".join(reasons))

@@ -17,6 +17,9 @@ from optiinfra.schemas.rollout import Arms, GateAnswer, Step
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import Vote
 
+STOP_SWITCH = "stop switch"
+"""Who paused a change that no person paused; turning the switch off lets it go on."""
+
 
 class Pending(Value):
     """A timer that is set; only the one with this key counts when it fires."""
@@ -36,8 +39,11 @@ class Saga(Value):
     state: ChangeState = ChangeState.PROPOSED
     recommendation: Recommendation | None = None
     round: int = 0
+    ballot: int = 0
+    """The round that the present asking began with; abstentions are asked again from there."""
     votes: tuple[Vote, ...] = ()
     voted_at: AwareDatetime | None = None
+    """When the oldest vote that counts was taken in."""
     approval: Approval | None = None
     step: Step | None = None
     fence: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optiinfra.coordinator.saga.staging import defer, hindrance, proceed
+from optiinfra.coordinator.saga.staging import defer, hindrance, is_urgent, proceed
 from optiinfra.coordinator.saga.state import Saga, later
 from optiinfra.coordinator.saga.turn import Turn
 from optiinfra.events import commands as c
@@ -10,8 +10,12 @@ from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
 from optiinfra.schemas.approval import Approval
 from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.recommendation import APPROVAL_EXPIRY_S
 from optiinfra.schemas.tenant import policy
 from optiinfra.schemas.vote import VOTERS, AgentName, Verdict
+
+UNGATED_KINDS = frozenset({"spot_replacement", "commitment_purchase", "gate_tightening"})
+"""Kinds that may go without a gate: the old machine is lost anyway, or no server is altered."""
 
 
 def proposed(turn: Turn, fact: f.RecommendationProposed) -> None:
@@ -24,7 +28,10 @@ def proposed(turn: Turn, fact: f.RecommendationProposed) -> None:
         )
     )
     if turn.saga.approval and not turn.saga.approval.granted:
-        _reject(turn)
+        _reject(turn, turn.saga.approval)
+    elif not proposal.rollout.gates and proposal.spec.kind not in UNGATED_KINDS:
+        reason = "its rollout names no assessor, so no stage of it could be judged"
+        turn.say(f.ChangeRejected(change=proposal.id, by="coordinator", reason=reason))
     else:
         take_turn(turn)
 
@@ -44,15 +51,14 @@ def take_turn(turn: Turn) -> None:
 
 
 def _target_taken(turn: Turn) -> str | None:
-    world, urgent = turn.context.world, turn.saga.proposal.urgent_until is not None
-    ahead = world.executing or (None if urgent else world.deciding)
+    world = turn.context.world
+    ahead = world.executing or (None if is_urgent(turn) else world.deciding)
     return f"change {ahead} has the target {turn.saga.proposal.deployment}" if ahead else None
 
 
 def _request_votes(turn: Turn) -> None:
     saga, rules = turn.saga, turn.context.rules
-    urgent = saga.proposal.urgent_until is not None
-    seconds = rules.urgent_vote_deadline_s if urgent else rules.vote_deadline_s
+    seconds = rules.urgent_vote_deadline_s if is_urgent(turn) else rules.vote_deadline_s
     number = saga.round + 1
     turn.say(
         c.VoteRequested(
@@ -69,7 +75,8 @@ def _request_votes(turn: Turn) -> None:
 
 
 def voted(turn: Turn, fact: f.VoteCast) -> None:
-    if turn.saga.state is ChangeState.VOTING:
+    """Until the first step a second, different vote can still turn three approvals into a veto."""
+    if turn.saga.is_deciding and fact.vote.round == turn.saga.round:
         _tally(turn)
 
 
@@ -92,7 +99,7 @@ def _all_voted(turn: Turn, abstained: tuple[str, ...]) -> None:
     rules = turn.context.rules
     if not abstained:
         _seek_approval(turn)
-    elif turn.saga.round < rules.max_vote_rounds:
+    elif turn.saga.round - turn.saga.ballot + 1 < rules.max_vote_rounds:
         turn.set_timer(TimerName.REVOTE, turn.saga.round, rules.revote_after_s)
     else:
         reasons = tuple(
@@ -141,64 +148,79 @@ def revote(turn: Turn, fact: f.TimerFired) -> None:
 
 
 def _seek_approval(turn: Turn) -> None:
+    approval = turn.saga.approval or _approval_by_policy(turn)
+    if approval is not None:
+        _approve(turn, approval)
+    else:
+        _ask_a_person(turn)
+
+
+def _ask_a_person(turn: Turn) -> None:
     saga, rules = turn.saga, turn.context.rules
-    if saga.approval is None:
-        rule = rules.automatic(saga.proposal)
-        if rule is not None:
-            turn.say(f.ApprovalGranted(approval=_policy_approval(turn, rule.name)))
-    if turn.saga.approval is not None:
-        _approve(turn)
-        return
-    seconds = rules.approval_expiry_s[saga.proposal.risk]
+    risk = saga.proposal.risk
+    seconds = rules.approval_expiry_s.get(risk, APPROVAL_EXPIRY_S[risk])
     turn.say(
         f.ApprovalRequested(
             change=saga.change,
             version_hash=saga.proposal.version_hash(),
-            risk=saga.proposal.risk,
+            risk=risk,
             expires_at=later(turn.context.at, seconds),
         )
     )
     turn.set_timer(TimerName.APPROVAL_EXPIRY, turn.saga.round, seconds)
 
 
-def _policy_approval(turn: Turn, rule: str) -> Approval:
-    return Approval(
+def _approval_by_policy(turn: Turn) -> Approval | None:
+    rules, proposal = turn.context.rules, turn.saga.proposal
+    rule = rules.automatic(proposal)
+    if rule is None:
+        return None
+    approval = Approval(
         change=turn.saga.change,
         granted=True,
-        by=policy(f"{rule}@{turn.context.rules.version}"),
-        version_hash=turn.saga.proposal.version_hash(),
-        reason=f"rule {rule!r} of policy {turn.context.rules.version!r}",
+        by=policy(f"{rule.name}@{rules.version}"),
+        version_hash=proposal.version_hash(),
+        reason=f"rule {rule.name!r} of policy {rules.version!r}",
         at=turn.context.at,
     )
+    turn.say(f.ApprovalGranted(approval=approval))
+    return approval
 
 
 def granted(turn: Turn, fact: f.ApprovalGranted) -> None:
     if turn.saga.state is ChangeState.AWAITING_APPROVAL:
-        _approve(turn)
+        _approve(turn, fact.approval)
 
 
-def _approve(turn: Turn) -> None:
+def _approve(turn: Turn, approval: Approval) -> None:
     """The votes must still be fresh when the approval comes: else they are asked for again."""
-    saga, at = turn.saga, turn.context.at
-    if saga.approval is None or not saga.approval.granted:
-        _reject(turn)
-    elif saga.voted_at is None or later(saga.voted_at, turn.context.rules.votes_valid_s) < at:
+    if _votes_are_stale(turn):
         _request_votes(turn)
     else:
-        turn.say(f.ChangeApproved(change=saga.change, by=str(saga.approval.by)))
+        turn.say(f.ChangeApproved(change=turn.saga.change, by=str(approval.by)))
         proceed(turn)
 
 
+def begin(turn: Turn) -> None:
+    """Carries an approved change out that was paused, unless its votes went stale meanwhile."""
+    if _votes_are_stale(turn):
+        _request_votes(turn)
+    else:
+        proceed(turn)
+
+
+def _votes_are_stale(turn: Turn) -> bool:
+    voted_at, valid_s = turn.saga.voted_at, turn.context.rules.votes_valid_s
+    return voted_at is None or later(voted_at, valid_s) < turn.context.at
+
+
 def denied(turn: Turn, fact: f.ApprovalDenied) -> None:
-    _reject(turn)
+    _reject(turn, fact.approval)
 
 
-def _reject(turn: Turn) -> None:
-    approval = turn.saga.approval
-    by, reason = (str(approval.by), approval.reason) if approval else ("nobody", "")
-    turn.say(
-        f.ChangeRejected(change=turn.saga.change, by=by, reason=reason or "no reason was given")
-    )
+def _reject(turn: Turn, approval: Approval) -> None:
+    reason = approval.reason or "no reason was given"
+    turn.say(f.ChangeRejected(change=turn.saga.change, by=str(approval.by), reason=reason))
 
 
 def approval_expired(turn: Turn, fact: f.TimerFired) -> None:

@@ -1,0 +1,205 @@
+"""The coordinator as a process: consumers, timers, relay, registry, and recovery at start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+from optiinfra.events.consume import Consumer, ConsumerSpec, listen
+
+from optiinfra.coordinator.announcer import Announcer
+from optiinfra.coordinator.runner import CONSUMER, CrashPoint, Runner
+from optiinfra.coordinator.timekeeping import (
+    reconcile,
+    relay_outbox,
+    sweep_agents,
+    sweep_timers,
+)
+from optiinfra.events.bus import Bus
+from optiinfra.events.envelope import Event
+from optiinfra.events.facts import AgentHeartbeat, AgentRegistered
+from optiinfra.events.publish import Publisher
+from optiinfra.events.subjects import Stream
+from optiinfra.events.topology import last_sequence
+from optiinfra.schemas.errors import OptiInfraError
+from optiinfra.schemas.ids import NewId
+from optiinfra.schemas.rules import Rules
+from optiinfra.storage.postgres.database import Database
+from optiinfra.storage.postgres.journal import require_journal
+from optiinfra.storage.postgres.registry import saw
+from optiinfra.storage.redis import RegistryCache
+
+log = structlog.get_logger()
+
+HEARS = (
+    "recommendation.proposed",
+    "vote.cast",
+    "approval.granted",
+    "approval.denied",
+    "execution.started",
+    "execution.staged",
+    "execution.failed",
+    "rollback.completed",
+    "gate.answered",
+    "quality.assessed",
+    "quality.regressed",
+    "outcome.recorded",
+    "telemetry.gap",
+    "agent.registered",
+    "control.requested",
+    "switch.turned",
+)
+"""What the coordinator takes in; the rest of the stream it says itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorPorts:
+    bus: Bus
+    publisher: Publisher
+    database: Database
+    cache: RegistryCache
+    rules: Callable[[], Rules]
+    clock: Callable[[], datetime]
+    new_id: NewId
+    jitter: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often the nets are looked after, s."""
+
+    timers_s: float = 0.25
+    relay_s: float = 1.0
+    agents_s: float = 15.0
+    reconcile_s: float = 30.0
+    agent_lost_after_s: float = 45.0
+
+
+class Coordinator:
+    """Runs until cancelled. Any number may run at once; PostgreSQL keeps them in order."""
+
+    def __init__(
+        self,
+        ports: CoordinatorPorts,
+        pace: Pace | None = None,
+        *,
+        crash_point: CrashPoint = lambda _name: None,
+    ) -> None:
+        self._ports = ports
+        self._pace = pace or Pace()
+        self._announcer = Announcer(ports.publisher)
+        self.runner = Runner(ports.database, self._announcer, ports.rules, crash_point=crash_point)
+
+    async def run(self) -> None:
+        """Finishes what was left half done, then takes new work.
+
+        Raises `Unavailable` when the database has no tables or a store stays away.
+        """
+        await require_journal(self._ports.database)
+        await self._recover()
+        pace = self._pace
+        async with asyncio.TaskGroup() as group:
+            for consumer in self._consumers():
+                group.create_task(consumer.run(), name=consumer.spec.name)
+            group.create_task(self._hear_heartbeats(), name="heartbeats")
+            for name, every_s, work in (
+                ("timers", pace.timers_s, self._sweep_timers),
+                ("relay", pace.relay_s, self._relay),
+                ("agents", pace.agents_s, self._sweep_agents),
+                ("reconciler", pace.reconcile_s, self._reconcile),
+            ):
+                group.create_task(_every(name, every_s, work), name=name)
+
+    async def _recover(self) -> None:
+        relayed = await relay_outbox(self._ports.database, self._announcer, older_than_s=0)
+        republished = await self._reconcile()
+        fired = await self._sweep_timers()
+        log.info("coordinator.recovered", relayed=relayed, republished=republished, fired=fired)
+
+    def _consumers(self) -> list[Consumer]:
+        ports = self._ports
+        specs = (
+            ConsumerSpec(name=CONSUMER, stream=Stream.CHANGES, prefixes=HEARS),
+            ConsumerSpec(
+                name=f"{CONSUMER}-timers", stream=Stream.TIMERS, prefixes=("timer.fired",)
+            ),
+        )
+        return [
+            Consumer(
+                ports.bus,
+                spec,
+                handle=None,
+                handle_batch=self.runner.handle,
+                publisher=ports.publisher,
+                inbox=None,
+                clock=ports.clock,
+                jitter=ports.jitter,
+            )
+            for spec in specs
+        ]
+
+    async def _sweep_timers(self) -> int:
+        return await sweep_timers(self._ports.database, self.runner.handle)
+
+    async def _relay(self) -> int:
+        return await relay_outbox(self._ports.database, self._announcer)
+
+    async def _reconcile(self) -> int:
+        sequence = await last_sequence(self._ports.bus, Stream.CHANGES)
+        return await reconcile(self._ports.database, self._announcer, sequence)
+
+    async def _sweep_agents(self) -> int:
+        lost = await sweep_agents(
+            self._ports.database,
+            self.runner.handle,
+            lost_after_s=self._pace.agent_lost_after_s,
+            new_id=self._ports.new_id,
+        )
+        return len(lost)
+
+    async def _hear_heartbeats(self) -> None:
+        async for event in listen(self._ports.bus, "agent.heartbeat"):
+            if isinstance(event.fact, AgentHeartbeat):
+                await self._note(event.fact)
+
+    async def _note(self, beat: AgentHeartbeat) -> None:
+        """A heartbeat is worth little: what cannot be stored now comes again in seconds."""
+        try:
+            if not await saw(self._ports.database, beat):
+                await self._register_again(beat)
+            facts = {"instance": beat.instance, "version": beat.version}
+            await self._ports.cache.heartbeat(beat.tenant, beat.agent, at=beat.at, facts=facts)
+        except OptiInfraError as failed:
+            log.warning("agent.heartbeat_not_kept", agent=beat.agent, reason=str(failed))
+
+    async def _register_again(self, beat: AgentHeartbeat) -> None:
+        """An agent that counted as lost, or whose registration was lost, is heard again."""
+        fact = AgentRegistered(
+            tenant=beat.tenant,
+            agent=beat.agent,
+            instance=beat.instance,
+            version=beat.version,
+            capabilities=beat.capabilities,
+            at=beat.at,
+        )
+        event = Event(
+            id=self._ports.new_id(),
+            source=CONSUMER,
+            tenant=beat.tenant,
+            time=self._ports.clock(),
+            fact=fact,
+        )
+        await self.runner.handle([event])
+
+
+async def _every(name: str, seconds: float, work: Callable[[], Awaitable[int]]) -> None:
+    """Repeats `work`; a failure is logged and tried again, so that one bad moment ends nothing."""
+    while True:
+        try:
+            await work()
+        except OptiInfraError as failed:
+            log.warning("coordinator.work_failed", work=name, reason=str(failed))
+        await asyncio.sleep(seconds)

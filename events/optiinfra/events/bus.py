@@ -1,0 +1,235 @@
+"""The connection to the broker: reconnects for ever, and tells who waits when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from nats.aio.client import Client
+from nats.errors import Error
+from nats.js import JetStreamContext
+
+from optiinfra.events.refusals import BROKER_ERRORS, described, translated
+from optiinfra.schemas.errors import Rejected, Unavailable
+
+log = logging.getLogger("optiinfra.events.bus")
+
+T = TypeVar("T")
+Credentials = Path | tuple[str, str]
+"""A `.creds` file (needs the package `nkeys`), or a user with a password."""
+
+CONNECT_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 5.0
+DRAIN_TIMEOUT_S = 2.0
+PING_INTERVAL_S = 10
+"""Twice without an answer, and the peer counts as dead: noticed within 30 s."""
+RECONNECT_WAIT_S = 0.25
+_REFUSALS = ("authorization violation", "user authentication", "authentication expired")
+
+
+class Bus:
+    """One connection. Make it with `connect`; close it with `close`."""
+
+    def __init__(self, url: str) -> None:
+        self.shown_url = without_password(url)
+        self.client = Client()
+        self.js: JetStreamContext = self.client.jetstream(timeout=CALL_TIMEOUT_S)
+        self._servers = [part.strip() for part in url.split(",") if part.strip()]
+        self._attempts: set[asyncio.Timeout] = set()
+        self._on_reconnect: list[Callable[[], None]] = []
+        self._on_close: list[Callable[[], None]] = []
+        self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._last_error = ""
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        *,
+        name: str,
+        credentials: Credentials | None = None,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> Bus:
+        """A connection to the first of the servers in `url` (comma-separated) that answers.
+
+        Raises `Unavailable` naming the URL without its password when none does within
+        `timeout_s`, at once when the credentials are refused; `Rejected` for an unusable URL.
+        """
+        bus = cls(url)
+        opening = asyncio.ensure_future(bus._open(name, credentials))
+        try:
+            await asyncio.wait(
+                {opening, bus._refused}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            if not (opening.done() and not opening.cancelled() and opening.exception() is None):
+                await bus._give_up(opening)
+        if bus.is_connected:
+            return bus
+        raise bus._not_connected(opening)
+
+    async def _open(self, name: str, credentials: Credentials | None) -> None:
+        user, password = credentials if isinstance(credentials, tuple) else (None, None)
+        await self.client.connect(
+            servers=self._servers,
+            name=name,
+            error_cb=self._noticed_error,
+            reconnected_cb=self._reconnected,
+            disconnected_cb=self._disconnected,
+            closed_cb=self._closed,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]
+            ping_interval=PING_INTERVAL_S,
+            max_outstanding_pings=2,
+            drain_timeout=int(DRAIN_TIMEOUT_S),
+            user=user,
+            password=password,
+            user_credentials=str(credentials) if isinstance(credentials, Path) else None,
+        )
+
+    async def _give_up(self, opening: asyncio.Future[None]) -> None:
+        opening.cancel()
+        await asyncio.wait({opening})
+        with contextlib.suppress(*BROKER_ERRORS):
+            await self.client.close()
+
+    def _not_connected(self, opening: asyncio.Future[None]) -> Exception:
+        if self._refused.done():
+            return Unavailable(
+                f"NATS at {self.shown_url} refused the credentials: {self._refused.result()}",
+                hint="check the user, the password or the token of the NATS URL",
+            )
+        failed = None if opening.cancelled() else opening.exception()
+        if isinstance(failed, (ValueError, TypeError, ImportError)) or self._is_bad_url(failed):
+            return Rejected(f"{self.shown_url!r} cannot be used as a NATS address: {failed}")
+        return Unavailable(
+            f"NATS at {self.shown_url} does not answer: {self._last_error or 'timeout'}",
+            hint="start the broker, or correct the NATS URL",
+        )
+
+    def _is_bad_url(self, failed: BaseException | None) -> bool:
+        return isinstance(failed, Error) and "connect url" in str(failed).lower()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker can be reached now."""
+        return bool(self.client.is_connected)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection is over for good."""
+        return bool(self.client.is_closed)
+
+    def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls `callback` at each reconnection; gives what removes it."""
+        return _registered(self._on_reconnect, callback)
+
+    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls `callback` once the connection is over for good; gives what removes it."""
+        return _registered(self._on_close, callback)
+
+    async def connected(self, timeout_s: float) -> bool:
+        """Waits up to `timeout_s` for the connection to stand; whether it does."""
+        change = asyncio.Event()
+        removers = (self.on_reconnect(change.set), self.on_close(change.set))
+        try:
+            if not self.is_connected and not self.is_closed:
+                async with asyncio.timeout(timeout_s):
+                    await change.wait()
+        except TimeoutError:
+            pass
+        finally:
+            for remove in removers:
+                remove()
+        return self.is_connected
+
+    @contextlib.asynccontextmanager
+    async def attempt(self, timeout_s: float) -> AsyncIterator[None]:
+        """One try of a request: `TimeoutError` after `timeout_s`, or at once after a reconnection.
+
+        What was asked on the old connection is never answered on the new one.
+        """
+        async with asyncio.timeout(timeout_s) as limit:
+            self._attempts.add(limit)
+            try:
+                yield
+            finally:
+                self._attempts.discard(limit)
+
+    async def ask(
+        self, call: Callable[[], Awaitable[T]], doing: str, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> T:
+        """The answer of one call to the broker; its refusals come as errors of our own."""
+        try:
+            async with self.attempt(timeout_s):
+                return await call()
+        except BROKER_ERRORS as failed:
+            raise translated(failed, doing) from failed
+
+    async def close(self) -> None:
+        """Sends what is buffered and closes, within two seconds. Idempotent."""
+        if self.is_closed:
+            return
+        if self.is_connected:
+            with contextlib.suppress(*BROKER_ERRORS):
+                async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                    await self.client.drain()
+        with contextlib.suppress(*BROKER_ERRORS):
+            await self.client.close()
+
+    async def _noticed_error(self, error: Exception) -> None:
+        said = described(error)
+        if any(word in said.lower() for word in _REFUSALS) and not self._refused.done():
+            self._refused.set_result(said)
+        repeated = said == self._last_error
+        self._last_error = said
+        log.log(logging.DEBUG if repeated else logging.WARNING, "nats: %s", said)
+
+    async def _disconnected(self) -> None:
+        if not self.is_closed:
+            log.warning("nats: disconnected from %s", self.shown_url)
+
+    async def _reconnected(self) -> None:
+        log.warning("nats: connected to %s again", self.shown_url)
+        self._last_error = ""
+        now = asyncio.get_running_loop().time()
+        for limit in tuple(self._attempts):
+            if not limit.expired():
+                limit.reschedule(now)
+        for callback in tuple(self._on_reconnect):
+            callback()
+
+    async def _closed(self) -> None:
+        for callback in tuple(self._on_close):
+            callback()
+
+
+def _registered(
+    callbacks: list[Callable[[], None]], callback: Callable[[], None]
+) -> Callable[[], None]:
+    callbacks.append(callback)
+
+    def remove() -> None:
+        if callback in callbacks:
+            callbacks.remove(callback)
+
+    return remove
+
+
+def without_password(url: str) -> str:
+    """The URL (or comma-separated URLs) as it may be shown: scheme, host and port alone."""
+    return ",".join(_shown(part.strip()) for part in url.split(","))
+
+
+def _shown(url: str) -> str:
+    parts = urlsplit(url if "://" in url else f"nats://{url}")
+    try:
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        port = ""
+    return f"{parts.scheme}://{parts.hostname or ''}{port}"

@@ -1,0 +1,112 @@
+"""One message in a consumer's hands, and the dead letter that it may become."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from datetime import datetime
+
+from nats.aio.msg import Msg
+
+from optiinfra.events.envelope import Event
+from optiinfra.events.facts import DeadLettered
+from optiinfra.events.subjects import BY_PREFIX
+from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.ids import derived_id, token
+
+BODY_LIMIT_BYTES = 64_000
+ERROR_LIMIT = 2_000
+NO_TENANT = "unknown"
+_PLAIN_TOKENS = 9
+
+Key = tuple[int, int]
+"""Stream sequence and the time (ns) at which it was stored: sequences alone are used again."""
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """A message that has been received and not answered."""
+
+    message: Msg
+    stream: str
+    sequence: int
+    stored_ns: int
+    delivered: int
+    """How often the broker has delivered it, this time included."""
+    pending: int
+    """How many messages the consumer still had before it, when this one was sent."""
+    since_s: float
+    """When it came into hand, on the loop's clock."""
+    event: Event | None = None
+    cause: BaseException | None = None
+    """Set once it is to be buried."""
+    handled: bool = False
+    """Set once the handler has succeeded: only the rest (mark, ack) is left to do."""
+    holds: int = 0
+    conflicts: int = 0
+
+    @property
+    def key(self) -> Key:
+        return self.sequence, self.stored_ns
+
+
+def delivery_of(message: Msg, now_s: float) -> Delivery:
+    """Reads the reply subject `$JS.ACK.[domain.account.]stream.consumer.n.seq.seq.time.pending`."""
+    tokens = message.reply.split(".")
+    first = 2 if len(tokens) == _PLAIN_TOKENS else 4
+    if len(tokens) < first + 7:
+        raise Rejected(f"{message.subject} did not come from a stream")
+    return Delivery(
+        message=message,
+        stream=tokens[first],
+        sequence=int(tokens[first + 3]),
+        stored_ns=int(tokens[first + 5]),
+        delivered=int(tokens[first + 2]),
+        pending=int(tokens[first + 6]),
+        since_s=now_s,
+    )
+
+
+def dead_letter_of(
+    delivery: Delivery, consumer: str, attempts: int, at: datetime
+) -> tuple[str, str, DeadLettered]:
+    """Id, tenant and fact of the dead letter; burying the same message again gives the same id."""
+    message, cause = delivery.message, delivery.cause
+    fact = DeadLettered(
+        consumer=consumer,
+        subject=message.subject,
+        stream=delivery.stream,
+        stream_seq=delivery.sequence,
+        attempts=attempts,
+        error=str(cause)[:ERROR_LIMIT],
+        cause=type(cause).__name__,
+        event_id=(message.headers or {}).get("ce-id"),
+        body=_shown(message.data),
+        at=at,
+    )
+    name = derived_id("dead", consumer, delivery.stream, delivery.sequence, delivery.stored_ns)
+    return name, _tenant_of(delivery), fact
+
+
+def _shown(body: bytes) -> str:
+    """The body as text; what is no text as `base64:`; cut to the limit."""
+    part = body[:BODY_LIMIT_BYTES]
+    try:
+        return part.decode()
+    except UnicodeDecodeError as bad:
+        if len(body) > len(part) and bad.start >= len(part) - 3:
+            return part[: bad.start].decode()
+        return "base64:" + base64.b64encode(part).decode()
+
+
+def _tenant_of(delivery: Delivery) -> str:
+    if delivery.event is not None:
+        return delivery.event.tenant
+    tokens = delivery.message.subject.split(".")
+    for length in (2, 1):
+        if ".".join(tokens[:length]) in BY_PREFIX and len(tokens) > length:
+            try:
+                return token(tokens[length])
+            except Rejected:
+                break
+    return NO_TENANT

@@ -1,0 +1,57 @@
+"""Makes the roles that need no cloud: coordinator, collector, memory."""
+
+from __future__ import annotations
+
+from optiinfra.agents.memory import OutcomeMemory
+from optiinfra.coordinator.service import Coordinator, CoordinatorPorts, Pace
+from optiinfra.events.consume import Consumer, ConsumerSpec
+from optiinfra.events.subjects import Stream
+from optiinfra.runtime.fleet import Fleet
+from optiinfra.runtime.stores import Stores, jitter, new_id, now
+from optiinfra.storage.postgres.inbox import PostgresInbox
+from optiinfra.storage.telemetry import MetricSink
+
+_FAMILIES = ("performance", "resource", "cost", "quality")
+
+
+def coordinator(fleet: Fleet, stores: Stores) -> Coordinator:
+    ports = CoordinatorPorts(
+        bus=stores.bus,
+        publisher=stores.publisher("coordinator"),
+        database=stores.database,
+        cache=stores.cache,
+        rules=lambda: fleet.rules,
+        clock=now,
+        new_id=new_id,
+        jitter=jitter,
+    )
+    return Coordinator(ports, Pace(agent_lost_after_s=fleet.timing.lost_after_s))
+
+
+def collector(stores: Stores) -> Consumer:
+    """Writes what was measured into ClickHouse."""
+    prefixes = tuple(f"metrics.{family}" for family in _FAMILIES)
+    return Consumer(
+        stores.bus,
+        ConsumerSpec(name="collector", stream=Stream.METRICS, prefixes=prefixes, batch=256),
+        handle=None,
+        handle_batch=MetricSink(stores.metrics),
+        publisher=stores.publisher("collector"),
+        inbox=None,
+        clock=now,
+        jitter=jitter,
+    )
+
+
+def remembering(stores: Stores, memory: OutcomeMemory) -> Consumer:
+    """Remembers how changes turned out."""
+    return Consumer(
+        stores.bus,
+        ConsumerSpec(name="memory", stream=Stream.CHANGES, prefixes=("outcome.recorded",)),
+        handle=memory.hear,
+        handle_batch=None,
+        publisher=stores.publisher("memory"),
+        inbox=PostgresInbox(stores.database),
+        clock=now,
+        jitter=jitter,
+    )

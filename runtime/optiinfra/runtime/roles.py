@@ -1,0 +1,216 @@
+"""One role as a process of its own: how OptiInfra runs in production."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import structlog
+
+from optiinfra.events import topology as streams
+from optiinfra.events.bus import Bus
+from optiinfra.runtime.fleet import Fleet, load_fleet
+from optiinfra.runtime.health import HealthServer
+from optiinfra.runtime.logs import configure_logs
+from optiinfra.runtime.settings import Settings
+from optiinfra.runtime.stores import Stores, new_id, now, open_stores, required_addresses
+from optiinfra.schemas.errors import OptiInfraError, Rejected
+from optiinfra.schemas.vote import AgentName
+from optiinfra.storage.embedded.servers import Addresses
+
+log = structlog.get_logger()
+
+ROLES = ("coordinator", "collector", "gateway", "portal-api")
+
+
+def run_role(role: str, settings: Settings) -> int:
+    """Runs one role until SIGTERM. Raises `Rejected` when its settings are not complete."""
+    configure_logs(settings)
+    makers: dict[str, Callable[[Settings], Coroutine[Any, Any, None]]] = {
+        "coordinator": _coordinator,
+        "collector": _collector,
+        "gateway": _gateway,
+        "portal-api": _portal_api,
+    }
+    asyncio.run(makers[role](settings))
+    return 0
+
+
+def run_agent(name: str, settings: Settings) -> int:
+    """Runs one agent until SIGTERM."""
+    configure_logs(settings)
+    asyncio.run(_agent(AgentName(name), settings))
+    return 0
+
+
+def migrate(settings: Settings) -> int:
+    """Brings PostgreSQL and ClickHouse to the newest schema."""
+    configure_logs(settings)
+
+    async def work() -> None:
+        from optiinfra.storage.clickhouse import MetricStore
+        from optiinfra.storage.postgres.migrations import upgrade
+
+        await upgrade(_addresses(settings).postgres_url)
+        metrics = MetricStore(_addresses(settings).clickhouse_url)
+        try:
+            await metrics.migrate()
+        finally:
+            await metrics.aclose()
+
+    asyncio.run(work())
+    return 0
+
+
+def topology(settings: Settings, *, apply: bool, update: bool = False) -> int:
+    """Shows how the streams differ from the table, or creates what is missing.
+
+    0 when nothing differs (any more), 5 when something does.
+    """
+    configure_logs(settings)
+
+    async def work() -> list[streams.Difference]:
+        if not settings.nats_url:
+            raise Rejected("no address for nats_url", hint="set OPTIINFRA_NATS_URL")
+        bus = await Bus.connect(settings.nats_url, name="topology")
+        try:
+            if apply:
+                return await streams.apply(bus, allow_update=update)
+            return await streams.diff(bus)
+        finally:
+            await bus.close()
+
+    differences = asyncio.run(work())
+    for difference in differences:
+        sys.stdout.write(f"{difference}\n")
+    return 0 if apply or not differences else 5
+
+
+def _addresses(settings: Settings) -> Addresses:
+    return required_addresses(
+        nats_url=settings.nats_url,
+        postgres_url=settings.postgres_url,
+        clickhouse_url=settings.clickhouse_url,
+        qdrant_url=settings.qdrant_url,
+        redis_url=settings.redis_url,
+    )
+
+
+def _fleet(settings: Settings) -> Fleet:
+    if settings.config is None:
+        raise Rejected("no fleet file is given", hint="set OPTIINFRA_CONFIG or --config")
+    return load_fleet(settings.config)
+
+
+async def _coordinator(settings: Settings) -> None:
+    from optiinfra.runtime.control import coordinator
+
+    async def work(stores: Stores) -> None:
+        await coordinator(_fleet(settings), stores).run()
+
+    await _with_stores(settings, "coordinator", work)
+
+
+async def _collector(settings: Settings) -> None:
+    from optiinfra.agents.memory import OutcomeMemory
+    from optiinfra.runtime.control import collector, remembering
+    from optiinfra.runtime.shelf import QdrantShelf
+
+    async def work(stores: Stores) -> None:
+        shelf = QdrantShelf(stores.addresses.qdrant_url)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(collector(stores).run())
+                group.create_task(remembering(stores, OutcomeMemory(shelf)).run())
+        finally:
+            await shelf.aclose()
+
+    await _with_stores(settings, "collector", work)
+
+
+async def _portal_api(settings: Settings) -> None:
+    from optiinfra.portal_api.serve import ApiPorts, serve_api
+
+    async def work(stores: Stores) -> None:
+        ports = ApiPorts(
+            bus=stores.bus,
+            database=stores.database,
+            metrics=stores.metrics,
+            publisher=stores.publisher("portal-api"),
+            clock=now,
+            new_id=new_id,
+        )
+        await serve_api(
+            ports,
+            settings.portal_host,
+            settings.portal_port,
+            ready=lambda url: log.info("portal_api.ready", url=url),
+        )
+
+    await _with_stores(settings, "portal-api", work)
+
+
+async def _gateway(settings: Settings) -> None:
+    from optiinfra.runtime.gateway_main import run
+
+    options = Namespace(announce=None, state_dir=None, host=None, port=None, sample_fraction=None)
+    await run(settings, options)
+
+
+async def _agent(name: AgentName, settings: Settings) -> None:
+    from optiinfra.agents.actuators.traffic import GatewayTraffic
+    from optiinfra.runtime.wiring import Wiring
+
+    fleet = _fleet(settings)
+    if fleet.gateway is None or settings.gateway_admin_token is None:
+        raise Rejected(
+            "an agent needs the gateway's address and admin token",
+            hint="set `gateway` in the fleet file and OPTIINFRA_GATEWAY_ADMIN_TOKEN",
+        )
+    admin_url = str(fleet.gateway.admin_url)
+    token = settings.gateway_admin_token.get_secret_value()
+    gateway_url = str(fleet.gateway.url)
+
+    async def work(stores: Stores) -> None:
+        async with AsyncExitStack() as stack:
+            traffic = await stack.enter_async_context(GatewayTraffic(admin_url, token))
+            wiring = Wiring(
+                fleet,
+                stores,
+                stack,
+                state_dir=settings.home,
+                gateway_url=gateway_url,
+                traffic=traffic,
+            )
+            host = await wiring.host(name)
+            await host.run()
+
+    await _with_stores(settings, f"agent-{name}", work)
+
+
+async def _with_stores(
+    settings: Settings, name: str, work: Callable[[Stores], Awaitable[None]]
+) -> None:
+    """Opens the stores, answers health checks, and works until SIGTERM or until it fails."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        async with (
+            open_stores(_addresses(settings), name=name) as stores,
+            HealthServer(settings.health_port, lambda: stores.bus.is_connected),
+        ):
+            await streams.require(stores.bus)
+            log.info("role.started", role=name)
+            await work(stores)
+    except* OptiInfraError as failed:
+        first = failed.exceptions[0]
+        raise first if isinstance(first, OptiInfraError) else failed from failed
+    except* asyncio.CancelledError:
+        log.info("role.stopped", role=name)

@@ -1,0 +1,88 @@
+"""Opens what a process needs of the outside, and closes it in order."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as distribution_version
+
+from optiinfra.events.bus import Bus
+from optiinfra.events.publish import Publisher
+from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.ids import uuid7
+from optiinfra.storage.clickhouse import MetricStore
+from optiinfra.storage.embedded.servers import Addresses
+from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.redis import RegistryCache
+from optiinfra.storage.telemetry import StoredTelemetry
+
+_RANDOM = random.SystemRandom()
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """A UUIDv7: ids made later sort later."""
+    return uuid7(int(now().timestamp() * 1000), _RANDOM.getrandbits(74))
+
+
+def jitter() -> float:
+    """A factor of ± 20 % that keeps retries of many consumers apart."""
+    return _RANDOM.uniform(0.8, 1.2)
+
+
+def instance_name() -> str:
+    """Names this process among others of its role."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def version() -> str:
+    return distribution_version("optiinfra")
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Everything open; made with `open_stores`."""
+
+    addresses: Addresses
+    bus: Bus
+    database: Database
+    metrics: MetricStore
+    telemetry: StoredTelemetry
+    cache: RegistryCache
+
+    def publisher(self, source: str) -> Publisher:
+        return Publisher(self.bus, source, now, new_id)
+
+
+def required_addresses(**urls: str | None) -> Addresses:
+    """Addresses from settings. Raises `Rejected` naming each store that has no URL."""
+    missing = sorted(name for name, url in urls.items() if not url)
+    if missing:
+        names = ", ".join(f"OPTIINFRA_{name.upper()}" for name in missing)
+        raise Rejected(
+            f"no address for {', '.join(missing)}",
+            hint=f"set {names}, or use `optiinfra up`, which starts embedded stores",
+        )
+    return Addresses(**{name: url for name, url in urls.items() if url})
+
+
+@asynccontextmanager
+async def open_stores(addresses: Addresses, *, name: str) -> AsyncIterator[Stores]:
+    """Connects to all stores. Raises `Unavailable` naming the one that does not answer."""
+    async with AsyncExitStack() as stack:
+        bus = await Bus.connect(addresses.nats_url, name=name)
+        stack.push_async_callback(bus.close)
+        database = await stack.enter_async_context(open_database(addresses.postgres_url))
+        metrics = MetricStore(addresses.clickhouse_url)
+        stack.push_async_callback(metrics.aclose)
+        cache = RegistryCache(addresses.redis_url)
+        stack.push_async_callback(cache.aclose)
+        yield Stores(addresses, bus, database, metrics, StoredTelemetry(metrics), cache)

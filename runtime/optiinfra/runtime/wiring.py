@@ -1,0 +1,289 @@
+"""Where ports meet adapters: makes each role's objects from the fleet file and the stores."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import structlog
+
+from optiinfra.agents.actuators.aws import AwsActuator
+from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
+from optiinfra.agents.actuators.port import Actuator, Traffic
+from optiinfra.agents.application.agent import ApplicationAgent
+from optiinfra.agents.application.golden import GoldenRunner, load_golden
+from optiinfra.agents.application.policy import ApplicationPolicy
+from optiinfra.agents.application.sense import Senses as ApplicationSenses
+from optiinfra.agents.base.agent import Agent
+from optiinfra.agents.base.host import AgentHost, Identity, Ports
+from optiinfra.agents.collectors.clouds import AwsAccount, AwsApi, AwsInstances, AwsSpot
+from optiinfra.agents.collectors.host import HostCollector
+from optiinfra.agents.collectors.interruptions import Interruptions, SqsInterruptions
+from optiinfra.agents.collectors.nvml import GpuCollector
+from optiinfra.agents.collectors.scrape import EngineScraper
+from optiinfra.agents.cost.agent import CostAgent
+from optiinfra.agents.cost.graph import Senses as CostSenses
+from optiinfra.agents.cost.job import Hands
+from optiinfra.agents.cost.policy import CostPolicy, RecentChange
+from optiinfra.agents.cost.pricing import Pricing
+from optiinfra.agents.performance.agent import PerformanceAgent
+from optiinfra.agents.performance.policy import PerformancePolicy
+from optiinfra.agents.resource.agent import ResourceAgent
+from optiinfra.agents.resource.policy import ResourcePolicy
+from optiinfra.agents.resource.sense import Machine
+from optiinfra.runtime.fleet import DeploymentConfig, Fleet
+from optiinfra.runtime.stores import Stores, instance_name, jitter, new_id, now, version
+from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.deployment import Provider, Replica
+from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.recommendation import RolloutPlan, StagePlan
+from optiinfra.schemas.vote import AgentName
+from optiinfra.serving.cards import load_card
+from optiinfra.serving.live import CardModel, LoadModel
+from optiinfra.serving.prices import Catalogue
+from optiinfra.storage.postgres.changes import recent_changes
+from optiinfra.storage.postgres.executions import ExecutionLog
+from optiinfra.storage.postgres.inbox import PostgresInbox
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Clouds:
+    """The adapters to the clouds that the fleet file names."""
+
+    actuators: Mapping[Provider, Actuator]
+    spot: Mapping[Provider, AwsSpot]
+    interruptions: Sequence[Interruptions]
+
+
+class WholeFleet:
+    """All replicas of a deployment, on whatever cloud they are."""
+
+    def __init__(self, actuators: Mapping[Provider, Actuator]) -> None:
+        self._actuators = actuators
+
+    async def replicas(self, tenant: str, deployment: str) -> Sequence[Replica]:
+        found: list[Replica] = []
+        for actuator in self._actuators.values():
+            found.extend(await actuator.replicas(tenant, deployment))
+        return found
+
+
+class RecentChangesInPostgres:
+    """The cost agent's memory of what was proposed not long ago."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+
+    async def recent(self, tenant: str, deployment: str, kind: str) -> list[RecentChange]:
+        return [
+            RecentChange(change.id, ChangeState(change.state), change.ended_at)
+            for change in await recent_changes(self._stores.database, tenant, deployment, kind)
+        ]
+
+
+class Wiring:
+    """Makes roles; what it opens is closed with `stack`."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        stores: Stores,
+        stack: AsyncExitStack,
+        *,
+        state_dir: Path,
+        gateway_url: str,
+        traffic: Traffic,
+        time_scale: float = 1.0,
+    ) -> None:
+        self._fleet = fleet
+        self._stores = stores
+        self._stack = stack
+        self._state_dir = state_dir
+        self._traffic = traffic
+        self._time_scale = time_scale
+        self.deployments = fleet.declared(gateway_url)
+        self._clouds: Clouds | None = None
+
+    async def clouds(self) -> Clouds:
+        """The clouds' adapters, made once."""
+        if self._clouds is None:
+            self._clouds = await self._connect_clouds()
+        return self._clouds
+
+    async def host(self, name: AgentName) -> AgentHost:
+        """The agent `name`, ready to run on the bus."""
+        makers: dict[AgentName, Callable[[], Awaitable[Agent]]] = {
+            AgentName.COST: self._cost,
+            AgentName.PERFORMANCE: self._performance,
+            AgentName.RESOURCE: self._resource,
+            AgentName.APPLICATION: self._application,
+        }
+        agent = await makers[name]()
+        identity = Identity(self._fleet.tenant, instance_name(), version())
+        ports = Ports(
+            bus=self._stores.bus,
+            publisher=self._stores.publisher(name.value),
+            inbox=PostgresInbox(self._stores.database),
+            clock=now,
+            new_id=new_id,
+            jitter=jitter,
+        )
+        return AgentHost(agent, identity, ports, heartbeat_s=self._fleet.timing.heartbeat_s)
+
+    async def _connect_clouds(self) -> Clouds:
+        fleet, actuators = self._fleet, dict[Provider, Actuator]()
+        http = await self._stack.enter_async_context(_http())
+        spot: dict[Provider, AwsSpot] = {}
+        interruptions: list[Interruptions] = []
+        if fleet.clouds.aws is not None:
+            aws = fleet.clouds.aws
+            endpoint = str(aws.endpoint_url) if aws.endpoint_url else None
+            if len(aws.regions) != 1:
+                raise Rejected(
+                    "clouds.aws.regions names more than one region",
+                    hint="run one OptiInfra a region for now",
+                )
+            account = AwsAccount(region=aws.regions[0], endpoint_url=endpoint)
+            ec2 = await asyncio.to_thread(AwsApi.connect, "ec2", account)
+            self._stack.callback(ec2.close)
+            machines = AwsInstances(ec2, f"http://{{private_ip}}:{aws.engine_port}")
+            actuators[Provider.AWS] = AwsActuator(
+                ec2, machines, http, clock=now, start_up_s=fleet.timing.apply_timeout_s
+            )
+            spot[Provider.AWS] = AwsSpot(ec2)
+            if aws.interruption_queue_url is not None:
+                sqs = await asyncio.to_thread(AwsApi.connect, "sqs", account)
+                self._stack.callback(sqs.close)
+                interruptions.append(SqsInterruptions(sqs, str(aws.interruption_queue_url)))
+        if fleet.clouds.local is not None:
+            actuators[Provider.LOCAL] = LocalActuator(
+                self._state_dir / "engines",
+                EngineCommand(args=fleet.clouds.local.command),
+                http,
+                clock=now,
+                start_up_s=fleet.timing.apply_timeout_s,
+            )
+        return Clouds(actuators, spot, interruptions)
+
+    async def _cost(self) -> CostAgent:
+        clouds, policy = await self.clouds(), cost_policy(self._fleet)
+        pricing = Pricing(Catalogue.load(), clouds.spot, now, refresh=timedelta(seconds=60))
+        senses = CostSenses(
+            deployments=tuple(self.deployments.values()),
+            actuators=clouds.actuators,
+            interruptions=clouds.interruptions,
+            pricing=pricing,
+            recent=RecentChangesInPostgres(self._stores),
+            policy=policy,
+            clock=now,
+        )
+        hands = Hands(
+            actuators=clouds.actuators,
+            traffic=self._traffic,
+            intents=ExecutionLog(self._stores.database),
+            pricing=pricing,
+            policy=policy,
+            clock=now,
+            monotonic=time.monotonic,
+            sleep=asyncio.sleep,
+        )
+        return CostAgent(
+            senses, hands, self._stores.telemetry, sense_every_s=self._fleet.timing.sense_every_s
+        )
+
+    async def _performance(self) -> PerformanceAgent:
+        clouds, timing = await self.clouds(), self._fleet.timing
+        http = await self._stack.enter_async_context(_http())
+        return PerformanceAgent(
+            self.deployments,
+            WholeFleet(clouds.actuators),
+            self._stores.telemetry,
+            EngineScraper(http, now),
+            models=self._models(),
+            clock=now,
+            policy=PerformancePolicy(
+                sense_every_s=min(timing.sense_every_s, 5.0),
+                vote_window_s=timing.window_s,
+                min_samples=timing.min_gate_samples,
+            ),
+        )
+
+    async def _resource(self) -> ResourceAgent:
+        clouds, timing = await self.clouds(), self._fleet.timing
+        name = instance_name()
+        return ResourceAgent(
+            self.deployments,
+            WholeFleet(clouds.actuators),
+            self._stores.telemetry,
+            Machine(HostCollector(host=name), GpuCollector(host=name)),
+            models=self._models(),
+            clock=now,
+            policy=ResourcePolicy(
+                sense_every_s=timing.sense_every_s,
+                vote_window_s=timing.window_s,
+                offered_window_s=min(60.0, timing.window_s),
+                min_samples=timing.min_gate_samples,
+            ),
+        )
+
+    async def _application(self) -> ApplicationAgent:
+        clouds, timing = await self.clouds(), self._fleet.timing
+        policy = ApplicationPolicy(
+            golden_per_look=timing.golden_per_look,
+            baseline_every_s=timing.baseline_every_s,
+            traffic_window_s=timing.window_s,
+        )
+        senses = ApplicationSenses(
+            replicas=WholeFleet(clouds.actuators),
+            telemetry=self._stores.telemetry,
+            golden=load_golden(_golden_path(self._fleet.deployments)),
+            runner=GoldenRunner(_http),
+            clock=now,
+            policy=policy,
+        )
+        return ApplicationAgent(tuple(self.deployments.values()), senses)
+
+    def _models(self) -> dict[str, LoadModel]:
+        """Load models of the deployments that name a perf card."""
+        return {
+            deployment.id: CardModel(load_card(deployment.perf_card), time_scale=self._time_scale)
+            for deployment in self.deployments.values()
+            if deployment.perf_card is not None
+        }
+
+
+def cost_policy(fleet: Fleet) -> CostPolicy:
+    """The cost agent's numbers as the fleet file's timing sets them."""
+    timing = fleet.timing
+    stages = tuple(
+        StagePlan(share=share, soak_s=soak_s, hold_limit_s=timing.hold_limit_s)
+        for share, soak_s in zip(timing.stage_shares, timing.stage_soak_s, strict=True)
+    )
+    migration = RolloutPlan(
+        stages=stages,
+        apply_timeout_s=timing.apply_timeout_s,
+        look_every_s=timing.look_every_s,
+    )
+    return CostPolicy(migration=migration, drain_timeout_s=timing.drain_timeout_s)
+
+
+def _golden_path(deployments: Sequence[DeploymentConfig]) -> Path | None:
+    """The one golden set that the fleet names, None for the shipped one."""
+    named = sorted({str(one.golden) for one in deployments if one.golden is not None})
+    if len(named) > 1:
+        raise Rejected(
+            f"the deployments name {len(named)} golden sets", hint="name one for the whole fleet"
+        )
+    return Path(named[0]) if named else None
+
+
+def _http() -> httpx.AsyncClient:
+    return httpx.AsyncClient(timeout=10.0, trust_env=False)

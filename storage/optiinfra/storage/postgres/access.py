@@ -1,0 +1,178 @@
+"""Bearer tokens: issued once, kept as SHA-256, with a purpose, an expiry and an end."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.ids import token as checked_token
+from optiinfra.schemas.tenant import Role
+from optiinfra.storage.postgres.database import Database
+
+SECRET_BYTES = 32
+PREFIX = "oi"
+
+
+class Purpose(StrEnum):
+    """What a token is good for; it is part of the token's id, so it cannot be swapped."""
+
+    SESSION = "s"
+    """Calls, until it expires or is revoked."""
+    SIGN_IN = "once"
+    """To be exchanged for a session, one time."""
+    TICKET = "tk"
+    """To open one live stream, one time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is behind a token, and what may be done with it."""
+
+    token_id: str
+    tenant: str
+    name: str
+    role: Role
+    expires_at: datetime | None
+
+
+def _new_part() -> str:
+    return secrets.token_hex(8)
+
+
+def _new_secret() -> str:
+    return secrets.token_urlsafe(SECRET_BYTES)
+
+
+class AccessTokens:
+    """Issues, checks, exchanges and revokes tokens; the database's clock decides on expiry."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        new_part: Callable[[], str] = _new_part,
+        new_secret: Callable[[], str] = _new_secret,
+    ) -> None:
+        self._database = database
+        self._new_part = new_part
+        self._new_secret = new_secret
+
+    async def issue(
+        self,
+        tenant: str,
+        name: str,
+        role: Role,
+        *,
+        lasts_s: float | None,
+        purpose: Purpose = Purpose.SESSION,
+        of: str | None = None,
+    ) -> str:
+        """A new token `oi_<id>_<secret>`, shown this one time.
+
+        `lasts_s` is its life in seconds (None: until revoked); `of` is the id of the token that a
+        ticket was drawn from. Raises `Rejected` when the tenant is not a valid name.
+        """
+        checked_token(tenant)
+        if purpose is not Purpose.SESSION and lasts_s is None:
+            raise Rejected("a token for one use must expire")
+        token_id = "-".join(part for part in (purpose.value, of, self._new_part()) if part)
+        token = f"{PREFIX}_{token_id}_{self._new_secret()}"
+        single_use = purpose is not Purpose.SESSION
+        async with self._database.transaction() as connection:
+            await connection.execute(_FORGET_USED)
+            await connection.execute(
+                _ISSUE, token_id, tenant, name, role.value, digest(token), single_use, lasts_s
+            )
+        return token
+
+    async def principal(self, token: str) -> Principal | None:
+        """Whose session a token is; None when it is unknown, expired, revoked or for one use."""
+        token_id = id_of(token, Purpose.SESSION)
+        if token_id is None:
+            return None
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(_FIND, token_id)
+            if row is None or not hmac.compare_digest(row["sha256"], digest(token)):
+                return None
+            if row["stale"]:
+                await connection.execute(_USED, token_id)
+        return Principal(token_id, row["tenant"], row["name"], Role(row["role"]), row["expires_at"])
+
+    async def still_valid(self, token_id: str) -> bool:
+        """Whether a session has neither expired nor been revoked since it was looked at."""
+        async with self._database.connection() as connection:
+            return await connection.fetchval(_FIND, token_id) is not None
+
+    async def consume(self, token: str, purpose: Purpose) -> Principal | None:
+        """Uses a token for one use up; None when it is unknown, expired or used already.
+
+        The principal of a ticket carries the id of the session that it was drawn from.
+        """
+        token_id = id_of(token, purpose)
+        if token_id is None:
+            return None
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(_CONSUME, token_id, digest(token))
+        if row is None:
+            return None
+        named = token_id
+        if purpose is Purpose.TICKET:
+            named = token_id.removeprefix(f"{purpose.value}-").rpartition("-")[0]
+        return Principal(named, row["tenant"], row["name"], Role(row["role"]), row["expires_at"])
+
+    async def revoke(self, tenant: str, token_id: str) -> bool:
+        """Ends a token of this tenant; False when there is none that could still be used."""
+        async with self._database.connection() as connection:
+            return await connection.fetchval(_REVOKE, tenant, token_id) is not None
+
+
+async def issue_one_time_token(
+    access: AccessTokens, tenant: str, name: str, *, role: Role = Role.ADMIN, lasts_s: float = 900.0
+) -> str:
+    """A token that `POST /api/v1/session` exchanges once, within `lasts_s` seconds."""
+    return await access.issue(tenant, name, role, lasts_s=lasts_s, purpose=Purpose.SIGN_IN)
+
+
+def digest(token: str) -> str:
+    """What is kept of a token: SHA-256 as hexadecimal digits."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def id_of(token: str, purpose: Purpose) -> str | None:
+    """The id inside a token of this purpose; None when it is not of that form."""
+    prefix, _, rest = token.partition("_")
+    token_id, _, secret = rest.partition("_")
+    fits = prefix == PREFIX and token_id.startswith(f"{purpose.value}-") and secret
+    return token_id if fits else None
+
+
+_VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())"
+_ISSUE = """
+INSERT INTO access_tokens (id, tenant, name, role, sha256, single_use, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + make_interval(secs => $7))
+"""
+_FORGET_USED = """
+DELETE FROM access_tokens WHERE single_use
+AND (revoked_at IS NOT NULL OR expires_at < clock_timestamp())
+"""
+_FIND = f"""
+SELECT tenant, name, role, sha256, expires_at,
+    last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute' AS stale
+FROM access_tokens WHERE id = $1 AND NOT single_use AND {_VALID}
+"""  # noqa: S608 - a constant
+_USED = "UPDATE access_tokens SET last_used_at = clock_timestamp() WHERE id = $1"
+_CONSUME = f"""
+UPDATE access_tokens SET revoked_at = clock_timestamp(), last_used_at = clock_timestamp()
+WHERE id = $1 AND sha256 = $2 AND single_use AND {_VALID}
+RETURNING tenant, name, role, expires_at
+"""  # noqa: S608 - a constant
+_REVOKE = """
+UPDATE access_tokens SET revoked_at = clock_timestamp()
+WHERE tenant = $1 AND id = $2 AND revoked_at IS NULL RETURNING 1
+"""
