@@ -138,8 +138,8 @@ def steady(
         ):
             add(metric, unit, value, quantile="p95")
             if counted:
-                bounds = {"ge": repr(value * 0.9), "le": repr(value * 1.01)}
-                add(f"{metric}_bucket", Unit.COUNT, counted, **bounds)
+                low, high = repr(value * 0.9), repr(value * 1.01)
+                add(f"{metric}_bucket", Unit.COUNT, counted, ge=low, le=high)
                 add(f"{metric}_sum", unit, counted * value)
     return found
 

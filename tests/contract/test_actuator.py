@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -28,6 +27,8 @@ from optiinfra.agents.collectors.clouds import (
     AwsAccount,
     AwsApi,
     AwsInstances,
+    AwsSpot,
+    parse_instance,
 )
 from optiinfra.schemas.deployment import Market, Provider, ReplicaState
 from optiinfra.schemas.errors import Denied, Rejected, Unavailable
@@ -83,8 +84,8 @@ async def local(folder: Path, **changes: Any) -> AsyncIterator[LocalActuator]:
     """Engines that answer `/health`: a plain file server over a folder with that file."""
     (folder / "www").mkdir(exist_ok=True)
     (folder / "www" / "health").write_text("ok")
-    args = (sys.executable, "-m", "http.server", "{port}", "--bind", "{host}")
-    args = (*args, "--directory", str(folder / "www"))
+    serve = (sys.executable, "-m", "http.server", "{port}", "--bind", "{host}")
+    args = (*serve, "--directory", str(folder / "www"))
     async with httpx.AsyncClient(trust_env=False) as http:
         command = replace(EngineCommand(args), **changes)
         actuator = LocalActuator(folder / "engines", command, http, clock=now)
@@ -325,6 +326,54 @@ async def test_missing_credentials_and_unreachable_endpoints_say_what_to_do(
     api.close()
 
 
+async def test_spot_prices_and_zones_are_read_page_by_page_in_the_own_region_only(
+    cloud: Any,
+) -> None:
+    def row(zone: str, price: str) -> dict[str, Any]:
+        return {"AvailabilityZone": zone, "SpotPrice": price, "Timestamp": now()}
+
+    spot = AwsSpot(AwsApi(cloud))
+    with Stubber(cloud) as stub:
+        first = {"SpotPriceHistory": [row("us-east-1b", "1.0671")], "NextToken": "more"}
+        stub.add_response("describe_spot_price_history", first)
+        last = {"SpotPriceHistory": [row("us-east-1c", "0.9702")]}
+        stub.add_response("describe_spot_price_history", last)
+        quotes = await spot.spot_history("p3.2xlarge", REGION, now())
+    assert [(one.zone, one.usd_per_hour) for one in quotes] == [
+        ("us-east-1b", 1.0671),
+        ("us-east-1c", 0.9702),
+    ]
+    assert "us-east-1a" in await spot.zones(REGION)
+    assert list(await spot.spot_history("p3.2xlarge", "eu-west-1", now())) == []
+    assert list(await spot.zones("eu-west-1")) == []
+
+
+async def test_machines_without_our_tags_and_unknown_ids_are_not_ours(cloud: Any) -> None:
+    image = cloud.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+    raw = cloud.run_instances(ImageId=image, MinCount=1, MaxCount=1)["Instances"][0]
+    instances = AwsInstances(AwsApi(cloud))
+    assert await instances.by_id(raw["InstanceId"]) is None
+    assert await instances.by_id("i-0123456789abcdef0") is None
+    assert await instances.user_data(raw["InstanceId"]) is None
+
+
+def test_a_machine_without_an_address_has_no_url_and_a_block_is_reserved() -> None:
+    names = ("tenant", "deployment", "replica")
+    raw = {
+        "InstanceId": "i-1",
+        "InstanceType": "p5.48xlarge",
+        "InstanceLifecycle": "capacity-block",
+        "State": {"Name": "pending"},
+        "Placement": {"AvailabilityZone": "us-east-1a"},
+        "Tags": [{"Key": f"optiinfra:{name}", "Value": "x"} for name in names],
+    }
+    found = parse_instance(raw, REGION, "http://{public_ip}:8000")
+    assert found is not None
+    assert found.replica.url is None
+    assert found.replica.instance.market is Market.RESERVED
+    assert not found.running
+
+
 # --- local processes only
 
 
@@ -376,12 +425,12 @@ async def test_an_engine_that_ends_by_itself_is_stopped_and_can_be_forgotten(
         actuator = LocalActuator(tmp_path, command, http, clock=now)
         launched = await actuator.launch(spec(Provider.LOCAL))
         async with asyncio.timeout(10):
-            while await actuator.replica("acme", "chat", launched.replica.id):
+            while await actuator.replica("acme", "chat", launched.replica.id):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         again = await actuator.launch(spec(Provider.LOCAL))
         assert (again.created, again.replica.state) == (False, ReplicaState.STOPPED)
         actuator.forget("acme", "chat")
-        assert os.listdir(tmp_path) == []
+        assert not any(tmp_path.iterdir())  # noqa: ASYNC240
 
 
 async def test_full_slots_and_bad_commands_are_refused(tmp_path: Path) -> None:

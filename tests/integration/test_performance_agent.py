@@ -190,6 +190,12 @@ async def test_a_hidden_metric_is_told_once_and_holds_the_gate(live: Stand) -> N
         assert (await live.vote()).verdict is Verdict.ABSTAIN
         server.degrade(Defect())
         assert not any(isinstance(f, TelemetryGap) for f in await live.sense())
+        server.degrade(Defect(hide_metrics=("vllm:time_to_first_token_seconds",)))
+        assert any(isinstance(f, TelemetryGap) for f in await live.sense())
+        seen, live.fleet.all = live.fleet.all, []
+        await live.sense()
+        live.fleet.all = seen
+        assert any(isinstance(f, TelemetryGap) for f in await live.sense())
 
 
 async def test_every_replica_that_should_answer_is_measured(

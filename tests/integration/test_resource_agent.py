@@ -224,7 +224,8 @@ async def test_offered_load_is_published_for_each_deployment() -> None:
     stand = Stand()
     stand.load(2.0)
     load = measured(await stand.agent.sense(), "chat")[OFFERED]
-    assert load.reading == Known(value=pytest.approx(6.0))
+    assert isinstance(load.reading, Known)
+    assert load.reading.value == pytest.approx(6.0)
     assert (load.at, load.window_s) == (NOW, POLICY.offered_window_s)
 
 

@@ -46,14 +46,16 @@ def test_a_canary_within_its_objectives_passes(baseline: ArmReadings | None) -> 
 def test_a_canary_beyond_doubt_worse_is_rolled_back(
     metric: str, value: float, baseline: ArmReadings | None
 ) -> None:
-    judgement = gate(question(baseline, **{metric: of(value)}), POLICY)
+    broken: dict[str, Any] = {metric: of(value)}
+    judgement = gate(question(baseline, **broken), POLICY)
     assert judgement.verdict is GateVerdict.ROLL_BACK
     assert f"{value:.3g} over" in judgement.reason
 
 
 @pytest.mark.parametrize("metric", ["ttft", "tpot", "waiting", "errors"])
 def test_an_unknown_canary_reading_is_a_hold(metric: str) -> None:
-    judgement = gate(question(**{metric: DARK}), POLICY)
+    unknown: dict[str, Any] = {metric: DARK}
+    judgement = gate(question(**unknown), POLICY)
     assert judgement.verdict is GateVerdict.HOLD
     assert "c: renamed" in judgement.reason
 

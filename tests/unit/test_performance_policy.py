@@ -112,6 +112,19 @@ def test_a_forecast_for_nobody_is_not_needed_to_reject() -> None:
     assert judgement.verdict is Verdict.REJECT
 
 
+def test_the_slowest_replica_with_requests_enough_is_shown() -> None:
+    each = {
+        "a": Pooled(Known(value=0.3), 50),
+        "b": Pooled(Known(value=0.4), 50),
+        "c": Pooled(Known(value=0.9), 3),
+        "d": Pooled(DARK, 0),
+    }
+    evidence = {e.name: e for e in vote(question(each=each), POLICY).evidence}
+    worst = evidence["ttft_p95_s_of_the_slowest_replica"]
+    assert worst.reading == Known(value=0.4)
+    assert worst.source.endswith("of b")
+
+
 def test_a_margin_can_be_asked_for() -> None:
     strict = POLICY.model_copy(update={"min_margin": 0.5})
     assert vote(question(), strict).verdict is Verdict.REJECT

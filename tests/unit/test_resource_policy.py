@@ -114,6 +114,8 @@ def test_a_migration_to_spot_may_lose_its_fullest_zone() -> None:
 def test_what_stays_on_demand_is_lost_to_failures_only() -> None:
     spec = SpotMigration(replicas=("a",), to=to())
     assert fleet_after(spec, FLEET, 1, POLICY) == FleetAfter(3, 1)
+    stale = SpotMigration(replicas=("a", "gone"), to=to())
+    assert fleet_after(stale, FLEET, 1, POLICY) == FleetAfter(3, 1)
     back = SpotReplacement(replicas=("gone",), to=to(Market.ON_DEMAND), reclaim_at=NOW)
     assert fleet_after(back, FLEET, 0, POLICY) == FleetAfter(4, 0)
 

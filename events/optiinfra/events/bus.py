@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
@@ -63,9 +63,8 @@ class Bus:
         bus = cls(url)
         opening = asyncio.ensure_future(bus._open(name, credentials))
         try:
-            await asyncio.wait(
-                {opening, bus._refused}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            outcomes: set[asyncio.Future[Any]] = {opening, bus._refused}
+            await asyncio.wait(outcomes, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not (opening.done() and not opening.cancelled() and opening.exception() is None):
                 await bus._give_up(opening)

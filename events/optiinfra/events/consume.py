@@ -5,25 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 from nats.aio.msg import Msg
 
 from optiinfra.events.bus import Bus
-from optiinfra.events.delivery import Delivery, Key, dead_letter_of, delivery_of
-from optiinfra.events.durable import Durable, DurableSpec
+from optiinfra.events.consumer_spec import (
+    Buries,
+    ConsumerStats,
+)
+from optiinfra.events.consumer_spec import (
+    ConsumerSpec as ConsumerSpec,
+)
+from optiinfra.events.consumer_spec import (
+    Inbox as Inbox,
+)
+from optiinfra.events.delivery import Delivery
+from optiinfra.events.durable import Durable
 from optiinfra.events.envelope import Event, decode
-from optiinfra.events.facts import Fact
+from optiinfra.events.hand import Hand
 from optiinfra.events.pull import Ended, Pull
 from optiinfra.events.refusals import BROKER_ERRORS
-from optiinfra.events.subjects import BY_PREFIX, Stream
-from optiinfra.events.verdicts import Verdict, backoff_s, retry_after_s, verdict_on
-from optiinfra.schemas.errors import Invariant, OptiInfraError, Rejected, Unavailable
-from optiinfra.schemas.ids import token
+from optiinfra.events.subjects import BY_PREFIX
+from optiinfra.events.verdicts import Verdict, backoff_s, verdict_on
+from optiinfra.schemas.errors import Invariant, Rejected, Unavailable
 
 log = logging.getLogger("optiinfra.events.consume")
 
@@ -31,29 +37,282 @@ Handle = Callable[[Event], Awaitable[None]]
 HandleBatch = Callable[[Sequence[Event]], Awaitable[Sequence[BaseException | None]]]
 
 PATIENCE_S = 10.0
-"""How long a connected broker may go without stream or JetStream before `run` gives up."""
+"""How long a broker that is connected may lack the stream or JetStream before `run` gives up."""
 GRACE_S = 3.0
-"""How long handlers may still run after a cancellation."""
+"""How long handlers may go on after a cancellation, s."""
 LOOK_EVERY_S = 5.0
-HOLD_LIMIT_S = 60.0
-"""How long a message is held for infrastructure before it goes back to the broker."""
-HOLD_CAP_S = 5.0
-CONFLICT_TRIES = 5
-CONFLICT_BASE_S = 0.05
-REMEMBERED = 4096
-"""How many finished messages are remembered, so that a lost acknowledgement has no effect."""
-"""x"""
+LISTEN_LIMIT = 10_000
 
 
-class Inbox(Protocol):
-    """Remembers what a consumer has handled. Both may raise `Unavailable`."""
+class Consumer:
+    """Runs one durable consumer; any number of instances may share it.
 
-    async def seen(self, consumer: str, event_id: str) -> bool: ...
-    async def mark(self, consumer: str, event_id: str) -> None: ...
+    Give either `handle` (one event; up to `spec.concurrency` at once) or `handle_batch` (up to
+    `spec.batch` events, one batch at a time; answers for each with None or its exception). What a
+    raised exception means is told in `verdicts`. With an `inbox`, an event that was handled
+    before is acknowledged without being handled again. `jitter` gives factors about 1.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        spec: ConsumerSpec,
+        *,
+        handle: Handle | None,
+        handle_batch: HandleBatch | None,
+        publisher: Buries,
+        inbox: Inbox | None,
+        clock: Callable[[], datetime],
+        jitter: Callable[[], float],
+    ) -> None:
+        if (handle is None) == (handle_batch is None):
+            raise Invariant(f"consumer {spec.name} needs handle or handle_batch")
+        self.spec = spec
+        self._bus = bus
+        self._handle = handle
+        self._handle_batch = handle_batch
+        self._inbox = inbox
+        self._durable = Durable(bus, spec.durable())
+        capacity = spec.batch if handle else 2 * spec.batch
+        self._hand = Hand(spec, publisher, capacity=capacity, clock=clock, jitter=jitter)
+        self._pull = Pull(bus, spec.stream.value, spec.name, self._take)
+        self._busy: set[asyncio.Task[None]] = set()
+        self._trouble_since_s: float | None = None
+        self._closing = False
+
+    @property
+    def stats(self) -> ConsumerStats:
+        """Counts since the start."""
+        return self._hand.stats
+
+    async def run(self) -> None:
+        """Goes on until cancelled; then finishes or gives back what is in hand.
+
+        Raises `Conflict` when the durable consumer is of another kind, and `Unavailable` within
+        15 s when the connection is closed or the stream is gone, for a supervisor to act on.
+        """
+        await self._attach()
+        await self._pull.open()
+        workers = self.spec.concurrency if self._handle is not None else 1
+        tasks = [asyncio.create_task(self._work()) for _ in range(workers)]
+        helpers = [asyncio.create_task(one()) for one in (self._draw, self._beat, self._look)]
+        try:
+            done, _ = await asyncio.wait([*tasks, *helpers], return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            await self._settle(tasks, helpers)
+
+    async def _settle(
+        self, workers: list[asyncio.Task[None]], helpers: list[asyncio.Task[None]]
+    ) -> None:
+        self._closing = True
+        draw, *others = helpers
+        draw.cancel()
+        await self._pull.close()
+        for task in workers:
+            if task not in self._busy:
+                task.cancel()
+        if self._busy:
+            await asyncio.wait(tuple(self._busy), timeout=GRACE_S)
+        for task in (*workers, *others):
+            task.cancel()
+        await asyncio.wait([*workers, *helpers])
+        await self._hand.give_back()
+
+    def _take(self, message: Msg) -> None:
+        self._hand.take(message)
+
+    async def _draw(self) -> None:
+        """Keeps one request for messages standing while there is room in the hand."""
+        failures = 0
+        while True:
+            room = await self._hand.room()
+            ended = await self._pull.request(room)
+            failures = 0 if self._pull.heard else failures
+            if ended is Ended.EXPIRED:
+                self.stats.lag = 0
+                self.stats.progressed()
+            elif ended is not Ended.FILLED:
+                failures += 1
+                await self._heal(backoff_s(failures, 0.05, 2.0))
+
+    async def _attach(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._durable.attach()
+            except Unavailable as failed:
+                failures += 1
+                await self._endure(failed, backoff_s(failures, 0.05, 2.0))
+            else:
+                self._trouble_since_s = None
+                return
+
+    async def _heal(self, delay_s: float) -> None:
+        """Sees to it that the consumer exists; never asks more often than its delays allow."""
+        if not self._bus.is_connected:
+            if self._bus.is_closed:
+                raise Unavailable(f"consumer {self.spec.name}: the connection is closed")
+            await self._bus.connected(LOOK_EVERY_S)
+            return
+        try:
+            await self._durable.attach()
+        except Unavailable as failed:
+            await self._endure(failed, delay_s)
+        else:
+            self._trouble_since_s = None
+            await asyncio.sleep(delay_s)
+
+    async def _endure(self, failed: Unavailable, delay_s: float) -> None:
+        """Waits, unless the trouble has lasted too long already."""
+        now_s = asyncio.get_running_loop().time()
+        since_s = self._trouble_since_s = self._trouble_since_s or now_s
+        if self._bus.is_closed or (self._bus.is_connected and now_s - since_s > PATIENCE_S):
+            raise failed
+        log.warning("consumer %s: %s", self.spec.name, failed)
+        await asyncio.sleep(delay_s)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self.spec.heartbeat_s)
+            await self._hand.beat()
+
+    async def _look(self) -> None:
+        """Asks now and then how far all instances are: for the lag, and for `Durable.floor`."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            with contextlib.suppress(Unavailable):
+                info = await self._durable.look()
+                if info is not None:
+                    self.stats.lag = (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+    async def _work(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        while not self._closing:
+            batch = [await self._hand.ready.get()]
+            self._busy.add(task)
+            try:
+                if self._handle_batch is not None:
+                    await self._fill(batch)
+                await self._process(batch)
+            finally:
+                self._busy.discard(task)
+
+    async def _fill(self, batch: list[Delivery]) -> None:
+        """Adds what is there already, or comes within the linger time."""
+        ready, limit = self._hand.ready, self.spec.batch
+        if self.spec.linger_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.spec.linger_s):
+                    while len(batch) < limit:
+                        batch.append(await ready.get())
+        while len(batch) < limit and not ready.empty():
+            batch.append(ready.get_nowait())
+
+    async def _process(self, batch: list[Delivery]) -> None:
+        fresh = []
+        for delivery in batch:
+            if delivery.cause is not None:
+                await self._hand.bury(delivery)
+            elif delivery.handled:
+                await self._finish(delivery)
+            elif await self._is_new(delivery):
+                fresh.append(delivery)
+        if self._handle_batch is not None and fresh:
+            await self._handle_together(fresh, self._handle_batch)
+        elif self._handle is not None:
+            for delivery in fresh:
+                await self._handle_one(delivery, self._handle)
+
+    async def _is_new(self, delivery: Delivery) -> bool:
+        """Reads the event; answers at once for one that cannot be read or was handled before."""
+        message = delivery.message
+        try:
+            if delivery.event is None:
+                delivery.event = decode(message.subject, message.headers, message.data)
+            if self._inbox is not None:
+                delivery.handled = await self._inbox.seen(self.spec.name, delivery.event.id)
+        except Exception as failed:  # noqa: BLE001 - the bus edge: verdicts translates it
+            await self._hand.failed(delivery, failed)
+            return False
+        if delivery.handled:
+            await self._hand.finished(delivery)
+        return not delivery.handled
+
+    async def _handle_one(self, delivery: Delivery, handle: Handle) -> None:
+        assert delivery.event is not None
+        try:
+            await handle(delivery.event)
+        except Exception as failed:  # noqa: BLE001 - the bus edge: verdicts translates it
+            await self._hand.failed(delivery, failed)
+        else:
+            await self._finish(delivery)
+
+    async def _handle_together(self, batch: list[Delivery], handle: HandleBatch) -> None:
+        events = [delivery.event for delivery in batch if delivery.event is not None]
+        try:
+            results = await handle(events)
+            if len(results) != len(events):
+                raise Invariant(f"{len(results)} answers for {len(events)} events")
+        except Exception as failed:  # noqa: BLE001 - the bus edge: verdicts translates it
+            await self._fail_together(batch, failed, handle)
+            return
+        for delivery, failure in zip(batch, results, strict=True):
+            if failure is None:
+                await self._finish(delivery)
+            else:
+                await self._hand.failed(delivery, failure)
+
+    async def _fail_together(
+        self, batch: list[Delivery], failed: Exception, handle: HandleBatch
+    ) -> None:
+        """A batch that failed whole is handled one by one, so that one bad event harms no other."""
+        if len(batch) == 1 or verdict_on(failed) is Verdict.HOLD:
+            for delivery in batch:
+                await self._hand.failed(delivery, failed)
+            return
+        for delivery in batch:
+            await self._handle_together([delivery], handle)
+
+    async def _finish(self, delivery: Delivery) -> None:
+        delivery.handled = True
+        if self._inbox is not None and delivery.event is not None:
+            try:
+                await self._inbox.mark(self.spec.name, delivery.event.id)
+            except Exception as failed:  # noqa: BLE001 - the bus edge: verdicts translates it
+                await self._hand.failed(delivery, failed)
+                return
+        await self._hand.finished(delivery)
 
 
-class Buries(Protocol):
-    """What a consumer needs of a publisher."""
+async def listen(bus: Bus, prefix: str) -> AsyncIterator[Event]:
+    """Events of a prefix that no stream keeps (heartbeats), from now on.
 
-    def event(self, fact: Fact, *, tenant: str, id: str | None = None) -> Event: ...  # noqa: A002
-    async def publish(self, event: Event) -> int: ...
+    What cannot be read is logged and left out; a listener that is too slow misses the oldest.
+    Raises `Unavailable` when the connection is closed.
+    """
+    waiting: asyncio.Queue[Msg | None] = asyncio.Queue()
+
+    async def hear(message: Msg) -> None:
+        if waiting.qsize() >= LISTEN_LIMIT:
+            waiting.get_nowait()
+        waiting.put_nowait(message)
+
+    pattern = BY_PREFIX[prefix].pattern
+    subscription = await bus.ask(
+        lambda: bus.client.subscribe(pattern, cb=hear), f"cannot listen to {pattern}"
+    )
+    remove = bus.on_close(lambda: waiting.put_nowait(None))
+    try:
+        while (message := await waiting.get()) is not None:
+            try:
+                yield decode(message.subject, message.headers, message.data)
+            except Rejected as bad:
+                log.warning("listening to %s: %s", pattern, bad)
+        raise Unavailable(f"listening to {pattern}: the connection is closed")
+    finally:
+        remove()
+        with contextlib.suppress(*BROKER_ERRORS):
+            await subscription.unsubscribe()

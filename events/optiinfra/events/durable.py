@@ -64,7 +64,10 @@ class Durable:
 
         async def look() -> ConsumerInfo | None:
             try:
-                return await self._bus.js.consumer_info(self._spec.stream, self._spec.name)
+                found: ConsumerInfo = await self._bus.js.consumer_info(
+                    self._spec.stream, self._spec.name
+                )
+                return found
             except NotFoundError as missing:
                 if missing.err_code == STREAM_NOT_FOUND:
                     raise

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -69,7 +69,7 @@ class Feed:
         epoch = created.isoformat() if isinstance(created, datetime) else str(created)
         return StreamState(epoch, info.state.first_seq, info.state.last_seq)
 
-    async def follow(self, after: int) -> AsyncIterator[list[Delivered]]:
+    async def follow(self, after: int) -> AsyncGenerator[list[Delivered], None]:
         """Batches of everything after sequence `after`, in order, each message once.
 
         Lasts for ever: a lost broker or consumer is waited for and taken up where it was left.
@@ -84,15 +84,16 @@ class Feed:
                 if (epoch or state.epoch) != state.epoch or state.last < cursor:
                     raise Conflict(f"stream {self._stream} is not the one that was followed")
                 epoch = state.epoch
-                async for batch in self._consume(cursor):
-                    cursor = batch[-1].sequence if batch else cursor
-                    yield batch
+                async with aclosing(self._consume(cursor)) as batches:
+                    async for batch in batches:
+                        cursor = batch[-1].sequence if batch else cursor
+                        yield batch
             except ConnectionClosedError as closed:
                 raise Unavailable("the connection to the bus is closed") from closed
             except BROKER_ERRORS:
                 await asyncio.sleep(RETRY_S)
 
-    async def _consume(self, after: int) -> AsyncIterator[list[Delivered]]:
+    async def _consume(self, after: int) -> AsyncGenerator[list[Delivered], None]:
         """One consumer's life; ends (or raises) as soon as a message may have been missed."""
         subscription = await self._bus.js.pull_subscribe(
             "", stream=self._stream, config=_ordered_from(after + 1)

@@ -109,7 +109,7 @@ class Pull:
         if self._subscription is not None:
             with contextlib.suppress(*BROKER_ERRORS):
                 async with asyncio.timeout(1.0):
-                    await self._subscription.drain()
+                    await self._subscription.drain()  # type: ignore[no-untyped-call]
             with contextlib.suppress(*BROKER_ERRORS):
                 await self._subscription.unsubscribe()
         self._subscription = None

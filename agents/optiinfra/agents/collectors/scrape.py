@@ -51,7 +51,7 @@ class EngineScraper:
         self._clock = clock
         self._timeout_s = timeout_s
         self._before: dict[tuple[str, str], Scrape] = {}
-        self._builds: dict[str, _Build] = {}
+        self._builds: dict[tuple[str, str], _Build] = {}
 
     async def scrape(
         self, deployment: Deployment, replicas: Sequence[Replica]
@@ -67,28 +67,28 @@ class EngineScraper:
         return [task.result() for task in tasks]
 
     async def _replica(self, contract: Contract, replica: Replica) -> ReplicaReadings:
+        key = (replica.deployment, replica.id)
         try:
             async with asyncio.timeout(self._timeout_s):
-                found = await self._fetch(replica)
+                found = await self._fetch(replica, key)
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
             detail = str(error) or type(error).__name__
             found = Unknown(reason=UnknownReason.UNREACHABLE, detail=detail)
         if isinstance(found, Unknown):
-            self._builds.pop(replica.url or "", None)
+            self._builds.pop(key, None)
             samples = unread(contract, replica.id, self._now(), found)
             gap = Gap("scrape", found.reason, found.detail)
             implausible = found.reason is UnknownReason.IMPLAUSIBLE
             return ReplicaReadings(replica.id, None, samples, (gap,) if implausible else ())
-        key = (replica.deployment, replica.id)
         readings = read(contract, replica.id, found, self._before.get(key))
         self._before[key] = found
         return ReplicaReadings(replica.id, found.version, readings.samples, readings.gaps)
 
-    async def _fetch(self, replica: Replica) -> Scrape | Unknown:
+    async def _fetch(self, replica: Replica, key: tuple[str, str]) -> Scrape | Unknown:
         if replica.url is None:
             return Unknown(reason=UnknownReason.UNREACHABLE, detail="it has no address yet")
         url = replica.url.rstrip("/")
-        build = await self._build(url)
+        build = await self._build(url, key)
         answer = await self._client.get(f"{url}/metrics")
         if answer.status_code != httpx.codes.OK:
             detail = f"/metrics answers {answer.status_code}"
@@ -102,17 +102,21 @@ class EngineScraper:
         emulated = build.emulated or replica.emulated
         return Scrape(self._now(), exposition, build.version, emulated)
 
-    async def _build(self, url: str) -> _Build:
+    async def _build(self, url: str, key: tuple[str, str]) -> _Build:
         """What `/version` says, if anything; asked again after a scrape that failed."""
-        if url not in self._builds:
-            answer = await self._client.get(f"{url}/version")
-            self._builds[url] = _build_of(answer)
-        return self._builds[url]
+        if key not in self._builds:
+            self._builds[key] = _build_of(await self._client.get(f"{url}/version"))
+        return self._builds[key]
 
     def _forget(self, deployment: str, present: set[str]) -> None:
-        gone = [key for key in self._before if key[0] == deployment and key[1] not in present]
+        gone = [
+            key
+            for key in (*self._before, *self._builds)
+            if key[0] == deployment and key[1] not in present
+        ]
         for key in gone:
-            del self._before[key]
+            self._before.pop(key, None)
+            self._builds.pop(key, None)
 
     def _now(self) -> datetime:
         """The clock in whole milliseconds, as the store keeps it: one scrape is one time."""

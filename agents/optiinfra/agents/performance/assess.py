@@ -116,6 +116,7 @@ class Assessment:
             offered=offered,
             current=current,
             reduced=reduced,
+            each={name: window.quantile("ttft_s", 0.95, [name]) for name in names},
         )
 
     async def _replacement(self, spec: SpotReplacement, seen: Observation) -> ReplacementQuestion:

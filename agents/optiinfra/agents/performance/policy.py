@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import exp, log
 from typing import Literal
 
@@ -88,6 +89,8 @@ class VoteQuestion:
     offered: Reading
     current: LatencyForecast | Unknown
     reduced: LatencyForecast | Unknown
+    each: Mapping[str, Pooled] = field(default_factory=dict)
+    """TTFT of each replica alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ def calibration(measured: Pooled, predicted_s: float, policy: PerformancePolicy)
 def vote(question: VoteQuestion, policy: PerformancePolicy) -> Judgement:
     """Approve when the objective holds now and with `replicas_gone` lost after the change."""
     lines = _lines(question, policy)
-    evidence = _evidence(question, lines)
+    evidence = _evidence(question, lines, policy)
     missing = _missing(question, policy)
     if missing:
         return Judgement(Verdict.ABSTAIN, missing, evidence)
@@ -249,7 +252,9 @@ def _margins(lines: tuple[_Line, ...], heads: Headcount) -> tuple[str, ...]:
     )
 
 
-def _evidence(question: VoteQuestion, lines: tuple[_Line, ...]) -> tuple[Evidence, ...]:
+def _evidence(
+    question: VoteQuestion, lines: tuple[_Line, ...], policy: PerformancePolicy
+) -> tuple[Evidence, ...]:
     found = [
         Evidence(
             name="offered_rps", unit=Unit.PER_SECOND, reading=question.offered,
@@ -273,7 +278,25 @@ def _evidence(question: VoteQuestion, lines: tuple[_Line, ...]) -> tuple[Evidenc
                 source=f"{FORECAST} (× {line.factor:.2f})",
             )
         )  # fmt: skip
-    return tuple(found)
+    return (*found, *_worst_replica(question, policy))
+
+
+def _worst_replica(question: VoteQuestion, policy: PerformancePolicy) -> tuple[Evidence, ...]:
+    """The slowest replica that has requests enough to be judged alone."""
+    judged = [
+        (seen.reading.value, name, seen)
+        for name, seen in question.each.items()
+        if isinstance(seen.reading, Known) and seen.samples >= policy.min_samples
+    ]
+    if not judged:
+        return ()
+    _, name, seen = max(judged, key=lambda one: one[0])
+    worst = Evidence(
+        name="ttft_p95_s_of_the_slowest_replica", unit=Unit.SECONDS, reading=seen.reading,
+        threshold=question.slo.ttft_p95_s, window_s=question.window_s, samples=seen.samples,
+        source=f"{MEASURED} of {name}",
+    )  # fmt: skip
+    return (worst,)
 
 
 def _compared(question: ReplacementQuestion) -> tuple[str, ...]:

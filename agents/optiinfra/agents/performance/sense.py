@@ -52,6 +52,7 @@ class Sensing:
         """Readings of each replica, and its gaps when they are not the same as before."""
         facts: list[Fact] = []
         for one in rounds:
+            self._forget(one)
             for readings in one.readings:
                 if readings.samples:
                     facts.append(_measured(one.deployment, readings))
@@ -68,6 +69,13 @@ class Sensing:
             return None
         readings = await self._scraper.scrape(deployment, scrapable(replicas))
         return Round(deployment, tuple(readings))
+
+    def _forget(self, one: Round) -> None:
+        """A replica that is gone and comes back is told of afresh."""
+        present = {readings.replica for readings in one.readings}
+        for key in list(self._told):
+            if key[0] == one.deployment.id and key[1] not in present:
+                del self._told[key]
 
     def _gap(self, deployment: Deployment, readings: ReplicaReadings) -> TelemetryGap | None:
         key = (deployment.id, readings.replica)

@@ -100,14 +100,15 @@ def fleet_after(
     Replicas are lost to failures (`tolerance` at once) or to a reclaim of one spot zone, whichever
     takes more. A moved replica without a named zone is taken to stay in its own.
     """
+    own = {one.id: one.instance.zone for one in serving}
     match spec:
         case SpotMigration() | SpotReplacement():
             kept = [one for one in serving if one.id not in spec.replicas]
             places = [(one.instance.market, one.instance.zone) for one in kept]
-            own = {one.id: one.instance.zone for one in serving}
-            places += [
-                (spec.to.market, spec.to.zone or own.get(name, "unknown")) for name in spec.replicas
-            ]
+            # A reclaimed replica may be gone already, and is replaced all the same.
+            urgent = isinstance(spec, SpotReplacement)
+            moved = [name for name in spec.replicas if urgent or name in own]
+            places += [(spec.to.market, spec.to.zone or own.get(name, "unknown")) for name in moved]
             count = len(places)
         case IdleShutdown() | Consolidation():
             kept = [one for one in serving if one.id not in spec.replicas]

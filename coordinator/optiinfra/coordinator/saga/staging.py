@@ -90,8 +90,11 @@ def staged(turn: Turn, fact: f.ExecutionStaged) -> None:
         turn.say(f.ChangeCompleted(change=saga.change, arms=saga.arms))
         return
     stage = saga.proposal.rollout.stages[fact.result.step.stage]
-    turn.set_timer(TimerName.SOAK, fact.result.step.stage, stage.soak_s)
     turn.set_timer(TimerName.HOLD_LIMIT, fact.result.step.stage, stage.soak_s + stage.hold_limit_s)
+    if stage.soak_s > 0:
+        turn.set_timer(TimerName.SOAK, fact.result.step.stage, stage.soak_s)
+    else:
+        _assess(turn, fact.result.step)
 
 
 def execution_failed(turn: Turn, fact: f.ExecutionFailed) -> None:
@@ -105,14 +108,18 @@ def apply_deadline(turn: Turn, fact: f.TimerFired) -> None:
 
 
 def look(turn: Turn, fact: f.TimerFired) -> None:
-    """Asks the assessors for one more look at the stage; where none are named, the soak was all."""
+    """One more look at the stage, if its timer is the one that counts."""
     saga = turn.saga
     if saga.phase is not Phase.SOAKING or saga.passed or saga.step is None:
         return
-    if fact.key not in (str(saga.step.stage), _look_key(saga)):
-        return
-    if saga.proposal.rollout.gates:
-        _request_look(turn, saga.step)
+    if fact.key in (str(saga.step.stage), _look_key(saga)):
+        _assess(turn, saga.step)
+
+
+def _assess(turn: Turn, step: Step) -> None:
+    """Asks the assessors; where none are named, the soak was all."""
+    if turn.saga.proposal.rollout.gates:
+        _request_look(turn, step)
     else:
         close_look_as(turn, GateVerdict.PASS, ("its kind needs no gate, and none is named",))
         proceed(turn)

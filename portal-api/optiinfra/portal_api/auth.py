@@ -1,0 +1,88 @@
+"""Who calls, and what they may do: bearer tokens and one table of permissions."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.requests import HTTPConnection
+from fastapi.security.utils import get_authorization_scheme_param
+
+from optiinfra.portal_api.ports import ApiPorts, ports_of
+from optiinfra.portal_api.problems import SignInNeeded
+from optiinfra.schemas.errors import Denied
+from optiinfra.schemas.tenant import Role
+from optiinfra.storage.postgres.access import Principal
+from optiinfra.storage.postgres.decisions import Attempt
+
+
+class Permission(StrEnum):
+    READ = "read"
+    AUDIT = "audit"
+    CONTROL = "control"
+    SWITCH = "switch"
+    DECIDE = "decide"
+
+
+LEAST_ROLE: dict[Permission, Role] = {
+    Permission.READ: Role.VIEWER,
+    Permission.AUDIT: Role.OPERATOR,
+    Permission.CONTROL: Role.OPERATOR,
+    Permission.SWITCH: Role.OPERATOR,
+    Permission.DECIDE: Role.APPROVER,
+}
+"""What each permission asks for; a higher role may do all that a lower one may."""
+
+
+def bearer(connection: HTTPConnection) -> str:
+    """The bearer token of a request. Raises `SignInNeeded` when there is none."""
+    scheme, token = get_authorization_scheme_param(connection.headers.get("authorization"))
+    if scheme.lower() != "bearer" or not token:
+        raise SignInNeeded("a bearer token is needed", hint="send `Authorization: Bearer oi_…`")
+    return token
+
+
+async def principal(connection: HTTPConnection) -> Principal:
+    """Whose token it is. Raises `SignInNeeded` when it is not (or no longer) good."""
+    found = await ports_of(connection).access.principal(bearer(connection))
+    if found is None:
+        raise SignInNeeded(
+            "the token is unknown, expired or revoked",
+            hint="sign in again: `optiinfra up` prints how",
+        )
+    return found
+
+
+class Needs:
+    """A dependency: the caller, who has this permission; a denied attempt is audited."""
+
+    def __init__(self, permission: Permission) -> None:
+        self._permission = permission
+
+    async def __call__(
+        self, connection: HTTPConnection, who: Annotated[Principal, Depends(principal)]
+    ) -> Principal:
+        least = LEAST_ROLE[self._permission]
+        if who.role.includes(least):
+            return who
+        await self._note(ports_of(connection), who, connection)
+        raise Denied(
+            f"{who.role.value} {who.name!r} may not do this",
+            hint=f"it needs the role {least.value}",
+        )
+
+    async def _note(self, ports: ApiPorts, who: Principal, connection: HTTPConnection) -> None:
+        method = connection.scope.get("method", "GET")
+        attempt = Attempt(
+            self._permission.value, connection.url.path, {"method": method, "why": "role"}
+        )
+        await ports.decisions.note(who, attempt, allowed=False)
+
+
+Reader = Annotated[Principal, Depends(Needs(Permission.READ))]
+Auditor = Annotated[Principal, Depends(Needs(Permission.AUDIT))]
+Operator = Annotated[Principal, Depends(Needs(Permission.CONTROL))]
+Switcher = Annotated[Principal, Depends(Needs(Permission.SWITCH))]
+Approver = Annotated[Principal, Depends(Needs(Permission.DECIDE))]
+Ports = Annotated[ApiPorts, Depends(ports_of)]

@@ -1,0 +1,1 @@
+"""The live stream: one feed, one ring, one cursor a client."""

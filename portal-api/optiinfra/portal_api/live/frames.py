@@ -1,0 +1,80 @@
+"""Frames of the live stream: what is sent to every client, encoded once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+
+from optiinfra.events.feed import Delivered, StreamState
+from optiinfra.events.subjects import tenant_of
+
+VERSION = 1
+_ATTRIBUTES = {
+    "ce-specversion": "specversion",
+    "ce-id": "id",
+    "ce-type": "type",
+    "ce-source": "source",
+    "ce-subject": "subject",
+    "ce-time": "time",
+    "ce-tenant": "tenant",
+    "ce-correlationid": "correlationid",
+    "ce-causationid": "causationid",
+    "traceparent": "traceparent",
+    "content-type": "datacontenttype",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One event; `cloud_event` is the inside of its JSON object, shared by all clients."""
+
+    sequence: int
+    tenant: str
+    event_id: str
+    at: datetime
+    cloud_event: str
+
+    def text(self, prev: int) -> str:
+        """The frame for a client whose last frame (or starting point) was `prev`."""
+        return f'{{"kind":"event","seq":{self.sequence},"prev":{prev},{self.cloud_event}}}'
+
+
+def frame_of(message: Delivered) -> Frame:
+    """A message as CloudEvents 1.0 in JSON ("structured mode")."""
+    attributes = {
+        name: message.headers[header]
+        for header, name in _ATTRIBUTES.items()
+        if header in message.headers
+    }
+    inside = json.dumps(attributes, separators=(",", ":"))[1:-1]
+    return Frame(
+        sequence=message.sequence,
+        tenant=tenant_of(message.subject),
+        event_id=attributes.get("id", ""),
+        at=message.at,
+        cloud_event=f'{inside},"data":{message.body.decode()}',
+    )
+
+
+def hello(state: StreamState) -> str:
+    """The first frame: where the stream stands, so that a client knows what it can resume."""
+    return json.dumps(
+        {
+            "kind": "hello",
+            "v": VERSION,
+            "stream_epoch": state.epoch,
+            "oldest": state.oldest,
+            "head": state.last,
+        }
+    )
+
+
+def gap(first: int, last: int) -> str:
+    """What cannot be had any more: fetch the snapshots again."""
+    return json.dumps({"kind": "gap", "from": first, "to": last})
+
+
+def ping(head: int) -> str:
+    """Sent when nothing else was for a while: the stream is alive and stands at `head`."""
+    return json.dumps({"kind": "ping", "head": head})

@@ -1,0 +1,126 @@
+"""One ordered feed a process, kept in a ring that every client reads with a cursor of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Protocol
+
+import structlog
+
+from optiinfra.events.feed import Delivered, StreamState
+from optiinfra.portal_api.live.frames import Frame, frame_of
+from optiinfra.schemas.errors import Conflict, Unavailable
+
+RING_SIZE = 4096
+CHUNK = 256
+RETRY_S = 0.5
+CATCH_UPS = 16
+"""How many clients may read the broker for themselves at a time."""
+
+log = structlog.get_logger()
+
+
+class Follows(Protocol):
+    """The feed, as the hub needs it."""
+
+    async def state(self) -> StreamState: ...
+
+    def follow(self, after: int) -> AsyncGenerator[list[Delivered], None]: ...
+
+
+class Restarting(Exception):
+    """The stream or this process begins anew: the client is to connect again."""
+
+
+class Hub:
+    """Fills the ring; `changed` is replaced at each push, so that a waiter never misses one.
+
+    Everything after `floor` up to `head` is in the ring.
+    """
+
+    def __init__(self, feed: Follows, *, ring_size: int = RING_SIZE) -> None:
+        self._feed = feed
+        self._ring: deque[Frame] = deque()
+        self._ring_size = ring_size
+        self._stopped = False
+        self._target = 0
+        self.floor = 0
+        self.head = 0
+        self.epoch: str | None = None
+        self.changed = asyncio.Event()
+        self.catch_ups = asyncio.Semaphore(CATCH_UPS)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the ring has reached what the stream held when it was opened."""
+        return self.epoch is not None and self.head >= self._target
+
+    async def run(self) -> None:
+        """Follows the stream until it is cancelled; waits for a broker that is away."""
+        while not self._stopped:
+            try:
+                await self._follow(await self._feed.state())
+            except Unavailable as away:
+                log.warning("live stream has no broker", reason=str(away))
+                await asyncio.sleep(RETRY_S)
+            except Conflict as replaced:
+                log.warning("live stream begins anew", reason=str(replaced))
+                self._begin(None, 0)
+
+    async def _follow(self, state: StreamState) -> None:
+        start = max(state.oldest - 1, state.last - self._ring_size, 0)
+        if self.epoch != state.epoch or not self.floor <= self.head <= state.last:
+            self._begin(state.epoch, start)
+        self._target = state.last
+        async with aclosing(self._feed.follow(self.head)) as batches:
+            async for batch in batches:
+                self._push(batch)
+
+    def _begin(self, epoch: str | None, start: int) -> None:
+        self._ring.clear()
+        self.epoch, self.floor, self.head = epoch, start, start
+        self._wake()
+
+    def _push(self, batch: list[Delivered]) -> None:
+        for message in batch:
+            self._ring.append(frame_of(message))
+            self.head = message.sequence
+        while len(self._ring) > self._ring_size:
+            self.floor = self._ring.popleft().sequence
+        if batch:
+            self._wake()
+
+    def _wake(self) -> None:
+        waiting, self.changed = self.changed, asyncio.Event()
+        waiting.set()
+
+    def stop(self) -> None:
+        """Sends the clients away; the process is about to end."""
+        self._stopped = True
+        self._wake()
+
+    def require(self, epoch: str | None) -> None:
+        """Raises `Restarting` when a client of `epoch` has nothing to read here any more."""
+        if self._stopped or epoch != self.epoch:
+            raise Restarting
+
+    def after(self, cursor: int, limit: int = CHUNK) -> list[Frame]:
+        """Up to `limit` frames after `cursor`, which must not lie below `floor`."""
+        begin = bisect_right(self._ring, cursor, key=lambda frame: frame.sequence)
+        return [self._ring[i] for i in range(begin, min(begin + limit, len(self._ring)))]
+
+    async def state(self) -> StreamState:
+        """Where the stream itself stands. Raises `Unavailable` without broker."""
+        return await self._feed.state()
+
+    async def replay(self, cursor: int) -> AsyncGenerator[list[Frame], None]:
+        """What the ring does not hold any more, from the broker, until the ring is reached."""
+        async with aclosing(self._feed.follow(cursor)) as batches:
+            async for batch in batches:
+                yield [frame_of(message) for message in batch]
+                if batch and batch[-1].sequence >= self.floor:
+                    return

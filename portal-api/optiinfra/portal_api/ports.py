@@ -1,0 +1,56 @@
+"""What the API is given: stores, the feed and the decisions, each ready to use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi.requests import HTTPConnection
+
+from optiinfra.events.bus import Bus
+from optiinfra.events.feed import Feed
+from optiinfra.portal_api.live.hub import Hub
+from optiinfra.portal_api.live.settled import Settled
+from optiinfra.storage.postgres.access import AccessTokens
+from optiinfra.storage.postgres.database import Database
+from optiinfra.storage.postgres.decisions import Decisions, Publishes
+from optiinfra.storage.postgres.queries import Queries
+
+
+@dataclass(frozen=True, slots=True)
+class ApiPorts:
+    """`origins` are the web origins that may open the live stream beside the API's own."""
+
+    database: Database
+    queries: Queries
+    access: AccessTokens
+    decisions: Decisions
+    hub: Hub
+    settled: Settled
+    origins: frozenset[str] = frozenset()
+
+
+def api_ports(
+    database: Database,
+    bus: Bus,
+    publisher: Publishes,
+    *,
+    origins: frozenset[str] = frozenset(),
+    ring_size: int = 4096,
+) -> ApiPorts:
+    """The ports over one database and one bus."""
+    queries, hub = Queries(database), Hub(Feed(bus), ring_size=ring_size)
+    return ApiPorts(
+        database=database,
+        queries=queries,
+        access=AccessTokens(database),
+        decisions=Decisions(database, publisher),
+        hub=hub,
+        settled=Settled(hub, queries),
+        origins=origins,
+    )
+
+
+def ports_of(connection: HTTPConnection) -> ApiPorts:
+    """The ports that the application was made with."""
+    ports: ApiPorts = connection.app.state.ports
+    return ports
