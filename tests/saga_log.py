@@ -19,11 +19,12 @@ from optiinfra.schemas.rollout import GateVerdict
 from optiinfra.schemas.rules import ApprovalRule, Rules
 from optiinfra.schemas.tenant import person
 from optiinfra.schemas.vote import VOTERS, AgentName, Verdict
-from tests.factories import AT, gate_answer, recommendation, step_result, vote
+from tests.factories import AT, gate_answer, recommendation, rollout, step_result, vote
 
 AUTO = Rules(version="v7", approvals=(ApprovalRule(name="low", max_risk="low"),))
 ASK = Rules()
 GATES = (AgentName.PERFORMANCE, AgentName.APPLICATION)
+SOAKED = rollout(soak_s=30.0, hold_limit_s=60.0)
 
 Said = TypeVar("Said")
 
@@ -32,7 +33,7 @@ class Log:
     """Takes facts into a saga and keeps all that was heard and said; `world` may be changed."""
 
     def __init__(self, proposal: Recommendation | None = None, rules: Rules = AUTO) -> None:
-        self.proposal = proposal or recommendation()
+        self.proposal = proposal or recommendation(rollout=SOAKED)
         self.rules = rules
         self.world = World()
         self.at = AT

@@ -178,7 +178,7 @@ def test_promoting_while_paused_goes_on_when_resumed() -> None:
 
 
 def test_promoting_the_last_stage_finishes() -> None:
-    log = Log(recommendation(rollout=rollout(1.0))).to_soaking().control(PROMOTE)
+    log = Log(recommendation(rollout=rollout(1.0, soak_s=1.0))).to_soaking().control(PROMOTE)
     assert log.saga.step is not None
     assert log.saga.step.kind is StepKind.FINISH
 

@@ -12,14 +12,13 @@ from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
 from optiinfra.schemas.change import ChangeState, ControlVerb, Phase
 from optiinfra.schemas.errors import Rejected
-from optiinfra.schemas.recommendation import SpotReplacement
+from optiinfra.schemas.recommendation import Recommendation, SpotMigration, SpotReplacement
 from optiinfra.schemas.rollout import GateVerdict, Step, StepKind
 from optiinfra.schemas.vote import AgentName
 from tests.factories import AT, recommendation, rollout, step_result
 from tests.saga_log import AUTO, Log
 
 PERFORMANCE, APPLICATION = AgentName.PERFORMANCE, AgentName.APPLICATION
-SOAKED = recommendation(rollout=rollout(soak_s=30.0, hold_limit_s=60.0))
 
 
 def undoing(log: Log) -> str:
@@ -68,7 +67,7 @@ def test_the_executors_intent_is_remembered_once() -> None:
 
 
 def test_a_stage_soaks_before_its_first_look() -> None:
-    log = Log(SOAKED).to_soaking()
+    log = Log().to_soaking()
     assert log.saga.phase is Phase.SOAKING
     assert (log.saga.timers[TimerName.SOAK].fire_at - AT).total_seconds() == 30
     assert (log.saga.timers[TimerName.HOLD_LIMIT].fire_at - AT).total_seconds() == 90
@@ -76,12 +75,20 @@ def test_a_stage_soaks_before_its_first_look() -> None:
 
 
 def test_a_look_says_since_when_and_whom_it_compares() -> None:
-    log = Log(SOAKED).to_gating()
+    log = Log().to_gating()
     (asked,) = log.said(c.GateRequested)
     assert (asked.stage, asked.stages, asked.look, asked.share) == (0, 3, 1, 0.1)
     assert asked.assessors == (PERFORMANCE, APPLICATION)
     assert (asked.arms.canary, asked.arms.baseline) == (("chat-new",), ("chat-1",))
     assert (asked.since, asked.rollout_since) == (AT, AT)
+
+
+def test_a_stage_without_soak_is_looked_at_as_soon_as_it_is_in_force() -> None:
+    log = Log(recommendation(rollout=rollout(1.0))).to_soaking()
+    assert log.kinds() == ["gate.requested"]
+    assert TimerName.HOLD_LIMIT in log.saga.timers
+    assert TimerName.SOAK not in log.saga.timers
+    log.check()
 
 
 def test_all_assessors_must_pass_it() -> None:
@@ -178,7 +185,7 @@ def test_the_limit_of_a_stage_that_has_passed_is_void() -> None:
 
 
 def test_a_look_left_over_from_a_promoted_stage_does_not_cut_the_next_soak_short() -> None:
-    log = Log(SOAKED).to_gating().fire(TimerName.LOOK_DEADLINE)
+    log = Log().to_gating().fire(TimerName.LOOK_DEADLINE)
     log.control(ControlVerb.PROMOTE).staged()
     assert log.saga.phase is Phase.SOAKING
     log.fire(TimerName.LOOK)
@@ -193,7 +200,7 @@ def test_a_look_deadline_after_its_look_has_closed_is_void() -> None:
 
 
 def test_a_soak_that_ends_while_the_next_stage_is_applied_is_void() -> None:
-    log = Log(SOAKED).to_soaking().control(ControlVerb.PROMOTE).fire(TimerName.SOAK)
+    log = Log().to_soaking().control(ControlVerb.PROMOTE).fire(TimerName.SOAK)
     assert log.last == ()
     assert log.saga.phase is Phase.APPLYING
 
@@ -306,9 +313,12 @@ def test_old_timers_do_not_disturb_an_undo() -> None:
     assert log.undone().saga.state is ChangeState.ROLLED_BACK
 
 
-def replacement() -> Any:
-    spec = SpotReplacement(replicas=("chat-1",), to=recommendation().spec.to, reclaim_at=AT)  # type: ignore[union-attr]
-    return recommendation(spec=spec, rollout=rollout(1.0).model_copy(update={"gates": ()}))
+def replacement() -> Recommendation:
+    migration = recommendation().spec
+    assert isinstance(migration, SpotMigration)
+    spec = SpotReplacement(replicas=("chat-1",), to=migration.to, reclaim_at=AT)
+    plan = rollout(1.0, soak_s=1.0).model_copy(update={"gates": ()})
+    return recommendation(spec=spec, rollout=plan)
 
 
 def test_a_lost_machines_replacement_may_go_ungated_and_passes_after_its_soak() -> None:

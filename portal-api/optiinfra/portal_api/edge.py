@@ -48,7 +48,7 @@ class Edge:
             return
         try:
             await self._app(scope, _limited(receive), answer.send)
-        except Exception as unforeseen:  # noqa: BLE001 - the edge
+        except Exception as unforeseen:
             log.exception("request failed", path=scope["path"], error=repr(unforeseen))
             if answer.begun:
                 raise

@@ -22,7 +22,9 @@ def configure_logs(settings: Settings) -> None:
     last: structlog.typing.Processor = (
         structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     )
-    plain = [*shared, structlog.processors.format_exc_info] if as_json else shared
+    plain: list[structlog.typing.Processor] = list(shared)
+    if as_json:
+        plain.append(structlog.processors.format_exc_info)
     structlog.configure(
         processors=[*plain, last],
         wrapper_class=structlog.make_filtering_bound_logger(level),

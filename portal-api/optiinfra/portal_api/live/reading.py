@@ -54,7 +54,8 @@ class Reading:
             changed = self._hub.changed
             if cursor < self._hub.floor:
                 async with aclosing(self._catch_up(cursor)) as older:
-                    async for cursor, sent in older:
+                    async for reached, sent in older:
+                        cursor = reached
                         yield sent
             elif chunk := self._hub.after(cursor):
                 for sent in self._mine(chunk):

@@ -1,0 +1,130 @@
+"""What is proposed, and a person's word on it."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from optiinfra.portal_api.auth import Approver, Ports, Reader
+from optiinfra.portal_api.paging import Paged, PageOf
+from optiinfra.portal_api.ports import ApiPorts
+from optiinfra.portal_api.problems import PreconditionNeeded
+from optiinfra.portal_api.routes.snapshots import Snapshot
+from optiinfra.portal_api.views import (
+    AcceptedView,
+    RecommendationDetail,
+    RecommendationView,
+    recommendation_detail,
+    recommendation_view,
+)
+from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.errors import Rejected
+from optiinfra.storage.postgres.access import Principal
+from optiinfra.storage.postgres.decisions import Accepted, Decision
+from optiinfra.storage.postgres.queries import ChangeFilter
+
+router = APIRouter(tags=["recommendations"])
+Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
+IfMatch = Annotated[
+    str | None,
+    Header(alias="If-Match", description='the version that was shown, as `"<version_hash>"`'),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", max_length=128, description="names the request for repeats"),
+]
+Name = Annotated[str | None, Query(max_length=63)]
+_SORT_KEY = {"proposed_at": datetime, "id": str}
+
+
+class DecisionBody(BaseModel):
+    """Why; it is kept, and a rejection's reason is learnt from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(default="", max_length=2_000)
+
+
+class RejectionBody(DecisionBody):
+    reason: str = Field(min_length=1, max_length=2_000)
+
+
+@router.get("/recommendations", dependencies=[Snapshot])
+async def recommendations(
+    who: Reader,
+    ports: Ports,
+    paging: Paged,
+    state: ChangeState | None = None,
+    deployment: Name = None,
+    kind: Name = None,
+) -> PageOf[RecommendationView]:
+    """The newest first."""
+    want = ChangeFilter(state, deployment, kind)
+    rows = await ports.queries.recommendations(who.tenant, want, paging.page(*_SORT_KEY.values()))
+    return paging.of(rows, recommendation_view, tuple(_SORT_KEY))
+
+
+@router.get("/recommendations/{id}", dependencies=[Snapshot])
+async def recommendation(
+    id: Id, who: Reader, ports: Ports, response: Response  # noqa: A002
+) -> RecommendationDetail:
+    """One, with its votes and decisions; the `ETag` is what a decision's `If-Match` names."""
+    row = await ports.queries.recommendation(who.tenant, id)
+    response.headers["ETag"] = f'"{row["version_hash"]}"'
+    votes, approvals = await ports.queries.votes(id), await ports.queries.approvals(id)
+    return recommendation_detail(row, votes, approvals)
+
+
+@router.post("/recommendations/{id}/approve", status_code=202)
+async def approve(
+    id: Id,  # noqa: A002
+    who: Approver,
+    ports: Ports,
+    body: DecisionBody,
+    if_match: IfMatch = None,
+    idempotency_key: IdempotencyKey = None,  # noqa: ARG001
+) -> AcceptedView:
+    """Says yes to the version that was shown. Repeating it changes nothing."""
+    decision = Decision(id, granted=True, version_hash=version_of(if_match), reason=body.reason)
+    return await _decide(ports, who, decision)
+
+
+@router.post("/recommendations/{id}/reject", status_code=202)
+async def reject(
+    id: Id,  # noqa: A002
+    who: Approver,
+    ports: Ports,
+    body: RejectionBody,
+    if_match: IfMatch = None,
+    idempotency_key: IdempotencyKey = None,  # noqa: ARG001
+) -> AcceptedView:
+    """Says no to the version that was shown. Repeating it changes nothing."""
+    decision = Decision(id, granted=False, version_hash=version_of(if_match), reason=body.reason)
+    return await _decide(ports, who, decision)
+
+
+async def _decide(ports: ApiPorts, who: Principal, decision: Decision) -> AcceptedView:
+    return accepted_view(await ports.decisions.decide(who, decision))
+
+
+def accepted_view(accepted: Accepted) -> AcceptedView:
+    return AcceptedView(
+        event_id=accepted.event_id, at=accepted.at, repeated=accepted.repeated
+    )
+
+
+def version_of(if_match: str | None) -> str:
+    """The version hash in an `If-Match`. Raises `PreconditionNeeded` when there is none."""
+    if if_match is None:
+        raise PreconditionNeeded(
+            "a decision needs If-Match with the version that was shown",
+            hint="send the ETag of GET /api/v1/recommendations/{id}",
+        )
+    found = re.fullmatch(r'"?([0-9a-f]{16})"?', if_match.strip())
+    if found is None:
+        raise Rejected(f"If-Match {if_match!r} is not a version", hint='send `"<version_hash>"`')
+    return found.group(1)

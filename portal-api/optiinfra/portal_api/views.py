@@ -1,0 +1,270 @@
+"""What the API shows: one model for each answer, and how a row becomes it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, Field
+
+from optiinfra.events.subjects import SUBJECTS
+from optiinfra.schemas.change import ChangeState, Phase
+from optiinfra.schemas.deployment import Deployment
+from optiinfra.schemas.recommendation import Recommendation, Risk
+from optiinfra.schemas.rollout import Arms, GateAnswer, Step, StepKind
+from optiinfra.schemas.tenant import Role
+from optiinfra.schemas.vote import Vote
+from optiinfra.storage.postgres.queries import Row
+
+KIND_OF_TYPE = {row.type: row.type.removeprefix("optiinfra.").rpartition(".v")[0] for row in SUBJECTS}
+
+
+class AgentView(BaseModel):
+    agent: str
+    instance: str
+    version: str
+    capabilities: list[str]
+    status: str
+    busy_with: str | None
+    handled: int
+    failed: int
+    registered_at: AwareDatetime
+    last_seen_at: AwareDatetime
+    silent_s: float
+
+
+class DeploymentView(BaseModel):
+    id: str
+    deployment: Deployment
+    updated_at: AwareDatetime
+
+
+class ApprovalView(BaseModel):
+    granted: bool
+    by: str
+    version_hash: str
+    reason: str
+    at: AwareDatetime
+
+
+class RecommendationView(BaseModel):
+    id: str
+    state: ChangeState
+    version_hash: str
+    recommendation: Recommendation
+    proposed_at: AwareDatetime
+    updated_at: AwareDatetime
+
+
+class RecommendationDetail(RecommendationView):
+    votes: list[Vote]
+    approvals: list[ApprovalView]
+
+
+class ChangeView(BaseModel):
+    id: str
+    deployment: str | None
+    title: str
+    kind: str
+    risk: Risk
+    proposer: str
+    state: ChangeState
+    phase: Phase | None
+    step: Step | None
+    paused_by: str | None
+    waiting: str | None
+    rollback_reason: str | None
+    end_reason: str | None
+    version: int
+    opened_at: AwareDatetime
+    updated_at: AwareDatetime
+
+
+class EventView(BaseModel):
+    """One event of the log; `position` orders the tenant's log, `version` that of the change."""
+
+    position: int
+    id: str
+    kind: str
+    chain: str
+    version: int
+    source: str
+    at: AwareDatetime
+    said_at: AwareDatetime
+    correlation: str | None
+    causation: str | None
+    hash: str
+    fact: dict[str, Any]
+
+
+class LookView(BaseModel):
+    """One look at a stage: what the assessors answered, and how it was read."""
+
+    look: int
+    verdict: Literal["pass", "hold", "roll_back"] | None
+    reasons: list[str]
+    answers: list[GateAnswer]
+    asked_at: AwareDatetime | None
+    closed_at: AwareDatetime | None
+
+
+class StageView(BaseModel):
+    stage: int
+    share: float
+    soak_s: float
+    status: Literal["pending", "applying", "in_force", "passed", "failed"]
+    requested_at: AwareDatetime | None = None
+    in_force_at: AwareDatetime | None = None
+    looks: list[LookView] = Field(default_factory=list)
+
+
+class ExecutionView(BaseModel):
+    kind: StepKind
+    stage: int
+    attempt: int
+    fence: int
+    result: dict[str, Any] | None
+    begun_at: AwareDatetime
+    finished_at: AwareDatetime | None
+
+
+class ChangeDetail(ChangeView):
+    round: int
+    look: int
+    arms: Arms
+    recommendation: Recommendation
+    version_hash: str
+    votes: list[Vote]
+    approvals: list[ApprovalView]
+    stages: list[StageView]
+    executions: list[ExecutionView]
+    timeline: list[EventView]
+
+
+class SwitchView(BaseModel):
+    """The stop switch; `by`, `reason` and `at` are absent when it was never turned."""
+
+    stopped: bool
+    by: str | None = None
+    reason: str | None = None
+    at: AwareDatetime | None = None
+
+
+class AuditView(BaseModel):
+    position: int
+    at: AwareDatetime
+    actor: str
+    action: str
+    target: str
+    allowed: bool
+    detail: dict[str, Any]
+
+
+class BreakView(BaseModel):
+    chain: str
+    version: int
+    event_id: str
+    what: str
+
+
+class VerificationView(BaseModel):
+    ok: bool
+    chains: int
+    events: int
+    breaks: list[BreakView]
+
+
+class AcceptedView(BaseModel):
+    """A wish is written down and will be said to the coordinator."""
+
+    event_id: str
+    at: AwareDatetime
+    repeated: bool = Field(description="the same request had been accepted before")
+
+
+class SessionView(BaseModel):
+    token: str
+    tenant: str
+    name: str
+    role: Role
+    expires_in_s: float
+
+
+class MeView(BaseModel):
+    tenant: str
+    name: str
+    role: Role
+    expires_at: AwareDatetime | None
+
+
+class TicketView(BaseModel):
+    """Pass it as the sub-protocol `ticket.<ticket>` beside `optiinfra.v1`."""
+
+    ticket: str
+    expires_in_s: float
+
+
+class HealthView(BaseModel):
+    status: Literal["ok", "unavailable"]
+    checks: dict[str, str] = Field(default_factory=dict)
+
+
+def agent_view(row: Row) -> AgentView:
+    return AgentView.model_validate(row | {"silent_s": max(0.0, float(row["silent_s"]))})
+
+
+def deployment_view(row: Row) -> DeploymentView:
+    return DeploymentView(
+        id=row["id"],
+        deployment=Deployment.model_validate(row["body"]),
+        updated_at=row["updated_at"],
+    )
+
+
+def recommendation_view(row: Row) -> RecommendationView:
+    return RecommendationView(**_recommendation(row))
+
+
+def recommendation_detail(row: Row, votes: list[Row], approvals: list[Row]) -> RecommendationDetail:
+    return RecommendationDetail(
+        **_recommendation(row),
+        votes=[vote_of(vote) for vote in votes],
+        approvals=[approval_view(approval) for approval in approvals],
+    )
+
+
+def _recommendation(row: Row) -> dict[str, Any]:
+    shown = {name: row[name] for name in RecommendationView.model_fields if name in row}
+    return shown | {"recommendation": Recommendation.model_validate(row["body"])}
+
+
+def vote_of(row: Row) -> Vote:
+    return Vote.model_validate(row["body"])
+
+
+def approval_view(row: Row) -> ApprovalView:
+    return ApprovalView(
+        granted=row["granted"],
+        by=f"{row['by_kind']}:{row['by_name']}",
+        version_hash=row["version_hash"],
+        reason=row["reason"],
+        at=row["at"],
+    )
+
+
+def change_view(row: Row) -> ChangeView:
+    return ChangeView.model_validate({name: row[name] for name in ChangeView.model_fields})
+
+
+def event_view(row: Row) -> EventView:
+    shown = {name: row[name] for name in EventView.model_fields if name in row}
+    kind = KIND_OF_TYPE.get(row["type"], row["type"])
+    return EventView(**shown, id=row["event_id"], kind=kind, fact=json.loads(row["body"]))
+
+
+def audit_view(row: Row) -> AuditView:
+    return AuditView.model_validate({name: row[name] for name in AuditView.model_fields})
+
+
+def execution_view(row: Row) -> ExecutionView:
+    return ExecutionView.model_validate({name: row[name] for name in ExecutionView.model_fields})
