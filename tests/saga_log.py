@@ -124,7 +124,10 @@ class Log:
 
     def undone(self, *, proved: bool = True, fence: int | None = None) -> Self:
         done = f.RollbackCompleted(
-            change=self.change, fence=fence or self.saga.fence, proved=proved, detail="read back"
+            change=self.change,
+            fence=fence or max(self.saga.fence, 1),
+            proved=proved,
+            detail="read back",
         )
         return self.hear(done)
 

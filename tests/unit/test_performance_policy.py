@@ -137,6 +137,21 @@ def test_the_forecast_is_scaled_by_what_was_measured() -> None:
     assert vote(slower, shrunk).verdict is Verdict.APPROVE
 
 
+def left(judged: VoteQuestion) -> float:
+    evidence = {e.name: e.reading for e in vote(judged, POLICY).evidence}
+    reading = evidence["ttft_p95_s_with_replicas_left"]
+    assert isinstance(reading, Known)
+    return reading.value
+
+
+def test_fewer_replicas_are_not_forecast_to_be_faster_than_now() -> None:
+    slow = question(
+        ttft=Pooled(Known(value=0.4), 100), current=forecast(0.01), reduced=forecast(0.02)
+    )
+    assert left(slow) == 0.4
+    assert left(replace(slow, heads=Headcount(3, 6, 5))) == pytest.approx(0.06)
+
+
 @pytest.mark.parametrize(
     ("measured", "predicted", "factor"),
     [

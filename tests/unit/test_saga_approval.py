@@ -60,7 +60,7 @@ def test_a_person_approves_and_the_first_stage_is_requested() -> None:
 
 def test_an_early_grant_waits_for_the_votes() -> None:
     log = Log(rules=ASK).open().decide()
-    assert log.saga.state is ChangeState.VOTING
+    assert log.kinds() == []
     assert log.vote().saga.state is ChangeState.EXECUTING
     assert log.said(f.ApprovalRequested) == []
 
@@ -77,7 +77,7 @@ def test_a_grant_of_another_version_before_the_proposal_counts_for_nothing() -> 
 
 
 @pytest.mark.parametrize("granted", [True, False])
-def test_a_word_on_another_version_is_void(granted: bool) -> None:
+def test_a_word_on_another_version_is_void(*, granted: bool) -> None:
     log = Log().to_awaiting()
     version = log.saga.version
     assert log.decide(granted=granted, version_hash="0" * 16).saga.version == version
@@ -157,9 +157,8 @@ def test_no_policy_approves_what_cannot_be_undone() -> None:
 
 def test_stale_votes_are_cast_again_and_the_approval_stays() -> None:
     log = Log().to_awaiting().wait(ASK.votes_valid_s + 1).decide()
-    assert log.saga.state is ChangeState.VOTING
+    assert log.kinds() == ["vote.requested"]
     assert log.saga.round == 2
-    assert log.said(c.ExecutionRequested) == []
     log.vote()
     assert log.saga.state is ChangeState.EXECUTING
     assert len(log.said(f.ApprovalRequested)) == 1
@@ -180,8 +179,8 @@ def test_a_vote_for_a_later_round_does_not_freshen_stale_ones() -> None:
 
 def test_votes_age_while_an_approved_change_is_paused() -> None:
     log = Log().open().control(ControlVerb.PAUSE).vote()
-    assert log.saga.state is ChangeState.APPROVED
+    assert log.kinds() == ["approval.granted", "change.approved"]
     log.wait(AUTO.votes_valid_s + 1).control(ControlVerb.RESUME)
-    assert log.saga.state is ChangeState.VOTING
+    assert log.kinds() == ["change.resumed", "vote.requested"]
     assert log.vote().saga.state is ChangeState.EXECUTING
     log.check()

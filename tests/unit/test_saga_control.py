@@ -76,7 +76,7 @@ def test_what_has_touched_nothing_is_cancelled(state: str, verb: ControlVerb) ->
 @pytest.mark.parametrize("verb", UNDO)
 @pytest.mark.parametrize("state", EXECUTING)
 def test_what_is_being_carried_out_is_undone_also_while_paused(
-    state: str, verb: ControlVerb, paused: bool
+    *, state: str, verb: ControlVerb, paused: bool
 ) -> None:
     log = EXECUTING[state]()
     if paused:

@@ -366,10 +366,10 @@ def test_an_undo_that_nobody_asked_for_can_never_be_true() -> None:
         Log().to_gating().regress().undone(fence=1)
 
 
-@pytest.mark.parametrize("asked", [{"look": 2}, {"stage": 1, "look": 1}])
-def test_an_answer_to_a_look_of_the_future_can_never_be_true(asked: dict[str, int]) -> None:
+@pytest.mark.parametrize(("stage", "look"), [(0, 2), (1, 1)])
+def test_an_answer_to_a_look_of_the_future_can_never_be_true(stage: int, look: int) -> None:
     with pytest.raises(Rejected, match="was not asked"):
-        Log().to_gating().answer(PERFORMANCE, **asked)
+        Log().to_gating().answer(PERFORMANCE, stage=stage, look=look)
 
 
 def test_an_answer_of_somebody_who_does_not_assess_can_never_be_true() -> None:

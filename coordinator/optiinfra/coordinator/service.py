@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
-from optiinfra.events.consume import Consumer, ConsumerSpec, listen
 
 from optiinfra.coordinator.announcer import Announcer
 from optiinfra.coordinator.runner import CONSUMER, CrashPoint, Runner
@@ -19,6 +18,7 @@ from optiinfra.coordinator.timekeeping import (
     sweep_timers,
 )
 from optiinfra.events.bus import Bus
+from optiinfra.events.consume import Consumer, ConsumerSpec, listen
 from optiinfra.events.envelope import Event
 from optiinfra.events.facts import AgentHeartbeat, AgentRegistered
 from optiinfra.events.publish import Publisher

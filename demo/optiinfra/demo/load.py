@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
 import aiohttp
+from optiinfra.demo.children import say, until_orphaned
 
-from optiinfra.demo.children import until_orphaned
 from optiinfra.demo.prompts import PromptBook
 from optiinfra.demo.trace import Arrival, Mix, azure_trace, schedule
 from optiinfra.schemas.base import Value
@@ -96,10 +94,14 @@ class Users:
         session = f"{stream.deployment}-{self._plan.seed}-{number // SESSION_REQUESTS}"
         headers = {"X-OptiInfra-Deployment": stream.deployment, "X-Session-Id": session}
         self.under_way += 1
+        end, detail = End.TRUNCATED, "no end within 10 s of the stop"
         try:
             end, detail = await self._answer(body, headers)
         finally:
             self.under_way -= 1
+            self._ended(stream, number, end, detail)
+
+    def _ended(self, stream: Stream, number: int, end: End, detail: str) -> None:
         self.ends[stream.deployment][end] += 1
         if end is not End.SERVED:
             self.lost.append(f"{stream.deployment} request {number}: {end}: {detail}")
@@ -177,20 +179,12 @@ async def _every(seconds: float, do: Callable[[], None]) -> None:
         do()
 
 
-def say(event: str, **values: object) -> None:
-    """One JSON line on stdout."""
-    with suppress(BrokenPipeError):
-        sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
-        sys.stdout.flush()
-
-
 async def serve(plan: LoadPlan) -> None:
     """Replays until SIGTERM, or until the parent closes our stdin."""
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    orphaned: Awaitable[None] = until_orphaned(stopped.set)
-    watching = asyncio.ensure_future(orphaned)
+    watching = asyncio.create_task(until_orphaned(stopped.set))
     try:
         with suppress(TimeoutError):
             await replay(plan, stopped)

@@ -226,9 +226,9 @@ def without_password(url: str) -> str:
 
 
 def _shown(url: str) -> str:
-    parts = urlsplit(url if "://" in url else f"nats://{url}")
     try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
-        port = ""
+        return "(an unreadable address)"
     return f"{parts.scheme}://{parts.hostname or ''}{port}"

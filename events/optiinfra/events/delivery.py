@@ -31,6 +31,8 @@ class Delivery:
     stream: str
     sequence: int
     stored_ns: int
+    position: int
+    """Its number among the consumer's deliveries, without gaps."""
     delivered: int
     """How often the broker has delivered it, this time included."""
     pending: int
@@ -61,6 +63,7 @@ def delivery_of(message: Msg, now_s: float) -> Delivery:
         stream=tokens[first],
         sequence=int(tokens[first + 3]),
         stored_ns=int(tokens[first + 5]),
+        position=int(tokens[first + 4]),
         delivered=int(tokens[first + 2]),
         pending=int(tokens[first + 6]),
         since_s=now_s,

@@ -106,10 +106,11 @@ class Pull:
         """Takes no more messages; those already under way still come to `on_message`."""
         for remove in self._removers:
             remove()
-        if self._subscription is not None:
+        if self._subscription is not None and self._bus.is_connected:
             with contextlib.suppress(*BROKER_ERRORS):
                 async with asyncio.timeout(1.0):
                     await self._subscription.drain()  # type: ignore[no-untyped-call]
+        if self._subscription is not None:
             with contextlib.suppress(*BROKER_ERRORS):
                 await self._subscription.unsubscribe()
         self._subscription = None

@@ -40,9 +40,7 @@ class Paging:
         """The page to read; `kinds` are the types of the sort key. Raises `Rejected`."""
         return Page(self.limit + 1, _typed(self.after, kinds) if self.after is not None else None)
 
-    def of(
-        self, rows: Sequence[Row], view: Callable[[Row], T], key: tuple[str, ...]
-    ) -> PageOf[T]:
+    def of(self, rows: Sequence[Row], view: Callable[[Row], T], key: tuple[str, ...]) -> PageOf[T]:
         """The rows as shown, with the link to what follows the last of them."""
         shown, following = rows[: self.limit], None
         if len(rows) > self.limit:
@@ -100,7 +98,7 @@ def _fits(part: Any, kind: type) -> bool:
         return part.tzinfo is not None
     if kind is int:
         return type(part) is int and 0 <= part < 1 << 63
-    return isinstance(part, kind) and "\x00" not in part
+    return isinstance(part, str) and "\x00" not in part
 
 
 def _not_ours() -> Rejected:

@@ -66,7 +66,7 @@ def _staged(stage: _Stage, event: EventView) -> None:
 
 
 def _failed(stage: _Stage, event: EventView) -> None:
-    stage.failed = stage.staged is None
+    stage.failed = stage.staged is None or stage.staged.version > event.version
 
 
 def _asked(stage: _Stage, event: EventView) -> None:

@@ -16,7 +16,9 @@ from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import Vote
 from optiinfra.storage.postgres.queries import Row
 
-KIND_OF_TYPE = {row.type: row.type.removeprefix("optiinfra.").rpartition(".v")[0] for row in SUBJECTS}
+KIND_OF_TYPE = {
+    row.type: row.type.removeprefix("optiinfra.").rpartition(".v")[0] for row in SUBJECTS
+}
 
 
 class AgentView(BaseModel):

@@ -18,7 +18,7 @@ from optiinfra.runtime.fleet import Fleet, load_fleet
 from optiinfra.runtime.health import HealthServer
 from optiinfra.runtime.logs import configure_logs
 from optiinfra.runtime.settings import Settings
-from optiinfra.runtime.stores import Stores, new_id, now, open_stores, required_addresses
+from optiinfra.runtime.stores import Stores, new_id, open_stores, required_addresses
 from optiinfra.schemas.errors import OptiInfraError, Rejected
 from optiinfra.schemas.vote import AgentName
 from optiinfra.storage.embedded.servers import Addresses
@@ -134,22 +134,18 @@ async def _collector(settings: Settings) -> None:
 
 
 async def _portal_api(settings: Settings) -> None:
-    from optiinfra.portal_api.serve import ApiPorts, serve_api
+    from optiinfra.portal_api.app import create_app
+    from optiinfra.portal_api.ports import api_ports
+    from optiinfra.portal_api.server import serve
 
     async def work(stores: Stores) -> None:
-        ports = ApiPorts(
-            bus=stores.bus,
-            database=stores.database,
-            metrics=stores.metrics,
-            publisher=stores.publisher("portal-api"),
-            clock=now,
-            new_id=new_id,
-        )
-        await serve_api(
-            ports,
+        ports = api_ports(stores.database, stores.bus, stores.publisher("portal-api"))
+        await serve(
+            create_app(ports, new_id=new_id),
             settings.portal_host,
             settings.portal_port,
-            ready=lambda url: log.info("portal_api.ready", url=url),
+            beyond_loopback=settings.portal_allow_remote,
+            started=lambda url: log.info("portal_api.ready", url=url),
         )
 
     await _with_stores(settings, "portal-api", work)

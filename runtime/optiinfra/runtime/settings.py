@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     token: SecretStr | None = None
     portal_host: str = "127.0.0.1"
     portal_port: int = Field(default=8088, ge=0, le=65_535)
+    portal_allow_remote: bool = False
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(default=8089, ge=0, le=65_535)
     gateway_admin_port: int = Field(default=0, ge=0, le=65_535)

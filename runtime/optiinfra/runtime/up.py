@@ -12,11 +12,13 @@ from pathlib import Path
 
 import psutil
 import structlog
-from optiinfra.portal_api.serve import ApiPorts, serve_api
 
 from optiinfra.agents.actuators.traffic import GatewayTraffic
 from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.events import topology
+from optiinfra.portal_api.app import create_app
+from optiinfra.portal_api.ports import api_ports
+from optiinfra.portal_api.server import serve
 from optiinfra.runtime.control import collector, coordinator, remembering
 from optiinfra.runtime.fleet import Fleet, load_fleet
 from optiinfra.runtime.gateway_process import GatewayProcess, write_private
@@ -25,7 +27,7 @@ from optiinfra.runtime.routes import seed_routes
 from optiinfra.runtime.session import Session, read_session
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.shelf import QdrantShelf
-from optiinfra.runtime.stores import Stores, new_id, now, open_stores
+from optiinfra.runtime.stores import Stores, new_id, open_stores
 from optiinfra.runtime.wiring import WholeFleet, Wiring
 from optiinfra.schemas.errors import OptiInfraError, Rejected
 from optiinfra.schemas.tenant import Role
@@ -149,6 +151,9 @@ class _Up:
             front = await self._front(stack)
             traffic = GatewayTraffic(front.admin_url, front.admin_token)
             stack.push_async_callback(traffic.close)
+            shelf = QdrantShelf(self._addresses.qdrant_url)
+            stack.push_async_callback(shelf.aclose)
+            memory = OutcomeMemory(shelf)
             wiring = Wiring(
                 self._fleet,
                 stores,
@@ -156,9 +161,10 @@ class _Up:
                 state_dir=self._home,
                 gateway_url=front.url,
                 traffic=traffic,
+                memory=memory,
             )
             await declare(stores.database, self._fleet.tenant, tuple(wiring.deployments.values()))
-            await self._run_roles(stores, wiring, traffic, front, stack)
+            await self._run_roles(stores, wiring, traffic, memory, front)
 
     async def _front(self, stack: AsyncExitStack) -> Front:
         named = self._fleet.gateway
@@ -179,18 +185,15 @@ class _Up:
         stores: Stores,
         wiring: Wiring,
         traffic: GatewayTraffic,
+        memory: OutcomeMemory,
         front: Front,
-        stack: AsyncExitStack,
     ) -> None:
-        shelf = QdrantShelf(self._addresses.qdrant_url)
-        stack.push_async_callback(shelf.aclose)
-        memory = OutcomeMemory(shelf)
         roles: dict[str, Callable[[], Awaitable[None]]] = {
             "coordinator": lambda: coordinator(self._fleet, stores).run(),
             "collector": lambda: collector(stores).run(),
             "memory": lambda: remembering(stores, memory).run(),
             "routes": lambda: self._seed(wiring, traffic),
-            "api": lambda: self._api(stores, memory, front),
+            "api": lambda: self._api(stores, front),
         }
         for name in AgentName:
             host = await wiring.host(name)
@@ -215,7 +218,7 @@ class _Up:
             await asyncio.sleep(_SEED_EVERY_S if left else 0)
         await asyncio.Event().wait()
 
-    async def _api(self, stores: Stores, memory: OutcomeMemory, front: Front) -> None:
+    async def _api(self, stores: Stores, front: Front) -> None:
         tokens = AccessTokens(stores.database)
         token = await self._session_token(tokens)
 
@@ -230,15 +233,13 @@ class _Up:
             write_private(self._home / "session.json", session.model_dump_json())
             log.info("up.ready", api=url, gateway=front.url, mode=self._fleet.mode)
 
-        ports = ApiPorts(
-            bus=stores.bus,
-            database=stores.database,
-            metrics=stores.metrics,
-            publisher=stores.publisher("portal-api"),
-            clock=now,
-            new_id=new_id,
+        ports = api_ports(stores.database, stores.bus, stores.publisher("portal-api"))
+        await serve(
+            create_app(ports, new_id=new_id),
+            self._settings.portal_host,
+            self._settings.portal_port,
+            started=ready,
         )
-        await serve_api(ports, self._settings.portal_host, self._settings.portal_port, ready=ready)
 
     async def _session_token(self, tokens: AccessTokens) -> str:
         """The token of this home: the one that stands, while it is good, else a new one."""

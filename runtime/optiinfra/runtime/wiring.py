@@ -32,6 +32,7 @@ from optiinfra.agents.cost.graph import Senses as CostSenses
 from optiinfra.agents.cost.job import Hands
 from optiinfra.agents.cost.policy import CostPolicy, RecentChange
 from optiinfra.agents.cost.pricing import Pricing
+from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.agents.performance.agent import PerformanceAgent
 from optiinfra.agents.performance.policy import PerformancePolicy
 from optiinfra.agents.resource.agent import ResourceAgent
@@ -101,9 +102,11 @@ class Wiring:
         state_dir: Path,
         gateway_url: str,
         traffic: Traffic,
+        memory: OutcomeMemory | None = None,
         time_scale: float = 1.0,
     ) -> None:
         self._fleet = fleet
+        self._memory = memory
         self._stores = stores
         self._stack = stack
         self._state_dir = state_dir
@@ -196,7 +199,11 @@ class Wiring:
             sleep=asyncio.sleep,
         )
         return CostAgent(
-            senses, hands, self._stores.telemetry, sense_every_s=self._fleet.timing.sense_every_s
+            senses,
+            hands,
+            self._stores.telemetry,
+            memory=self._memory,
+            sense_every_s=self._fleet.timing.sense_every_s,
         )
 
     async def _performance(self) -> PerformanceAgent:

@@ -34,7 +34,7 @@ class Launched:
     market: Market
 
 
-class NoCapacity(Exception):  # noqa: N818 - an answer of the cloud rather than an error of ours
+class NoCapacity(Exception):
     """The market has no machine of this kind now; another market or zone may."""
 
 

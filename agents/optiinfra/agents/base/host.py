@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import structlog
-from optiinfra.events.bus import Bus
-from optiinfra.events.consume import Consumer, ConsumerSpec, Inbox
-from optiinfra.events.publish import Publisher
 
 from optiinfra.agents.base.agent import Agent, Clock, Say
 from optiinfra.events import facts as f
+from optiinfra.events.bus import Bus
+from optiinfra.events.consume import Consumer, ConsumerSpec, Inbox
 from optiinfra.events.envelope import Event
+from optiinfra.events.publish import Publisher
 from optiinfra.events.subjects import Stream
 from optiinfra.schemas.errors import OptiInfraError
 from optiinfra.schemas.ids import NewId, derived_id

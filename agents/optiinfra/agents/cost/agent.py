@@ -9,12 +9,14 @@ import structlog
 from optiinfra.agents.base.agent import Say
 from optiinfra.agents.base.readings import Telemetry
 from optiinfra.agents.cost.execute import Executor
+from optiinfra.agents.cost.experience import with_experience
 from optiinfra.agents.cost.graph import Senses, build
 from optiinfra.agents.cost.job import Hands
 from optiinfra.agents.cost.outcome import outcome
+from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.events.commands import ExecutionRequested, RollbackRequested
 from optiinfra.events.envelope import Event
-from optiinfra.events.facts import ChangeCompleted, ChangeRolledBack, Fact
+from optiinfra.events.facts import ChangeCompleted, ChangeRolledBack, Fact, RecommendationProposed
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.vote import AgentName
 
@@ -25,11 +27,18 @@ class CostAgent:
     """See `optiinfra.agents.base.agent.Agent`. It proposes and executes; it does not vote."""
 
     def __init__(
-        self, senses: Senses, hands: Hands, telemetry: Telemetry, *, sense_every_s: float = 30.0
+        self,
+        senses: Senses,
+        hands: Hands,
+        telemetry: Telemetry,
+        *,
+        memory: OutcomeMemory | None = None,
+        sense_every_s: float = 30.0,
     ) -> None:
         self._graph = build(senses)
         self._hands = hands
         self._telemetry = telemetry
+        self._memory = memory
         self._sense_every_s = sense_every_s
         self._deployments = {(d.tenant, d.id): d for d in senses.deployments}
         self._executor = Executor(self._deployments, hands)
@@ -63,7 +72,16 @@ class CostAgent:
     async def sense(self) -> Sequence[Fact]:
         """Spend of every deployment, and what follows from it."""
         facts: list[Fact] = (await self._graph.ainvoke({}))["facts"]
-        return facts
+        return [await self._experienced(fact) for fact in facts]
+
+    async def _experienced(self, fact: Fact) -> Fact:
+        """What hurries is not held up by a memory that may be slow."""
+        if self._memory is None or not isinstance(fact, RecommendationProposed):
+            return fact
+        if fact.recommendation.urgent_until is not None:
+            return fact
+        enriched = await with_experience(fact.recommendation, self._memory)
+        return RecommendationProposed(recommendation=enriched)
 
     async def handle(self, event: Event, say: Say) -> Sequence[Fact]:
         """Errors as the protocol says. The time left is counted from the sender's own clock."""

@@ -202,9 +202,11 @@ def _line(
     if isinstance(reduced, Unknown):
         return _Line(name, measured, limit, reduced, factor)
     value: float = getattr(reduced, name) * factor
-    return _Line(
-        name, measured, limit, Known(value=value, error=value * reduced.error_band), factor
-    )
+    if isinstance(measured.reading, Known) and question.heads.left <= question.heads.now:
+        # More load on each replica does not make it faster, whatever a clipped factor says.
+        value = max(value, measured.reading.value)
+    reading = Known(value=value, error=value * reduced.error_band)
+    return _Line(name, measured, limit, reading, factor)
 
 
 def _missing(question: VoteQuestion, policy: PerformancePolicy) -> tuple[str, ...]:

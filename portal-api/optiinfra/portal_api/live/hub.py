@@ -29,7 +29,7 @@ class Follows(Protocol):
 
     async def state(self) -> StreamState: ...
 
-    def follow(self, after: int) -> AsyncGenerator[list[Delivered], None]: ...
+    def follow(self, after: int) -> AsyncGenerator[Delivered, None]: ...
 
 
 class Restarting(Exception):
@@ -76,23 +76,21 @@ class Hub:
         if self.epoch != state.epoch or not self.floor <= self.head <= state.last:
             self._begin(state.epoch, start)
         self._target = state.last
-        async with aclosing(self._feed.follow(self.head)) as batches:
-            async for batch in batches:
-                self._push(batch)
+        async with aclosing(self._feed.follow(self.head)) as messages:
+            async for message in messages:
+                self._push(message)
 
     def _begin(self, epoch: str | None, start: int) -> None:
         self._ring.clear()
         self.epoch, self.floor, self.head = epoch, start, start
         self._wake()
 
-    def _push(self, batch: list[Delivered]) -> None:
-        for message in batch:
-            self._ring.append(frame_of(message))
-            self.head = message.sequence
-        while len(self._ring) > self._ring_size:
+    def _push(self, message: Delivered) -> None:
+        self._ring.append(frame_of(message))
+        self.head = message.sequence
+        if len(self._ring) > self._ring_size:
             self.floor = self._ring.popleft().sequence
-        if batch:
-            self._wake()
+        self._wake()
 
     def _wake(self) -> None:
         waiting, self.changed = self.changed, asyncio.Event()
@@ -117,10 +115,10 @@ class Hub:
         """Where the stream itself stands. Raises `Unavailable` without broker."""
         return await self._feed.state()
 
-    async def replay(self, cursor: int) -> AsyncGenerator[list[Frame], None]:
+    async def replay(self, cursor: int) -> AsyncGenerator[Frame, None]:
         """What the ring does not hold any more, from the broker, until the ring is reached."""
-        async with aclosing(self._feed.follow(cursor)) as batches:
-            async for batch in batches:
-                yield [frame_of(message) for message in batch]
-                if batch and batch[-1].sequence >= self.floor:
+        async with aclosing(self._feed.follow(cursor)) as messages:
+            async for message in messages:
+                yield frame_of(message)
+                if message.sequence >= self.floor:
                     return

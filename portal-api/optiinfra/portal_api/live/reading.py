@@ -71,11 +71,11 @@ class Reading:
             if cursor + 1 < oldest:
                 yield oldest - 1, Sent(frames.gap(cursor + 1, oldest - 1))
                 cursor = self._prev = oldest - 1
-            async with aclosing(self._hub.replay(cursor)) as batches:
-                async for batch in batches:
-                    for sent in self._mine(batch):
-                        yield sent.sequence or cursor, sent
-                    cursor = batch[-1].sequence if batch else cursor
+            async with aclosing(self._hub.replay(cursor)) as older:
+                async for frame in older:
+                    cursor = frame.sequence
+                    for sent in self._mine((frame,)):
+                        yield cursor, sent
             yield cursor, Sent(frames.ping(self._hub.head))
 
     def _mine(self, batch: Sequence[Frame]) -> Iterator[Sent]:

@@ -68,42 +68,57 @@ async def recommendations(
     return paging.of(rows, recommendation_view, tuple(_SORT_KEY))
 
 
-@router.get("/recommendations/{id}", dependencies=[Snapshot])
+@router.get("/recommendations/{change}", dependencies=[Snapshot])
 async def recommendation(
-    id: Id, who: Reader, ports: Ports, response: Response  # noqa: A002
+    change: Id,
+    who: Reader,
+    ports: Ports,
+    response: Response,
 ) -> RecommendationDetail:
     """One, with its votes and decisions; the `ETag` is what a decision's `If-Match` names."""
-    row = await ports.queries.recommendation(who.tenant, id)
+    row = await ports.queries.recommendation(who.tenant, change)
     response.headers["ETag"] = f'"{row["version_hash"]}"'
-    votes, approvals = await ports.queries.votes(id), await ports.queries.approvals(id)
+    votes, approvals = await ports.queries.votes(change), await ports.queries.approvals(change)
     return recommendation_detail(row, votes, approvals)
 
 
-@router.post("/recommendations/{id}/approve", status_code=202)
+@router.post("/recommendations/{change}/approve", status_code=202)
 async def approve(
-    id: Id,  # noqa: A002
+    change: Id,
     who: Approver,
     ports: Ports,
     body: DecisionBody,
     if_match: IfMatch = None,
-    idempotency_key: IdempotencyKey = None,  # noqa: ARG001
+    idempotency_key: IdempotencyKey = None,
 ) -> AcceptedView:
     """Says yes to the version that was shown. Repeating it changes nothing."""
-    decision = Decision(id, granted=True, version_hash=version_of(if_match), reason=body.reason)
+    decision = Decision(
+        change,
+        granted=True,
+        version_hash=version_of(if_match),
+        reason=body.reason,
+        key=idempotency_key,
+    )
     return await _decide(ports, who, decision)
 
 
-@router.post("/recommendations/{id}/reject", status_code=202)
+@router.post("/recommendations/{change}/reject", status_code=202)
 async def reject(
-    id: Id,  # noqa: A002
+    change: Id,
     who: Approver,
     ports: Ports,
     body: RejectionBody,
     if_match: IfMatch = None,
-    idempotency_key: IdempotencyKey = None,  # noqa: ARG001
+    idempotency_key: IdempotencyKey = None,
 ) -> AcceptedView:
     """Says no to the version that was shown. Repeating it changes nothing."""
-    decision = Decision(id, granted=False, version_hash=version_of(if_match), reason=body.reason)
+    decision = Decision(
+        change,
+        granted=False,
+        version_hash=version_of(if_match),
+        reason=body.reason,
+        key=idempotency_key,
+    )
     return await _decide(ports, who, decision)
 
 
@@ -112,9 +127,7 @@ async def _decide(ports: ApiPorts, who: Principal, decision: Decision) -> Accept
 
 
 def accepted_view(accepted: Accepted) -> AcceptedView:
-    return AcceptedView(
-        event_id=accepted.event_id, at=accepted.at, repeated=accepted.repeated
-    )
+    return AcceptedView(event_id=accepted.event_id, at=accepted.at, repeated=accepted.repeated)
 
 
 def version_of(if_match: str | None) -> str:

@@ -57,6 +57,8 @@ class Decision:
     granted: bool
     version_hash: str
     reason: str
+    key: str | None = None
+    """The caller's name for the request; only audited, as a decision is idempotent by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class Decisions:
         attempt = Attempt(
             f"recommendation.{verb}",
             decision.change,
-            {"version": decision.version_hash, "reason": decision.reason},
+            {"version": decision.version_hash, "reason": decision.reason, "key": decision.key},
         )
         event_id = derived_id("decision", decision.change, decision.version_hash)
         async with self._database.transaction() as connection:

@@ -1,0 +1,99 @@
+"""Puts the API together: routes, problems, the edge, and the hub's life with the process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+
+from optiinfra.portal_api import problems
+from optiinfra.portal_api.edge import Edge
+from optiinfra.portal_api.ports import ApiPorts
+from optiinfra.portal_api.routes import events, fleet, health, recommendations, session, stream
+from optiinfra.portal_api.routes.changes import changes_router
+from optiinfra.portal_api.routes.switch import switch_router
+
+TITLE = "OptiInfra"
+VERSION = "1"
+_PROBLEM = {
+    "description": "What went wrong, as RFC 9457 says",
+    "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+
+
+def _new_id() -> str:
+    return uuid4().hex
+
+
+def create_app(ports: ApiPorts, *, new_id: Callable[[], str] = _new_id) -> FastAPI:
+    """The API over these ports; its lifespan runs the live stream's feed."""
+    app = FastAPI(
+        title=TITLE,
+        version=VERSION,
+        lifespan=_lifespan,
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=_operation_name,
+    )
+    app.state.ports = ports
+    problems.install(app)
+    app.add_middleware(Edge, new_id=new_id)
+    app.include_router(health.router)
+    app.include_router(_version_1(new_id), prefix="/api/v1")
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _version_1(new_id: Callable[[], str]) -> APIRouter:
+    api = APIRouter()
+    for router in (
+        session.router,
+        fleet.router,
+        recommendations.router,
+        changes_router(new_id),
+        events.router,
+        switch_router(new_id),
+        stream.router,
+    ):
+        api.include_router(router)
+    return api
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    ports: ApiPorts = app.state.ports
+    feeding = asyncio.create_task(ports.hub.run())
+    try:
+        yield
+    finally:
+        ports.hub.stop()
+        feeding.cancel()
+        with suppress(asyncio.CancelledError):
+            await feeding
+
+
+def _operation_name(route: APIRoute) -> str:
+    return route.name
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI 3.1 with the one shape that all errors have here."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=TITLE, version=VERSION, routes=app.routes)
+        parts = schema.setdefault("components", {}).setdefault("schemas", {})
+        parts["Problem"] = problems.Problem.model_json_schema()
+        for unused in ("HTTPValidationError", "ValidationError"):
+            parts.pop(unused, None)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+                operation["responses"]["default"] = _PROBLEM
+        app.openapi_schema = schema
+    return app.openapi_schema
