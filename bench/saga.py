@@ -34,7 +34,7 @@ from optiinfra.schemas.rules import ApprovalRule, Rules
 from optiinfra.schemas.vote import VOTERS
 from optiinfra.storage.embedded.servers import Addresses, EmbeddedServers
 from optiinfra.storage.postgres.database import Database, open_database
-from optiinfra.storage.postgres.migrations import upgrade
+from optiinfra.storage.postgres.migrate import upgrade
 from optiinfra.storage.redis import RegistryCache
 from tests.factories import gate_answer, recommendation, rollout, step_result, vote
 

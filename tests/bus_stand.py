@@ -36,7 +36,7 @@ def new_id() -> str:
 async def until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
     """Waits until `condition` holds; the test fails when it does not in time."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - many things are waited for, few have an event
             await asyncio.sleep(0.005)
 
 

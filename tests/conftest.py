@@ -87,7 +87,7 @@ def redis_url(servers: Addresses, session_home: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 async def databases(servers: Addresses) -> AsyncIterator[Databases]:
     """Fresh databases on the session's PostgreSQL."""
-    from optiinfra.storage.postgres.migrations import upgrade
+    from optiinfra.storage.postgres.migrate import upgrade
 
     made = Databases(servers.postgres_url, upgrade)
     yield made

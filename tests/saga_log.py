@@ -1,4 +1,4 @@
-"""One saga with its whole log, driven by hand: what the pure saga's tests tell their stories with."""
+"""One saga with its whole log, driven by hand: for stories about the pure saga."""
 
 from __future__ import annotations
 

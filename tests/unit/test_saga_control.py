@@ -1,4 +1,4 @@
-"""What operators and the stop switch can do, in every state; and what an ended change still hears."""
+"""What operators and the stop switch can do, and what an ended change still hears."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.outcome import Outcome
 from optiinfra.schemas.rollout import StepKind
 from optiinfra.schemas.telemetry import Unknown, UnknownReason
-from optiinfra.schemas.vote import Verdict
+from optiinfra.schemas.vote import AgentName, Verdict
 from tests.factories import AT, recommendation, rollout
 from tests.saga_log import Log
 
@@ -270,6 +270,9 @@ def test_an_ended_change_hears_only_its_outcome(end: str) -> None:
         log.vote(verdict=Verdict.REJECT)
     if before.step is not None:
         log.staged()
+        fence = log.said(c.ExecutionRequested)[-1].fence
+        begun = {"change": log.change, "step": before.step, "fence": fence}
+        log.hear(f.ExecutionStarted(executor=AgentName.COST, **begun))
     assert log.saga is before
     log.hear(outcome(log))
     assert (log.saga.state, log.saga.outcome_recorded) == (before.state, True)

@@ -145,7 +145,7 @@ def test_wherever_a_change_is_being_carried_out_it_can_be_undone_also_while_paus
 
 
 def test_the_random_stories_reach_every_end_and_say_everything() -> None:
-    """The properties above would also hold of stories in which nothing happens: in these it does."""
+    """The properties would also hold of stories in which nothing happens: in these it does."""
     ends: set[ChangeState] = set()
     kinds: set[str] = set()
     for seed in range(150):

@@ -187,9 +187,10 @@ class DurableReader:
             task.cancel()
         await asyncio.wait(helpers)
         await self._pull.close()
-        for delivery in self._held.values():
+        for key, delivery in self._held.items():
+            message = delivery.message
             with contextlib.suppress(*BROKER_ERRORS):
-                await delivery.message.nak()
+                await (message.ack() if key in self._acked else message.nak())
 
     def _take(self, message: Msg) -> None:
         delivery = delivery_of(message, 0.0)

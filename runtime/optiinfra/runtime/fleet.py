@@ -59,6 +59,10 @@ class Timing(Value):
     golden_per_look: int = Field(default=40, ge=1)
     baseline_every_s: float = Field(default=900.0, gt=0)
     min_gate_samples: int = Field(default=30, ge=1)
+    load_step_s: float = Field(default=60.0, gt=0)
+    """One step of the load history that forecasts are made from."""
+    start_up_s: float = Field(default=420.0, gt=0)
+    """How long a new replica takes until it serves: so far ahead load is forecast."""
 
 
 class DeploymentConfig(Value):

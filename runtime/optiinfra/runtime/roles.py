@@ -54,7 +54,7 @@ def migrate(settings: Settings) -> int:
 
     async def work() -> None:
         from optiinfra.storage.clickhouse import MetricStore
-        from optiinfra.storage.postgres.migrations import upgrade
+        from optiinfra.storage.postgres.migrate import upgrade
 
         await upgrade(_addresses(settings).postgres_url)
         metrics = MetricStore(_addresses(settings).clickhouse_url)

@@ -34,7 +34,7 @@ from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import AgentName
 from optiinfra.storage.embedded.servers import Addresses, EmbeddedServers
 from optiinfra.storage.postgres.access import AccessTokens
-from optiinfra.storage.postgres.migrations import upgrade
+from optiinfra.storage.postgres.migrate import upgrade
 from optiinfra.storage.postgres.setup import declare
 
 log = structlog.get_logger()

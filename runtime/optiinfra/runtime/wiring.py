@@ -36,6 +36,7 @@ from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.agents.performance.agent import PerformanceAgent
 from optiinfra.agents.performance.policy import PerformancePolicy
 from optiinfra.agents.resource.agent import ResourceAgent
+from optiinfra.agents.resource.forecast import ForecastPolicy
 from optiinfra.agents.resource.policy import ResourcePolicy
 from optiinfra.agents.resource.sense import Machine
 from optiinfra.runtime.fleet import DeploymentConfig, Fleet
@@ -238,6 +239,11 @@ class Wiring:
                 vote_window_s=timing.window_s,
                 offered_window_s=min(60.0, timing.window_s),
                 min_samples=timing.min_gate_samples,
+                forecast=ForecastPolicy(
+                    bin_s=timing.load_step_s,
+                    horizon_s=timing.start_up_s,
+                    recent_s=10 * timing.load_step_s,
+                ),
             ),
         )
 
@@ -279,7 +285,11 @@ def cost_policy(fleet: Fleet) -> CostPolicy:
         apply_timeout_s=timing.apply_timeout_s,
         look_every_s=timing.look_every_s,
     )
-    return CostPolicy(migration=migration, drain_timeout_s=timing.drain_timeout_s)
+    return CostPolicy(
+        migration=migration,
+        drain_timeout_s=timing.drain_timeout_s,
+        start_up_s=timing.start_up_s,
+    )
 
 
 def _golden_path(deployments: Sequence[DeploymentConfig]) -> Path | None:

@@ -134,7 +134,9 @@ def _execution_requested(saga: Saga, fact: c.ExecutionRequested, at: datetime) -
 def _started(saga: Saga, fact: f.ExecutionStarted, at: datetime) -> Saga:
     if fact.fence > saga.fence:
         raise Rejected(f"no step was requested under fence {fact.fence}")
-    if fact.fence != saga.fence or saga.begun_fence == fact.fence:
+    if fact.fence != saga.fence or saga.state is not ChangeState.EXECUTING:
+        return saga
+    if saga.begun_fence == fact.fence:
         return saga
     return _with(saga, begun_fence=fact.fence)
 
@@ -260,6 +262,7 @@ def _ended(saga: Saga, fact: f.Fact, at: datetime) -> Saga:
         state=f.TERMINAL_FACTS[fact.kind],
         phase=None,
         timers={},
+        paused_by=None,
         waiting=None,
         end_reason=reason or saga.end_reason,
     )

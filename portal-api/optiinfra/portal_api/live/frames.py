@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from optiinfra.events.feed import Delivered, StreamState
-from optiinfra.events.subjects import tenant_of
 
 VERSION = 1
+SUBJECT_TOKENS = 4
 _ATTRIBUTES = {
     "ce-specversion": "specversion",
     "ce-id": "id",
@@ -40,20 +40,30 @@ class Frame:
         return f'{{"kind":"event","seq":{self.sequence},"prev":{prev},{self.cloud_event}}}'
 
 
-def frame_of(message: Delivered) -> Frame:
-    """A message as CloudEvents 1.0 in JSON ("structured mode")."""
+def frame_of(message: Delivered) -> Frame | None:
+    """A message as CloudEvents 1.0 in JSON ("structured mode"); None for what is no event of ours.
+
+    The fact is written anew, without spaces or line ends, which server-sent events need.
+    """
+    tokens = message.subject.split(".")
+    try:
+        data = json.dumps(json.loads(message.body), separators=(",", ":"), allow_nan=False)
+    except (ValueError, RecursionError):
+        return None
     attributes = {
         name: message.headers[header]
         for header, name in _ATTRIBUTES.items()
         if header in message.headers
     }
+    if "id" not in attributes or len(tokens) < SUBJECT_TOKENS:
+        return None
     inside = json.dumps(attributes, separators=(",", ":"))[1:-1]
     return Frame(
         sequence=message.sequence,
-        tenant=tenant_of(message.subject),
-        event_id=attributes.get("id", ""),
+        tenant=tokens[2],
+        event_id=attributes["id"],
         at=message.at,
-        cloud_event=f'{inside},"data":{message.body.decode()}',
+        cloud_event=f'{inside},"data":{data}',
     )
 
 

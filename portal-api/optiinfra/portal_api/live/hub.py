@@ -86,7 +86,9 @@ class Hub:
         self._wake()
 
     def _push(self, message: Delivered) -> None:
-        self._ring.append(frame_of(message))
+        frame = frame_of(message)
+        if frame is not None:
+            self._ring.append(frame)
         self.head = message.sequence
         if len(self._ring) > self._ring_size:
             self.floor = self._ring.popleft().sequence
@@ -119,6 +121,8 @@ class Hub:
         """What the ring does not hold any more, from the broker, until the ring is reached."""
         async with aclosing(self._feed.follow(cursor)) as messages:
             async for message in messages:
-                yield frame_of(message)
+                frame = frame_of(message)
+                if frame is not None:
+                    yield frame
                 if message.sequence >= self.floor:
                     return

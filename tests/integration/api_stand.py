@@ -1,0 +1,173 @@
+"""The API over a real database, as tests use it: tenants, tokens, and changes in any state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from optiinfra.coordinator.runner import Runner
+from optiinfra.coordinator.timekeeping import sweep_timers
+from optiinfra.events import commands as c
+from optiinfra.events import facts as f
+from optiinfra.events.envelope import Event
+from optiinfra.events.feed import Delivered, StreamState
+from optiinfra.portal_api.app import create_app
+from optiinfra.portal_api.live.hub import Hub
+from optiinfra.portal_api.live.settled import Settled
+from optiinfra.portal_api.ports import ApiPorts
+from optiinfra.schemas.errors import OptiInfraError, Unavailable
+from optiinfra.schemas.recommendation import Recommendation, Risk
+from optiinfra.schemas.rollout import GateVerdict
+from optiinfra.schemas.rules import Rules
+from optiinfra.schemas.tenant import Role
+from optiinfra.schemas.vote import VOTERS
+from optiinfra.storage.postgres.access import AccessTokens
+from optiinfra.storage.postgres.database import Database
+from optiinfra.storage.postgres.decisions import Decisions
+from optiinfra.storage.postgres.queries import Queries
+from tests.factories import event, gate_answer, recommendation, step_result, vote
+
+
+class SilentFeed:
+    """A stream on which nothing is said; `down` makes it unreachable."""
+
+    def __init__(self) -> None:
+        self.down = False
+
+    async def state(self) -> StreamState:
+        if self.down:
+            raise Unavailable("the bus is down")
+        return StreamState("2026-01-05T12:00:00+00:00", 0, 0)
+
+    async def follow(self, after: int) -> AsyncGenerator[Delivered, None]:
+        await asyncio.Event().wait()
+        yield Delivered(after, "", {}, b"", (await self.state()).epoch)  # type: ignore[arg-type]
+
+
+class SaidOnBus:
+    """Keeps what is published; `down` makes it refuse."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.down = False
+
+    async def publish_many(self, events: Sequence[Event]) -> list[int | OptiInfraError]:
+        if self.down:
+            return [Unavailable("the bus is down") for _ in events]
+        known = {event.id for event in self.events}
+        self.events.extend(event for event in events if event.id not in known)
+        return list(range(1, len(events) + 1))
+
+    def said(self, kind: str) -> list[Any]:
+        return [event.fact for event in self.events if event.fact.kind == kind]
+
+
+@dataclass
+class Fleet:
+    """Plays coordinator and agents into the database."""
+
+    database: Database
+    bus: SaidOnBus = field(default_factory=SaidOnBus)
+    verdict: GateVerdict = GateVerdict.PASS
+
+    def __post_init__(self) -> None:
+        self.runner = Runner(self.database, self.bus, Rules)
+        self._answered: set[str] = set()
+
+    async def hear(self, *facts: f.Fact, tenant: str = "acme") -> None:
+        failures = await self.runner.handle([event(fact, tenant=tenant) for fact in facts])
+        assert failures == [None] * len(facts)
+
+    async def awaiting(self, name: str, *, tenant: str = "acme", **values: Any) -> Recommendation:
+        """A recommendation that all agents approve of and a person is asked about."""
+        proposal = recommendation(name, tenant=tenant, risk=Risk.HIGH, **values)
+        votes = [vote(proposal.id, agent) for agent in sorted(VOTERS)]
+        await self.hear(f.RecommendationProposed(recommendation=proposal), *votes, tenant=tenant)
+        return proposal
+
+    async def take_in(self, events: Sequence[Event]) -> None:
+        assert await self.runner.handle(events) == [None] * len(events)
+
+    async def play(self) -> None:
+        """Until nobody has anything to answer and no timer is due."""
+        while True:
+            asked = [e for e in self.bus.events if e.id not in self._answered]
+            self._answered.update(e.id for e in asked)
+            for one in asked:
+                await self.hear(*self._answers(one.fact), tenant=one.tenant)
+            if not asked and not await sweep_timers(self.database, self.runner.handle):
+                return
+
+    def _answers(self, fact: f.Fact) -> list[f.Fact]:
+        match fact:
+            case c.ExecutionRequested():
+                done = step_result(fact.step, fact.fence)
+                return [f.ExecutionStaged(change=fact.change, result=done)]
+            case c.GateRequested():
+                return [self._gate(fact, assessor) for assessor in fact.assessors]
+            case c.RollbackRequested():
+                return [
+                    f.RollbackCompleted(
+                        change=fact.change, fence=fact.fence, proved=True, detail="as it was"
+                    )
+                ]
+            case _:
+                return []
+
+    def _gate(self, fact: c.GateRequested, assessor: Any) -> f.GateAnswered:
+        return f.GateAnswered(
+            answer=gate_answer(
+                fact.change, assessor, stage=fact.stage, look=fact.look, verdict=self.verdict
+            )
+        )
+
+
+@dataclass
+class Stand:
+    """An API with its parts; `client` calls as somebody."""
+
+    app: FastAPI
+    access: AccessTokens
+    fleet: Fleet
+    said: SaidOnBus
+    feed: SilentFeed
+
+    async def token(self, role: Role, *, tenant: str = "acme", lasts_s: float = 600.0) -> str:
+        return await self.access.issue(tenant, f"{role.value}-ana", role, lasts_s=lasts_s)
+
+    @asynccontextmanager
+    async def client(
+        self, role: Role | None = Role.ADMIN, *, tenant: str = "acme"
+    ) -> AsyncIterator[httpx.AsyncClient]:
+        headers = {}
+        if role is not None:
+            headers["Authorization"] = f"Bearer {await self.token(role, tenant=tenant)}"
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://api", headers=headers
+        ) as client:
+            yield client
+
+
+@asynccontextmanager
+async def standing(database: Database) -> AsyncIterator[Stand]:
+    """The API with a silent stream and a bus that keeps what is said."""
+    queries, said, feed = Queries(database), SaidOnBus(), SilentFeed()
+    hub = Hub(feed)
+    ports = ApiPorts(
+        database=database,
+        queries=queries,
+        access=AccessTokens(database),
+        decisions=Decisions(database, said),
+        hub=hub,
+        settled=Settled(hub, queries),
+    )
+    app = create_app(ports)
+    async with app.router.lifespan_context(app):
+        yield Stand(app, ports.access, Fleet(database), said, feed)
