@@ -61,6 +61,7 @@ def essence(log: Log) -> Essence:
     return saga.state, saga.round, saga.step, saga.votes, saga.approval
 
 
+@settings(deadline=None)
 @given(verdicts=VERDICTS, granted=WORDS, random=st.randoms(use_true_random=False))
 def test_proposal_votes_and_a_word_decide_the_same_in_every_order(
     *, verdicts: tuple[Verdict, ...], granted: bool | None, random: Random
@@ -78,6 +79,7 @@ def test_proposal_votes_and_a_word_decide_the_same_in_every_order(
     assert len(log.said(f.ChangeOpened)) == 1
 
 
+@settings(deadline=None)
 @given(verdicts=VERDICTS, granted=WORDS)
 def test_the_decision_is_the_one_that_the_rules_name(
     *, verdicts: tuple[Verdict, ...], granted: bool | None
@@ -95,6 +97,7 @@ def test_the_decision_is_the_one_that_the_rules_name(
     assert log.saga.state is expected
 
 
+@settings(deadline=None)
 @given(
     agent=st.sampled_from(sorted(VOTERS)),
     other=st.sampled_from([Verdict.REJECT, Verdict.ABSTAIN]),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
+from optiinfra.coordinator.saga.evolve import counted, evolve
 from optiinfra.coordinator.saga.state import World
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
 from optiinfra.schemas.change import ChangeState
 from tests.factories import AT, recommendation
-from tests.saga_log import ASK, AUTO, Log
+from tests.saga_log import ASK, Log
 
 OTHER = "f" * 32
 URGENT = recommendation(urgent_until=AT.replace(hour=13))
@@ -123,12 +122,13 @@ def test_a_turn_that_comes_after_the_wait_is_over_means_nothing() -> None:
     assert log.last == ()
 
 
-def test_a_turn_timer_left_over_after_the_wait_does_not_ask_for_votes_again() -> None:
-    log = Log()
-    log.world = World(executing=OTHER)
-    log.open()
-    saga: Any = log.saga
-    log.saga = saga.model_copy(update={"state": ChangeState.VOTING, "round": 1, "ballot": 1})
-    log.fire(TimerName.TURN)
+@pytest.mark.parametrize("name", [*TimerName])
+def test_a_timer_that_outlived_its_state_means_nothing(name: TimerName) -> None:
+    log = Log().to_applying()
+    left_over = f.TimerSet(change=log.change, name=name, key="left over", fire_at=AT)
+    log.saga = counted(evolve(log.saga, left_over, AT))
+    log.entries.append((left_over, AT))
+    log.fire(name)
     assert log.last == ()
-    assert log.rules == AUTO
+    assert log.saga.state is ChangeState.EXECUTING
+    log.check()

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.storage.embedded.child import launched, log_tail
@@ -46,6 +46,7 @@ class Child:
     def __init__(self, spec: ChildSpec) -> None:
         self.spec = spec
         self._process: Process | None = None
+        self._hearing: asyncio.Task[int] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -68,10 +69,10 @@ class Child:
                 limit=_LINE_BYTES,
                 start_new_session=True,
             )
+        self._hearing = asyncio.create_task(self._hear(self._process), name=f"hear-{spec.name}")
 
-    async def run(self) -> int:
-        """Pass on what it says until it ends; its exit status. Once, after `start`."""
-        process = self._running()
+    async def _hear(self, process: Process) -> int:
+        """Pass on what it says until it ends; its exit status."""
         assert process.stdout is not None
         async for raw in process.stdout:
             with suppress(ValueError):
@@ -79,6 +80,12 @@ class Child:
                 if isinstance(line, dict):
                     self.spec.hear(line)
         return await process.wait()
+
+    async def must_live(self) -> NoReturn:
+        """Wait for ever; raises `Unavailable` when it ends."""
+        if self._hearing is not None:
+            await asyncio.shield(self._hearing)
+        raise self.ended()
 
     async def tell(self, **command: object) -> None:
         """Send one command. Raises `Unavailable` when it has ended."""
@@ -93,19 +100,20 @@ class Child:
     async def stop(self, grace_s: float) -> None:
         """Ask it to stop and wait; whatever is left of its group after `grace_s` is killed."""
         process = self._process
-        if process is None or process.returncode is not None:
+        if process is None or self._hearing is None:
             return
-        if process.stdin is not None:
-            process.stdin.close()
-        with suppress(ProcessLookupError):
-            process.terminate()
+        if process.returncode is None:
+            if process.stdin is not None:
+                process.stdin.close()
+            with suppress(ProcessLookupError):
+                process.terminate()
         try:
             async with asyncio.timeout(grace_s):
-                await process.wait()
+                await asyncio.shield(self._hearing)
         except TimeoutError:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await self._hearing
 
     def ended(self) -> Unavailable:
         """The error to raise when it has ended by itself, with its last words."""

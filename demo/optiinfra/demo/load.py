@@ -13,8 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 
 import aiohttp
-from optiinfra.demo.children import say, until_orphaned
 
+from optiinfra.demo.children import say, until_orphaned
 from optiinfra.demo.prompts import PromptBook
 from optiinfra.demo.trace import Arrival, Mix, azure_trace, schedule
 from optiinfra.schemas.base import Value

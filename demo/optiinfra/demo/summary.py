@@ -35,6 +35,8 @@ from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.rollout import StepKind
 from optiinfra.schemas.telemetry import Known
 
+_DECIDED = (ApprovalRequested, ApprovalGranted, ChangeVetoed)
+
 
 class Requests(Value):
     """How the users' requests ended, as the gateway counted them."""
@@ -180,9 +182,8 @@ def decision_times(events: Iterable[LoggedEvent]) -> list[float]:
             continue
         if isinstance(event.fact, RecommendationProposed):
             began.setdefault(change, event.at)
-        elif isinstance(event.fact, ApprovalRequested | ApprovalGranted | ChangeVetoed):
-            if change in began:
-                taken.setdefault(change, (event.at - began[change]).total_seconds())
+        elif change in began and isinstance(event.fact, _DECIDED):
+            taken.setdefault(change, (event.at - began[change]).total_seconds())
     return list(taken.values())
 
 
@@ -202,9 +203,7 @@ def summarise(
             play: terminal_state(events, change_of_play(events, play)) if play in plays else None
             for play in Play
         },
-        requests=Requests(
-            served=totals.served, failed=totals.failed, truncated=totals.truncated
-        ),
+        requests=Requests(served=totals.served, failed=totals.failed, truncated=totals.truncated),
         usd_per_hour=usd_per_hour(events),
         ttft_p95_s=latency(events, counters, "ttft", migration),
         tpot_p95_s=latency(events, counters, "tpot", migration),

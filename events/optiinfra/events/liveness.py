@@ -53,9 +53,9 @@ class Watchdog:
 
     async def __aexit__(self, *_exc: object) -> None:
         self._stop.set()
-        if self._beating is not None:
-            self._beating.cancel()
-            await asyncio.wait({self._beating})
+        assert self._beating is not None
+        self._beating.cancel()
+        await asyncio.wait({self._beating})
         await asyncio.to_thread(self._thread.join)
 
     async def _beat(self) -> None:

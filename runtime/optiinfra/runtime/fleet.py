@@ -2,111 +2,239 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-import yaml
-from pydantic import Field, HttpUrl, ValidationError, model_validator
+from pydantic import Field, HttpUrl, field_validator, model_validator
 
 from optiinfra.schemas.base import Value
-from optiinfra.schemas.deployment import SLO, Deployment, Engine, Provider, QualityFloor
-from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.deployment import (
+    SLO,
+    Deployment,
+    Engine,
+    Market,
+    Provider,
+    QualityFloor,
+)
 from optiinfra.schemas.ids import DeploymentId, TenantId
 from optiinfra.schemas.rules import Rules
+from optiinfra.serving.cards import card_names
 
 
 class Gateway(Value):
-    """The gateway in front of the replicas; left out, `optiinfra up` runs one."""
+    """A gateway that runs already; left out, `optiinfra up` runs one.
 
-    url: HttpUrl
-    admin_url: HttpUrl
-    admin_token_env: str = "OPTIINFRA_GATEWAY_ADMIN_TOKEN"  # noqa: S105 - a name, not a secret
+    Its admin token is a secret, so it stands in the environment: OPTIINFRA_GATEWAY_ADMIN_TOKEN.
+    """
+
+    url: HttpUrl = Field(description="where clients send their requests")
+    admin_url: HttpUrl = Field(description="its admin port, which sets the routes")
 
 
 class AwsCloud(Value):
     """An AWS account, with the credentials that boto3 finds by itself."""
 
-    regions: tuple[str, ...] = Field(min_length=1)
-    endpoint_url: HttpUrl | None = None
-    interruption_queue_url: HttpUrl | None = None
-    engine_port: int = Field(default=8000, ge=1, le=65_535)
+    regions: tuple[str, ...] = Field(min_length=1, description="the region, one for now")
+    endpoint_url: HttpUrl | None = Field(
+        default=None, description="another API endpoint, such as a VPC endpoint"
+    )
+    interruption_queue_url: HttpUrl | None = Field(
+        default=None, description="the SQS queue that receives EC2 spot interruption warnings"
+    )
+    engine_port: int = Field(
+        default=8000, ge=1, le=65_535, description="where the engine listens on each instance"
+    )
+
+    @field_validator("regions")
+    @classmethod
+    def _is_one(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
+        if len(regions) != 1:
+            raise ValueError("name one region, and run one OptiInfra a region for now")
+        return regions
 
 
 class LocalCloud(Value):
-    """Engine processes on this machine; `{port}`, `{model}` and `{replica}` are filled in."""
+    """Engines as processes on this machine."""
 
-    command: tuple[str, ...] = Field(min_length=1)
+    command: tuple[str, ...] = Field(
+        min_length=1,
+        description="program and arguments; `{host}`, `{port}`, `{model}`, `{replica}`,"
+        " `{deployment}`, `{token}` and `{instance_type}` are filled in",
+    )
+    emulated: bool = Field(default=False, description="the command starts an engine emulator")
+    slots: int = Field(default=16, ge=1, description="how many engines fit on this machine")
+    keep_running: bool = Field(
+        default=False, description="leave the engines running when `optiinfra up` ends"
+    )
 
 
 class Clouds(Value):
-    aws: AwsCloud | None = None
-    local: LocalCloud | None = None
+    """Where replicas run."""
+
+    aws: AwsCloud | None = Field(default=None, description="Amazon EC2")
+    local: LocalCloud | None = Field(default=None, description="processes on this machine")
 
 
 class Timing(Value):
     """How long things take; the defaults suit production, the demo shortens them."""
 
-    sense_every_s: float = Field(default=15.0, gt=0)
-    heartbeat_s: float = Field(default=15.0, gt=0)
-    lost_after_s: float = Field(default=45.0, gt=0)
-    stage_shares: tuple[float, ...] = (0.1, 0.5, 1.0)
-    stage_soak_s: tuple[float, ...] = (300.0, 600.0, 900.0)
-    hold_limit_s: float = Field(default=900.0, gt=0)
-    look_every_s: float = Field(default=30.0, gt=0)
-    apply_timeout_s: float = Field(default=900.0, gt=0)
-    drain_timeout_s: float = Field(default=300.0, gt=0)
-    window_s: float = Field(default=300.0, gt=0)
-    golden_per_look: int = Field(default=40, ge=1)
-    baseline_every_s: float = Field(default=900.0, gt=0)
-    min_gate_samples: int = Field(default=30, ge=1)
-    load_step_s: float = Field(default=60.0, gt=0)
-    """One step of the load history that forecasts are made from."""
-    start_up_s: float = Field(default=420.0, gt=0)
-    """How long a new replica takes until it serves: so far ahead load is forecast."""
+    sense_every_s: float = Field(default=15.0, gt=0, description="how often agents look")
+    heartbeat_s: float = Field(default=15.0, gt=0, description="how often agents say they live")
+    lost_after_s: float = Field(
+        default=45.0, gt=0, description="an agent that is silent for longer counts as lost"
+    )
+    stage_shares: tuple[float, ...] = Field(
+        default=(0.1, 0.5, 1.0), min_length=1, description="share of the traffic at each stage"
+    )
+    stage_soak_s: tuple[float, ...] = Field(
+        default=(300.0, 600.0, 900.0), min_length=1, description="wait before each stage's gate"
+    )
+    hold_limit_s: float = Field(
+        default=900.0, gt=0, description="a gate that holds for longer is rolled back"
+    )
+    look_every_s: float = Field(default=30.0, gt=0, description="how often a gate looks again")
+    apply_timeout_s: float = Field(
+        default=900.0, gt=0, description="time for one step, and for a new replica to serve"
+    )
+    drain_timeout_s: float = Field(
+        default=300.0, gt=0, description="time for the requests on a replica that leaves"
+    )
+    window_s: float = Field(default=300.0, gt=0, description="telemetry that a vote looks back on")
+    golden_per_look: int = Field(default=40, ge=1, description="golden prompts a gate asks a look")
+    baseline_every_s: float = Field(
+        default=900.0, gt=0, description="how often the quality baseline is measured anew"
+    )
+    min_gate_samples: int = Field(
+        default=30, ge=1, description="requests below which latency counts as unknown"
+    )
+    load_step_s: float = Field(
+        default=60.0, gt=0, description="one step of the load history that forecasts are made from"
+    )
+    start_up_s: float = Field(
+        default=420.0,
+        gt=0,
+        description="how long a new replica takes until it serves: load is forecast so far ahead",
+    )
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        shares, soaks = self.stage_shares, self.stage_soak_s
+        if len(shares) != len(soaks):
+            raise ValueError(
+                f"stage_shares has {len(shares)} stages and stage_soak_s has {len(soaks)};"
+                " give one soak time for each share"
+            )
+        rising = all(a < b for a, b in pairwise((0.0, *shares)))
+        if not rising or shares[-1] != 1.0:
+            raise ValueError(f"stage_shares must rise from above 0 to 1.0, not {list(shares)}")
+        if min(soaks) < 0:
+            raise ValueError("stage_soak_s must not be negative")
+        return self
+
+    @model_validator(mode="after")
+    def _silence_is_longer_than_a_beat(self) -> Self:
+        if self.lost_after_s <= self.heartbeat_s:
+            raise ValueError(
+                f"lost_after_s ({self.lost_after_s:g}) must be longer than"
+                f" heartbeat_s ({self.heartbeat_s:g})"
+            )
+        return self
+
+
+class Start(Value):
+    """What `optiinfra up` starts on the local cloud while a deployment has too few replicas.
+
+    Only in `mode: act`. Type, region and market are what the replicas are priced as.
+    """
+
+    replicas: int = Field(ge=1, description="how many")
+    instance_type: str = Field(default="local", description="priced as this type")
+    region: str = Field(default="local", description="priced in this region")
+    market: Market = Field(default=Market.ON_DEMAND, description="priced in this market")
 
 
 class DeploymentConfig(Value):
     """One served model as its owner declares it."""
 
-    id: DeploymentId
-    model: str
-    engine: Engine = Engine.VLLM
-    provider: Provider
-    perf_card: str | None = None
-    slo: SLO = SLO()
-    quality: QualityFloor = QualityFloor()
-    interruptible: bool = False
-    min_replicas: int = Field(default=1, ge=1)
-    failure_tolerance: int = Field(default=1, ge=0)
-    priority: Literal["low", "standard", "customer"] = "standard"
-    golden: Path | None = None
+    id: DeploymentId = Field(description="its name; instances carry it as a tag")
+    model: str = Field(min_length=1, description="the name that requests ask for")
+    engine: Engine = Field(default=Engine.VLLM, description="whose metrics it exposes")
+    provider: Provider = Field(description="the cloud under `clouds` that it runs on")
+    perf_card: str | None = Field(
+        default=None, description="the performance card of engine, model and GPU, for forecasts"
+    )
+    slo: SLO = Field(default=SLO(), description="what the latencies and errors must stay under")
+    quality: QualityFloor = Field(
+        default=QualityFloor(), description="how much worse answers may become"
+    )
+    interruptible: bool = Field(default=False, description="may run on spot machines")
+    min_replicas: int = Field(default=1, ge=1, description="never fewer than these")
+    failure_tolerance: int = Field(default=1, ge=0, description="replicas that may fail at once")
+    priority: Literal["low", "standard", "customer"] = Field(
+        default="standard", description="who goes first when changes conflict"
+    )
+    golden: Path | None = Field(
+        default=None, description="JSON lines of prompts and answers; relative to this file"
+    )
+    start: Start | None = Field(default=None, description="first replicas on the local cloud")
+
+    @field_validator("perf_card")
+    @classmethod
+    def _card_is_known(cls, name: str | None) -> str | None:
+        if name is not None and name not in card_names():
+            raise ValueError(f"no card is called {name!r}; choose one of {', '.join(card_names())}")
+        return name
 
 
 class Fleet(Value):
     """The whole file. `mode: observe` (the default) proposes and votes, and never acts."""
 
-    tenant: TenantId = "default"
-    mode: Literal["observe", "act"] = "observe"
-    gateway: Gateway | None = None
-    clouds: Clouds = Clouds()
-    deployments: tuple[DeploymentConfig, ...] = Field(min_length=1)
-    rules: Rules = Rules()
-    timing: Timing = Timing()
-    sample_fraction: float = Field(default=0.05, ge=0, le=1)
+    tenant: TenantId = Field(default="default", description="whose fleet this is")
+    mode: Literal["observe", "act"] = Field(
+        default="observe", description="`observe` proposes and votes; `act` also carries out"
+    )
+    gateway: Gateway | None = Field(default=None, description="a gateway that runs already")
+    clouds: Clouds = Field(default=Clouds(), description="where replicas run")
+    deployments: tuple[DeploymentConfig, ...] = Field(min_length=1, description="what is served")
+    rules: Rules = Field(default=Rules(), description="deadlines, limits, and who approves what")
+    timing: Timing = Field(default=Timing(), description="how long things take")
+    sample_fraction: float = Field(
+        default=0.05, ge=0, le=1, description="part of the live answers that is scored"
+    )
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Fleet:
+    def _is_consistent(self) -> Self:
         names = [deployment.id for deployment in self.deployments]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"deployments {sorted(twice)} are declared twice")
-        for deployment in self.deployments:
-            if getattr(self.clouds, deployment.provider.value, None) is None:
-                raise ValueError(
-                    f"deployment {deployment.id!r} is on {deployment.provider.value!r},"
-                    f" which clouds does not configure"
-                )
+        for number, deployment in enumerate(self.deployments):
+            where = f"deployments.{number} ({deployment.id})"
+            self._check_provider(where, deployment)
+            _check_start(where, deployment)
+        if len({one.golden for one in self.deployments if one.golden is not None}) > 1:
+            raise ValueError("the deployments name more than one golden set; name one for all")
         return self
+
+    def _check_provider(self, where: str, deployment: DeploymentConfig) -> None:
+        provider = deployment.provider.value
+        if provider not in Clouds.model_fields:
+            raise ValueError(
+                f"{where}.provider: {provider} has no adapter yet;"
+                f" choose one of {', '.join(Clouds.model_fields)}"
+            )
+        if getattr(self.clouds, provider) is None:
+            raise ValueError(
+                f"{where}.provider is {provider!r}, but the file has no clouds.{provider};"
+                " add it, or name another provider"
+            )
+
+    @property
+    def golden(self) -> Path | None:
+        """The golden set that the file names, None for the one that ships."""
+        named = [one.golden for one in self.deployments if one.golden is not None]
+        return named[0] if named else None
 
     def declared(self, gateway_url: str) -> dict[str, Deployment]:
         """The deployments as everybody else speaks of them."""
@@ -130,27 +258,25 @@ class Fleet(Value):
         }
 
 
-def load_fleet(path: Path) -> Fleet:
-    """Reads and checks the file. Raises `Rejected` naming the key, what is wrong, and the line."""
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as missing:
-        raise Rejected(
-            f"there is no fleet file {path}", hint="write one; docs/fleet.md shows how"
-        ) from missing
-    except (OSError, UnicodeDecodeError) as unreadable:
-        raise Rejected(f"{path} cannot be read: {unreadable}") from unreadable
-    except yaml.YAMLError as broken:
-        raise Rejected(f"{path} is not YAML: {broken}") from broken
-    if not isinstance(content, dict):
-        raise Rejected(f"{path} must hold a mapping with the key 'deployments'")
-    try:
-        return Fleet.model_validate(content)
-    except ValidationError as invalid:
-        lines = [
-            f"{'.'.join(str(part) for part in error['loc']) or 'file'}: {error['msg']}"
-            for error in invalid.errors(include_url=False, include_input=False)
-        ]
-        raise Rejected(
-            f"{path}: " + "; ".join(lines), hint="`optiinfra config check` explains every key"
-        ) from invalid
+def _check_start(where: str, deployment: DeploymentConfig) -> None:
+    if deployment.start is None:
+        return
+    if deployment.provider is not Provider.LOCAL:
+        raise ValueError(
+            f"{where}.start works on the local cloud only; elsewhere start the instances yourself"
+        )
+    if deployment.start.replicas < deployment.min_replicas:
+        raise ValueError(f"{where}.start.replicas is below min_replicas")
+
+
+def as_fleet(content: dict[str, Any], folder: Path) -> Fleet:
+    """The fleet that parsed YAML describes; relative paths in it start at `folder`.
+
+    Raises pydantic's `ValidationError`.
+    """
+    fleet = Fleet.model_validate(content)
+    placed = tuple(
+        one.model_copy(update={"golden": folder / one.golden}) if one.golden else one
+        for one in fleet.deployments
+    )
+    return fleet.model_copy(update={"deployments": placed})

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from optiinfra.events.bus import Bus
 from optiinfra.events.publish import Publisher
 from optiinfra.gateway.app import Gateway, GatewayConfig, serve
-from optiinfra.runtime.fleet import load_fleet
+from optiinfra.runtime.fleet_file import load_fleet
 from optiinfra.runtime.logs import configure_logs
 from optiinfra.runtime.samples import BusSampleSink
 from optiinfra.runtime.settings import Settings, load_settings

@@ -14,7 +14,8 @@ import structlog
 
 from optiinfra.events import topology as streams
 from optiinfra.events.bus import Bus
-from optiinfra.runtime.fleet import Fleet, load_fleet
+from optiinfra.runtime.fleet import Fleet
+from optiinfra.runtime.fleet_file import load_fleet
 from optiinfra.runtime.health import HealthServer
 from optiinfra.runtime.logs import configure_logs
 from optiinfra.runtime.settings import Settings

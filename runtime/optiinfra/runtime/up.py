@@ -5,52 +5,70 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import sys
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import psutil
 import structlog
 
+from optiinfra.agents.actuators.port import Actuator
 from optiinfra.agents.actuators.traffic import GatewayTraffic
 from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.events import topology
 from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.ports import api_ports
-from optiinfra.portal_api.server import serve
+from optiinfra.portal_api.server import running_api
+from optiinfra.runtime.clouds import WholeFleet, engines_dir
 from optiinfra.runtime.control import collector, coordinator, remembering
-from optiinfra.runtime.fleet import Fleet, load_fleet
+from optiinfra.runtime.engines import end_engines, start_first
+from optiinfra.runtime.fleet import Fleet
+from optiinfra.runtime.fleet_file import load_fleet
 from optiinfra.runtime.gateway_process import GatewayProcess, write_private
 from optiinfra.runtime.logs import configure_logs
+from optiinfra.runtime.preflight import (
+    about,
+    gateway_token,
+    require_clouds,
+    require_gateway,
+    require_golden,
+)
 from optiinfra.runtime.routes import seed_routes
+from optiinfra.runtime.session import FILE as SESSION
 from optiinfra.runtime.session import Session, read_session
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.shelf import QdrantShelf
 from optiinfra.runtime.stores import Stores, new_id, open_stores
-from optiinfra.runtime.wiring import WholeFleet, Wiring
-from optiinfra.schemas.errors import OptiInfraError, Rejected
-from optiinfra.schemas.tenant import Role
+from optiinfra.runtime.supervision import Role, first_error, run_roles
+from optiinfra.runtime.wiring import Wiring
+from optiinfra.schemas.deployment import Provider
+from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.tenant import Role as Right
 from optiinfra.schemas.vote import AgentName
 from optiinfra.storage.embedded.servers import Addresses, EmbeddedServers
-from optiinfra.storage.postgres.access import AccessTokens
+from optiinfra.storage.folder_lock import FolderLock
+from optiinfra.storage.postgres.access import AccessTokens, issue_one_time_token
 from optiinfra.storage.postgres.migrate import upgrade
 from optiinfra.storage.postgres.setup import declare
 
 log = structlog.get_logger()
 
 _SESSION_S = 30 * 86_400.0
-_RESTART_FIRST_S, _RESTART_MOST_S = 0.5, 10.0
 _SEED_EVERY_S = 2.0
+_STOP_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """The gateway as everybody else reaches it."""
+    """The gateway as everybody else reaches it; `own` when `up` runs it."""
 
     url: str
     admin_url: str
     admin_token: str
+    own: bool
 
 
 def run(settings: Settings) -> int:
@@ -63,23 +81,40 @@ def run(settings: Settings) -> int:
     if settings.config is None:
         raise Rejected("no fleet file is given", hint="optiinfra up --config fleet.yaml")
     fleet = load_fleet(settings.config)
+    require_golden(fleet)
+    token = gateway_token(fleet, settings)
     home = settings.home.expanduser().absolute()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     with ExitStack() as stack:
         addresses = _addresses(settings, home, stack)
         _write_pid(home, stack)
-        asyncio.run(_Up(settings, fleet, home, addresses).run())
+        asyncio.run(_Up(settings, fleet, home, addresses).run(token))
     return 0
 
 
 def stop(settings: Settings) -> int:
-    """Stops what `up` has started in this home, also what a crash left; 0 when nothing is left."""
+    """Stops what `up` has started in this home, also what a crash left.
+
+    0 when something was stopped, 3 when nothing ran.
+    """
     home = settings.home.expanduser().absolute()
     process = running(home)
     if process is not None:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
-    left = asyncio.run(_gateway(settings, home, 0.0).stop())
+        try:
+            process.wait(_STOP_S)
+        except psutil.TimeoutExpired:
+            log.warning("up.killed", pid=process.pid)
+            process.kill()
+            process.wait(_STOP_S)
+    left = asyncio.run(_end_leftovers(settings, home))
     return 0 if process is not None or left else 3
+
+
+async def _end_leftovers(settings: Settings, home: Path) -> bool:
+    stopped = await _gateway(settings, home, 0.0).stop()
+    return await end_engines(engines_dir(home)) > 0 or stopped
 
 
 def running(home: Path) -> psutil.Process | None:
@@ -92,21 +127,32 @@ def running(home: Path) -> psutil.Process | None:
         return None
 
 
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    """A stop that is asked for before the event loop runs."""
+    raise SystemExit(0)
+
+
 def _write_pid(home: Path, stack: ExitStack) -> None:
-    home.mkdir(parents=True, exist_ok=True)
     path = home / "up.pid"
     path.write_text(f"{os.getpid()} {psutil.Process().create_time()}")
     stack.callback(path.unlink, missing_ok=True)
 
 
 def _addresses(settings: Settings, home: Path, stack: ExitStack) -> Addresses:
-    """The embedded servers' addresses, each replaced by the URL that the settings give."""
+    """The embedded servers' addresses, each replaced by the URL that the settings give.
+
+    Either way the home is ours until the stack closes; `Conflict` naming the process that has it.
+    """
     given = {
         name: url
         for name in ("nats_url", "postgres_url", "clickhouse_url", "qdrant_url", "redis_url")
         if (url := getattr(settings, name))
     }
     if len(given) == len(Addresses.__dataclass_fields__):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = FolderLock(home)
+        lock.acquire()
+        stack.callback(lock.release)
         return Addresses(**given)
     servers = EmbeddedServers(home)
     embedded = servers.start()
@@ -136,21 +182,41 @@ class _Up:
         self._fleet = fleet
         self._home = home
         self._addresses = addresses
-        self._stop = asyncio.Event()
+        self._stopping = False
         self._own_gateway = _gateway(settings, home, fleet.sample_fraction)
 
-    async def run(self) -> None:
+    async def run(self, gateway_token: str | None) -> None:
+        """Works until a signal; `gateway_token` is that of a gateway which the file names."""
+        work = asyncio.create_task(self._work(gateway_token))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._end, work)
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+        except BaseExceptionGroup as failed:
+            raise first_error(failed) from failed
+
+    def _end(self, work: asyncio.Task[None]) -> None:
+        """Only once: a second signal must not cut the orderly stop short."""
+        if not self._stopping:
+            self._stopping = True
+            log.info("up.stopping")
+            work.cancel()
+
+    async def _work(self, gateway_token: str | None) -> None:
         await upgrade(self._addresses.postgres_url)
         async with AsyncExitStack() as stack:
             stores = await stack.enter_async_context(open_stores(self._addresses, name="up"))
             await topology.apply(stores.bus, allow_update=True)
             await stores.metrics.migrate()
-            front = await self._front(stack)
-            traffic = GatewayTraffic(front.admin_url, front.admin_token)
-            stack.push_async_callback(traffic.close)
+            front = await self._front(gateway_token, stack)
+            traffic = await stack.enter_async_context(
+                GatewayTraffic(front.admin_url, front.admin_token)
+            )
+            await require_gateway(traffic)
             shelf = QdrantShelf(self._addresses.qdrant_url)
             stack.push_async_callback(shelf.aclose)
             memory = OutcomeMemory(shelf)
@@ -163,83 +229,87 @@ class _Up:
                 traffic=traffic,
                 memory=memory,
             )
-            await declare(stores.database, self._fleet.tenant, tuple(wiring.deployments.values()))
-            await self._run_roles(stores, wiring, traffic, memory, front)
+            await self._prepare(stores, wiring)
+            roles = await self._roles(stores, wiring, traffic, memory)
+            await self._announce(stores, front, stack)
+            await run_roles(roles)
 
-    async def _front(self, stack: AsyncExitStack) -> Front:
+    async def _front(self, token: str | None, stack: AsyncExitStack) -> Front:
         named = self._fleet.gateway
-        if named is not None:
-            token = self._settings.gateway_admin_token
-            if token is None:
-                raise Rejected(
-                    "the fleet file names a gateway, but there is no admin token for it",
-                    hint="set OPTIINFRA_GATEWAY_ADMIN_TOKEN",
-                )
-            return Front(str(named.url), str(named.admin_url), token.get_secret_value())
+        if named is not None and token is not None:
+            return Front(str(named.url), str(named.admin_url), token, own=False)
+        local = self._fleet.clouds.local
+        if local is None or not local.keep_running:
+            stack.push_async_callback(end_engines, engines_dir(self._home))
         record = await self._own_gateway.ensure(self._addresses.nats_url)
         stack.push_async_callback(self._own_gateway.stop)
-        return Front(record.url, record.admin_url, record.admin_token)
+        return Front(record.url, record.admin_url, record.admin_token, own=True)
 
-    async def _run_roles(
-        self,
-        stores: Stores,
-        wiring: Wiring,
-        traffic: GatewayTraffic,
-        memory: OutcomeMemory,
-        front: Front,
-    ) -> None:
-        roles: dict[str, Callable[[], Awaitable[None]]] = {
+    async def _prepare(self, stores: Stores, wiring: Wiring) -> None:
+        """Asks the clouds, starts the first engines, and writes down what is declared."""
+        fleet, actuators = self._fleet, (await wiring.clouds()).actuators
+        await require_clouds(fleet, actuators)
+        local: Actuator | None = actuators.get(Provider.LOCAL)
+        for deployment in fleet.deployments:
+            if local is not None:
+                with about("clouds.local.command"):
+                    await start_first(fleet.tenant, deployment, local, acting=fleet.mode == "act")
+        await declare(stores.database, fleet.tenant, tuple(wiring.deployments.values()))
+
+    async def _roles(
+        self, stores: Stores, wiring: Wiring, traffic: GatewayTraffic, memory: OutcomeMemory
+    ) -> dict[str, Role]:
+        roles: dict[str, Role] = {
             "coordinator": lambda: coordinator(self._fleet, stores).run(),
             "collector": lambda: collector(stores).run(),
             "memory": lambda: remembering(stores, memory).run(),
             "routes": lambda: self._seed(wiring, traffic),
-            "api": lambda: self._api(stores, front),
         }
         for name in AgentName:
             host = await wiring.host(name)
             roles[name.value] = host.run
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_supervised(name, role), name=name)
-                for name, role in roles.items()
-            ]
-            await self._stop.wait()
-            log.info("up.stopping")
-            for task in tasks:
-                task.cancel()
+        return roles
 
     async def _seed(self, wiring: Wiring, traffic: GatewayTraffic) -> None:
         """Waits until every deployment has routes; later ones are the agents' matter."""
-        clouds = await wiring.clouds()
-        source = WholeFleet(clouds.actuators)
+        source = WholeFleet((await wiring.clouds()).actuators)
         left = list(wiring.deployments.values())
-        while left:
+        while True:
             left = [one for one in left if not await seed_routes(one, source, traffic)]
-            await asyncio.sleep(_SEED_EVERY_S if left else 0)
+            if not left:
+                break
+            await asyncio.sleep(_SEED_EVERY_S)
         await asyncio.Event().wait()
 
-    async def _api(self, stores: Stores, front: Front) -> None:
+    async def _announce(self, stores: Stores, front: Front, stack: AsyncExitStack) -> None:
+        """Opens the API, and leaves word of it for the command line and for the person here."""
         tokens = AccessTokens(stores.database)
         token = await self._session_token(tokens)
-
-        def ready(url: str) -> None:
-            session = Session(
-                url=url,
-                token=token,
-                gateway_url=front.url,
-                gateway_admin_url=front.admin_url,
-                gateway_admin_token=front.admin_token,
-            )
-            write_private(self._home / "session.json", session.model_dump_json())
-            log.info("up.ready", api=url, gateway=front.url, mode=self._fleet.mode)
-
+        (self._home / SESSION).unlink(missing_ok=True)
         ports = api_ports(stores.database, stores.bus, stores.publisher("portal-api"))
-        await serve(
-            create_app(ports, new_id=new_id),
-            self._settings.portal_host,
-            self._settings.portal_port,
-            started=ready,
+        url = await stack.enter_async_context(
+            running_api(
+                create_app(ports, new_id=new_id),
+                self._settings.portal_host,
+                self._settings.portal_port,
+                beyond_loopback=self._settings.portal_allow_remote,
+            )
         )
+        once = await issue_one_time_token(tokens, self._fleet.tenant, "first sign-in")
+        session = Session(
+            url=url,
+            token=token,
+            gateway_url=front.url,
+            gateway_admin_url=front.admin_url,
+            gateway_admin_token=front.admin_token,
+        )
+        write_private(self._home / SESSION, session.model_dump_json())
+        log.info("up.ready", api=url, gateway=front.url, mode=self._fleet.mode)
+        sys.stdout.write(
+            f"OptiInfra is ready ({self._fleet.mode}): API {url}, gateway {front.url}\n"
+            f"one-time token to sign in with, good for 15 minutes: {once}\n"
+        )
+        sys.stdout.flush()
 
     async def _session_token(self, tokens: AccessTokens) -> str:
         """The token of this home: the one that stands, while it is good, else a new one."""
@@ -247,32 +317,5 @@ class _Up:
         if known is not None and await tokens.principal(known.token) is not None:
             return known.token
         return await tokens.issue(
-            self._fleet.tenant, "local operator", Role.ADMIN, lasts_s=_SESSION_S
+            self._fleet.tenant, "local operator", Right.ADMIN, lasts_s=_SESSION_S
         )
-
-
-async def _supervised(name: str, role: Callable[[], Awaitable[None]]) -> None:
-    """Runs a role for ever: what ends for want of something outside is started again.
-
-    A broken promise of our own (any other exception) ends the process.
-    """
-    wait_s = _RESTART_FIRST_S
-    while True:
-        began = asyncio.get_running_loop().time()
-        try:
-            await role()
-            log.warning("role.ended", role=name)
-        except* OptiInfraError as failed:
-            reason = "; ".join(str(error) for error in _leaves(failed))
-            log.warning("role.failed", role=name, reason=reason, again_in_s=wait_s)
-        if asyncio.get_running_loop().time() - began > _RESTART_MOST_S:
-            wait_s = _RESTART_FIRST_S
-        await asyncio.sleep(wait_s)
-        wait_s = min(2 * wait_s, _RESTART_MOST_S)
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
-    return found

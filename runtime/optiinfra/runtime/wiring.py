@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import httpx
 import structlog
 
-from optiinfra.agents.actuators.aws import AwsActuator
-from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
-from optiinfra.agents.actuators.port import Actuator, Traffic
+from optiinfra.agents.actuators.port import Traffic
 from optiinfra.agents.application.agent import ApplicationAgent
 from optiinfra.agents.application.golden import GoldenRunner, load_golden
 from optiinfra.agents.application.policy import ApplicationPolicy
 from optiinfra.agents.application.sense import Senses as ApplicationSenses
 from optiinfra.agents.base.agent import Agent
 from optiinfra.agents.base.host import AgentHost, Identity, Ports
-from optiinfra.agents.collectors.clouds import AwsAccount, AwsApi, AwsInstances, AwsSpot
 from optiinfra.agents.collectors.host import HostCollector
-from optiinfra.agents.collectors.interruptions import Interruptions, SqsInterruptions
 from optiinfra.agents.collectors.nvml import GpuCollector
 from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.cost.agent import CostAgent
@@ -39,11 +33,10 @@ from optiinfra.agents.resource.agent import ResourceAgent
 from optiinfra.agents.resource.forecast import ForecastPolicy
 from optiinfra.agents.resource.policy import ResourcePolicy
 from optiinfra.agents.resource.sense import Machine
-from optiinfra.runtime.fleet import DeploymentConfig, Fleet
+from optiinfra.runtime.clouds import Clouds, WholeFleet, connect_clouds, http_client
+from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.stores import Stores, instance_name, jitter, new_id, now, version
 from optiinfra.schemas.change import ChangeState
-from optiinfra.schemas.deployment import Provider, Replica
-from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.recommendation import RolloutPlan, StagePlan
 from optiinfra.schemas.vote import AgentName
 from optiinfra.serving.cards import load_card
@@ -54,28 +47,6 @@ from optiinfra.storage.postgres.executions import ExecutionLog
 from optiinfra.storage.postgres.inbox import PostgresInbox
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Clouds:
-    """The adapters to the clouds that the fleet file names."""
-
-    actuators: Mapping[Provider, Actuator]
-    spot: Mapping[Provider, AwsSpot]
-    interruptions: Sequence[Interruptions]
-
-
-class WholeFleet:
-    """All replicas of a deployment, on whatever cloud they are."""
-
-    def __init__(self, actuators: Mapping[Provider, Actuator]) -> None:
-        self._actuators = actuators
-
-    async def replicas(self, tenant: str, deployment: str) -> Sequence[Replica]:
-        found: list[Replica] = []
-        for actuator in self._actuators.values():
-            found.extend(await actuator.replicas(tenant, deployment))
-        return found
 
 
 class RecentChangesInPostgres:
@@ -119,7 +90,7 @@ class Wiring:
     async def clouds(self) -> Clouds:
         """The clouds' adapters, made once."""
         if self._clouds is None:
-            self._clouds = await self._connect_clouds()
+            self._clouds = await connect_clouds(self._fleet, self._stack, self._state_dir)
         return self._clouds
 
     async def host(self, name: AgentName) -> AgentHost:
@@ -141,41 +112,6 @@ class Wiring:
             jitter=jitter,
         )
         return AgentHost(agent, identity, ports, heartbeat_s=self._fleet.timing.heartbeat_s)
-
-    async def _connect_clouds(self) -> Clouds:
-        fleet, actuators = self._fleet, dict[Provider, Actuator]()
-        http = await self._stack.enter_async_context(_http())
-        spot: dict[Provider, AwsSpot] = {}
-        interruptions: list[Interruptions] = []
-        if fleet.clouds.aws is not None:
-            aws = fleet.clouds.aws
-            endpoint = str(aws.endpoint_url) if aws.endpoint_url else None
-            if len(aws.regions) != 1:
-                raise Rejected(
-                    "clouds.aws.regions names more than one region",
-                    hint="run one OptiInfra a region for now",
-                )
-            account = AwsAccount(region=aws.regions[0], endpoint_url=endpoint)
-            ec2 = await asyncio.to_thread(AwsApi.connect, "ec2", account)
-            self._stack.callback(ec2.close)
-            machines = AwsInstances(ec2, f"http://{{private_ip}}:{aws.engine_port}")
-            actuators[Provider.AWS] = AwsActuator(
-                ec2, machines, http, clock=now, start_up_s=fleet.timing.apply_timeout_s
-            )
-            spot[Provider.AWS] = AwsSpot(ec2)
-            if aws.interruption_queue_url is not None:
-                sqs = await asyncio.to_thread(AwsApi.connect, "sqs", account)
-                self._stack.callback(sqs.close)
-                interruptions.append(SqsInterruptions(sqs, str(aws.interruption_queue_url)))
-        if fleet.clouds.local is not None:
-            actuators[Provider.LOCAL] = LocalActuator(
-                self._state_dir / "engines",
-                EngineCommand(args=fleet.clouds.local.command),
-                http,
-                clock=now,
-                start_up_s=fleet.timing.apply_timeout_s,
-            )
-        return Clouds(actuators, spot, interruptions)
 
     async def _cost(self) -> CostAgent:
         clouds, policy = await self.clouds(), cost_policy(self._fleet)
@@ -209,7 +145,7 @@ class Wiring:
 
     async def _performance(self) -> PerformanceAgent:
         clouds, timing = await self.clouds(), self._fleet.timing
-        http = await self._stack.enter_async_context(_http())
+        http = await self._stack.enter_async_context(http_client())
         return PerformanceAgent(
             self.deployments,
             WholeFleet(clouds.actuators),
@@ -257,8 +193,8 @@ class Wiring:
         senses = ApplicationSenses(
             replicas=WholeFleet(clouds.actuators),
             telemetry=self._stores.telemetry,
-            golden=load_golden(_golden_path(self._fleet.deployments)),
-            runner=GoldenRunner(_http),
+            golden=load_golden(self._fleet.golden),
+            runner=GoldenRunner(http_client),
             clock=now,
             policy=policy,
         )
@@ -290,17 +226,3 @@ def cost_policy(fleet: Fleet) -> CostPolicy:
         drain_timeout_s=timing.drain_timeout_s,
         start_up_s=timing.start_up_s,
     )
-
-
-def _golden_path(deployments: Sequence[DeploymentConfig]) -> Path | None:
-    """The one golden set that the fleet names, None for the shipped one."""
-    named = sorted({str(one.golden) for one in deployments if one.golden is not None})
-    if len(named) > 1:
-        raise Rejected(
-            f"the deployments name {len(named)} golden sets", hint="name one for the whole fleet"
-        )
-    return Path(named[0]) if named else None
-
-
-def _http() -> httpx.AsyncClient:
-    return httpx.AsyncClient(timeout=10.0, trust_env=False)

@@ -46,10 +46,9 @@ class _Over(Exception):
 class Socket:
     """`serve` lasts as long as the client stays."""
 
-    def __init__(self, socket: WebSocket, ports: ApiPorts, *, stalled_s: float = STALLED_S) -> None:
+    def __init__(self, socket: WebSocket, ports: ApiPorts) -> None:
         self._socket = socket
         self._ports = ports
-        self._stalled_s = stalled_s
 
     async def serve(self) -> None:
         """Accepts first, so that a browser is told the code when it is refused."""
@@ -101,7 +100,7 @@ class Socket:
 
     async def _send(self, sent: Sent) -> None:
         try:
-            async with asyncio.timeout(self._stalled_s):
+            async with asyncio.timeout(STALLED_S):
                 await self._socket.send_text(sent.text)
         except TimeoutError as stalled:
             raise _Over(Close.TOO_FAR_BEHIND, "too far behind") from stalled

@@ -1,0 +1,98 @@
+"""Connects to the clouds that the fleet file names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from optiinfra.agents.actuators.aws import AwsActuator
+from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
+from optiinfra.agents.actuators.port import Actuator
+from optiinfra.agents.collectors.clouds import AwsAccount, AwsApi, AwsInstances, AwsSpot
+from optiinfra.agents.collectors.interruptions import Interruptions, SqsInterruptions
+from optiinfra.runtime.fleet import AwsCloud, Fleet, LocalCloud
+from optiinfra.runtime.stores import now
+from optiinfra.schemas.deployment import Provider, Replica
+
+HTTP_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Clouds:
+    """The adapters to the clouds that the fleet file names."""
+
+    actuators: dict[Provider, Actuator] = field(default_factory=dict)
+    spot: dict[Provider, AwsSpot] = field(default_factory=dict)
+    interruptions: list[Interruptions] = field(default_factory=list)
+
+
+class WholeFleet:
+    """All replicas of a deployment, on whatever cloud they are."""
+
+    def __init__(self, actuators: Mapping[Provider, Actuator]) -> None:
+        self._actuators = actuators
+
+    async def replicas(self, tenant: str, deployment: str) -> Sequence[Replica]:
+        found: list[Replica] = []
+        for actuator in self._actuators.values():
+            found.extend(await actuator.replicas(tenant, deployment))
+        return found
+
+
+def http_client() -> httpx.AsyncClient:
+    """A client for engines: no proxy of the environment, and no endless wait."""
+    return httpx.AsyncClient(timeout=HTTP_TIMEOUT_S, trust_env=False)
+
+
+def engines_dir(home: Path) -> Path:
+    """Where the local actuator of a home keeps its engines."""
+    return home / "engines"
+
+
+async def connect_clouds(fleet: Fleet, stack: AsyncExitStack, home: Path) -> Clouds:
+    """Adapters, closed with `stack`; nothing is asked of the clouds yet.
+
+    Raises `Denied` when a client cannot be made from the credentials that there are.
+    """
+    clouds = Clouds()
+    http = await stack.enter_async_context(http_client())
+    start_up_s = fleet.timing.apply_timeout_s
+    if fleet.clouds.aws is not None:
+        await _connect_aws(fleet.clouds.aws, clouds, stack, (http, start_up_s))
+    if fleet.clouds.local is not None:
+        clouds.actuators[Provider.LOCAL] = LocalActuator(
+            engines_dir(home),
+            _engine_command(fleet.clouds.local),
+            http,
+            clock=now,
+            start_up_s=start_up_s,
+        )
+    return clouds
+
+
+async def _connect_aws(
+    aws: AwsCloud, clouds: Clouds, stack: AsyncExitStack, probing: tuple[httpx.AsyncClient, float]
+) -> None:
+    endpoint = str(aws.endpoint_url) if aws.endpoint_url else None
+    account = AwsAccount(region=aws.regions[0], endpoint_url=endpoint)
+    ec2 = await asyncio.to_thread(AwsApi.connect, "ec2", account)
+    stack.callback(ec2.close)
+    machines = AwsInstances(ec2, f"http://{{private_ip}}:{aws.engine_port}")
+    http, start_up_s = probing
+    clouds.actuators[Provider.AWS] = AwsActuator(
+        ec2, machines, http, clock=now, start_up_s=start_up_s
+    )
+    clouds.spot[Provider.AWS] = AwsSpot(ec2)
+    if aws.interruption_queue_url is not None:
+        sqs = await asyncio.to_thread(AwsApi.connect, "sqs", account)
+        stack.callback(sqs.close)
+        clouds.interruptions.append(SqsInterruptions(sqs, str(aws.interruption_queue_url)))
+
+
+def _engine_command(cloud: LocalCloud) -> EngineCommand:
+    return EngineCommand(args=cloud.command, emulated=cloud.emulated, slots=cloud.slots)

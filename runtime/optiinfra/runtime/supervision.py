@@ -1,0 +1,80 @@
+"""Keeps the roles of one process running: what fails for want of something is started again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+
+from optiinfra.schemas.errors import Invariant, OptiInfraError
+
+log = structlog.get_logger()
+
+Role = Callable[[], Awaitable[None]]
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
+
+
+async def run_roles(roles: Mapping[str, Role]) -> None:
+    """Runs all until cancelled. Raises `Invariant` when one breaks a promise of ours."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for name, role in roles.items():
+                group.create_task(supervised(name, role), name=name)
+    except BaseExceptionGroup as failed:
+        raise first_error(failed) from failed
+
+
+async def supervised(name: str, role: Role) -> None:
+    """Runs a role for ever: what ends for want of something outside is started again.
+
+    Anything but an error of the outside is a bug, and ends the process.
+    """
+    now, wait_s = asyncio.get_running_loop().time, FIRST_WAIT_S
+    while True:
+        began = now()
+        try:
+            await role()
+            reason = "it ended"
+        except Exception as failed:  # noqa: BLE001 - the edge of the process
+            reason = _told(name, failed)
+        _end_if_cancelled()
+        if now() - began > LONGEST_WAIT_S:
+            wait_s = FIRST_WAIT_S
+        log.warning("role.failed", role=name, reason=reason, again_in_s=wait_s)
+        await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+def _told(name: str, failed: Exception) -> str:
+    """Why the role ended. Raises `Invariant` when that was a bug."""
+    errors = leaves(failed)
+    bug = next((one for one in errors if _is_bug(one)), None)
+    if bug is not None:
+        log.error("role.broke", role=name, exc_info=bug)
+        raise Invariant(f"the role {name} broke: {bug!r}", hint="please report this") from bug
+    return "; ".join(str(one) for one in errors)
+
+
+def _is_bug(error: BaseException) -> bool:
+    return isinstance(error, Invariant) or not isinstance(error, OptiInfraError)
+
+
+def _end_if_cancelled() -> None:
+    """A role that failed while it was being cancelled must not be started again."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors inside a group, however deep; the error itself when it is none."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first leaf, errors of ours before others."""
+    found = leaves(group)
+    return next((one for one in found if isinstance(one, OptiInfraError)), found[0])
