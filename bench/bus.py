@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import statistics
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import nats
+from nats.aio.client import Client
 from nats.errors import TimeoutError as NothingLeft
 
 from optiinfra.events import topology
@@ -76,9 +79,10 @@ def a_vote(number: int) -> VoteCast:
     return VoteCast(vote=vote.model_copy(update={"conditions": ("x" * max(missing, 0),)}))
 
 
-async def raw(bus: Bus, name: str, count: int) -> None:
+async def raw(client: Client, name: str, count: int) -> None:
     """Fetches, validates and acknowledges with nats-py alone."""
-    subscription = await bus.js.pull_subscribe("vote.cast.*.*", name, Stream.CHANGES.value)
+    js = client.jetstream()
+    subscription = await js.pull_subscribe("vote.cast.*.*", name, Stream.CHANGES.value)
     done = 0
     while done < count:
         try:
@@ -89,7 +93,7 @@ async def raw(bus: Bus, name: str, count: int) -> None:
             decode(message.subject, message.headers, message.data)
             await message.ack()
         done += len(messages)
-    await bus.client.flush()
+    await client.flush()
     await subscription.unsubscribe()
 
 
@@ -139,7 +143,7 @@ async def measured(work: Callable[[], Awaitable[None]], count: int, figures: Fig
 
 async def bench(url: str, count: int, rounds: int) -> dict[str, Figures]:
     figures = {way: Figures() for way in WAYS}
-    bus = await Bus.connect(url, name="bench")
+    bus, client = await Bus.connect(url, name="bench"), await nats.connect(url)
     try:
         await topology.apply(bus)
         publisher = Publisher(bus, "bench", now, lambda: derived_id("bench", time.monotonic_ns()))
@@ -148,9 +152,11 @@ async def bench(url: str, count: int, rounds: int) -> dict[str, Figures]:
             for number in range(count)
         ]
         await publisher.publish_many(events)
+        del events
+        gc.collect()
         for number in range(rounds):
             ways: dict[str, Callable[[], Awaitable[None]]] = {
-                "raw": lambda n=number: raw(bus, f"raw-{n}", count),  # type: ignore[misc]
+                "raw": lambda n=number: raw(client, f"raw-{n}", count),  # type: ignore[misc]
                 "ours_batch": lambda n=number: ours(  # type: ignore[misc]
                     publisher, bus, f"batch-{n}", count, batch=True
                 ),
@@ -161,6 +167,7 @@ async def bench(url: str, count: int, rounds: int) -> dict[str, Figures]:
             for way in WAYS:
                 await measured(ways[way], count, figures[way])
     finally:
+        await client.close()
         await bus.close()
     return figures
 

@@ -7,12 +7,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import ConnectionClosedError, MaxPayloadError
 from nats.js.errors import APIError, NoStreamResponseError
 
 from optiinfra.events.bus import without_password
+from optiinfra.events.client import FastClient
 from optiinfra.events.consumer_spec import ConsumerSpec
 from optiinfra.events.delivery import BODY_LIMIT_BYTES, dead_letter_of, delivery_of
 from optiinfra.events.patterns import filters_for
@@ -244,3 +247,18 @@ async def test_the_recording_publisher_behaves_like_the_real_one() -> None:
     assert await publisher.publish_many([first]) == [publisher.failure]
     with pytest.raises(Unavailable):
         await publisher.schedule(timer, AT, fired_by(timer))
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=20),
+            st.sampled_from(
+                [b"ce-id: 1", b"a:b:c", b"a b: 1", b" x : y ", b"\xc3\xa9: 1", b"k:\t v "]
+            ),
+        )
+    )
+)
+def test_headers_are_read_as_the_client_itself_reads_them(lines: list[bytes]) -> None:
+    raw = b"\r\n".join(lines)
+    assert FastClient._parse_header_lines(raw) == Client._parse_header_lines(raw)

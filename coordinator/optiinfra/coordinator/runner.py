@@ -9,6 +9,7 @@ import structlog
 
 from optiinfra.coordinator.conflicts import next_in_line
 from optiinfra.coordinator.ledger import Ledger
+from optiinfra.coordinator.saga.state import STOP_SWITCH
 from optiinfra.events import facts as f
 from optiinfra.events.commands import ControlRequested
 from optiinfra.events.envelope import Event
@@ -20,7 +21,6 @@ from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.journal import Batch, Journal, mark_sent
 
 CONSUMER = "coordinator"
-STOP_SWITCH = "stop switch"
 
 log = structlog.get_logger()
 
@@ -123,12 +123,16 @@ class Runner:
             )
 
     async def _wake_waiting(self, batch: Batch, ledger: Ledger) -> None:
-        """A target that became free is given to the next in line at once."""
+        """What became free is given at once: the target to its next in line, and the tenant's
+        limit on movers to the tenant's next in line."""
         for tenant, deployment in sorted(ledger.freed):
-            waiting = await batch.waiting(tenant, deployment)
-            chosen = next_in_line(waiting)
-            if chosen is not None:
-                await batch.nudge(chosen)
+            for waiting in (
+                await batch.waiting(tenant, deployment),
+                await batch.waiting(tenant, None),
+            ):
+                chosen = next_in_line(waiting)
+                if chosen is not None:
+                    await batch.nudge(chosen)
 
     async def _publish(self, said: Sequence[Event]) -> None:
         """What cannot be published now stays in the outbox, where the relay finds it."""

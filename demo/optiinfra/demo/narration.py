@@ -35,7 +35,7 @@ class Narrator:
 
     def __init__(self) -> None:
         self._proposals: dict[ChangeId, Recommendation] = {}
-        self._abstained: set[tuple[ChangeId, str]] = set()
+        self._votes: dict[tuple[ChangeId, str], Verdict] = {}
         self._tellers: dict[type, Callable[[Any], list[tuple[str, str]]]] = {
             f.RecommendationProposed: self._proposed,
             f.VoteCast: self._voted,
@@ -96,10 +96,11 @@ class Narrator:
     def _voted(self, fact: f.VoteCast) -> list[tuple[str, str]]:
         vote = fact.vote
         reasons = "; ".join(vote.reasons)
+        told = self._votes.get((vote.change, vote.agent))
+        self._votes[vote.change, vote.agent] = vote.verdict
+        if told is vote.verdict:
+            return []
         if vote.verdict is Verdict.ABSTAIN:
-            if (vote.change, vote.agent) in self._abstained:
-                return []
-            self._abstained.add((vote.change, vote.agent))
             return [("dim", f"{vote.agent} cannot tell yet, and is asked again: {reasons}")]
         tone = "good" if vote.verdict is Verdict.APPROVE else "bad"
         return [(tone, f"{vote.agent} {_VERDICTS[vote.verdict]}: {reasons}")]

@@ -105,7 +105,7 @@ class Pace(Value):
 
 
 FAST = Pace(
-    soak_s=6.0,
+    soak_s=3.0,
     look_every_s=1.0,
     window_s=15.0,
     sense_every_s=2.0,
@@ -224,7 +224,7 @@ def _timing(pace: Pace) -> dict[str, Any]:
         "apply_timeout_s": 60.0,
         "drain_timeout_s": 30.0,
         "window_s": pace.window_s,
-        "golden_per_look": 70,
+        "golden_per_look": 48,
         "baseline_every_s": pace.baseline_every_s,
         "min_gate_samples": 20,
         "load_step_s": pace.load_step_s,

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from nats.aio.client import Client
 from nats.errors import Error
 from nats.js import JetStreamContext
 
+from optiinfra.events.client import FastClient
 from optiinfra.events.refusals import BROKER_ERRORS, described, translated
 from optiinfra.schemas.errors import Rejected, Unavailable
 
@@ -37,7 +37,7 @@ class Bus:
 
     def __init__(self, url: str) -> None:
         self.shown_url = without_password(url)
-        self.client = Client()
+        self.client = FastClient()
         self.js: JetStreamContext = self.client.jetstream(timeout=CALL_TIMEOUT_S)
         self._servers = [part.strip() for part in url.split(",") if part.strip()]
         self._attempts: set[asyncio.Timeout] = set()

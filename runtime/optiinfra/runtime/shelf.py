@@ -35,5 +35,9 @@ class QdrantShelf:
             Remembered(Outcome.model_validate(dict(one.payload)), one.similarity) for one in found
         ]
 
+    async def ping(self) -> None:
+        """Raises `Unavailable` when the store does not answer, `Rejected` when it is not ours."""
+        await self._store.similar([1.0] * DIMENSION, tenant="-", kind="-", limit=1)
+
     async def aclose(self) -> None:
         await self._store.aclose()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from contextlib import AsyncExitStack, ExitStack
@@ -22,6 +21,7 @@ from optiinfra.events import topology
 from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.ports import api_ports
 from optiinfra.portal_api.server import running_api
+from optiinfra.runtime import up_record
 from optiinfra.runtime.clouds import WholeFleet, engines_dir
 from optiinfra.runtime.control import collector, coordinator, remembering
 from optiinfra.runtime.engines import end_engines, start_first
@@ -88,7 +88,8 @@ def run(settings: Settings) -> int:
         signal.signal(number, _leave)
     with ExitStack() as stack:
         addresses = _addresses(settings, home, stack)
-        _write_pid(home, stack)
+        up_record.write(home)
+        stack.callback(up_record.forget, home)
         asyncio.run(_Up(settings, fleet, home, addresses).run(token))
     return 0
 
@@ -99,7 +100,7 @@ def stop(settings: Settings) -> int:
     0 when something was stopped, 3 when nothing ran.
     """
     home = settings.home.expanduser().absolute()
-    process = running(home)
+    process = up_record.running(home)
     if process is not None:
         process.send_signal(signal.SIGTERM)
         try:
@@ -117,25 +118,9 @@ async def _end_leftovers(settings: Settings, home: Path) -> bool:
     return await end_engines(engines_dir(home)) > 0 or stopped
 
 
-def running(home: Path) -> psutil.Process | None:
-    """The `up` process of a home, None when there is none."""
-    try:
-        pid, started = (home / "up.pid").read_text().split()
-        process = psutil.Process(int(pid))
-        return process if abs(process.create_time() - float(started)) < 1.0 else None
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-        return None
-
-
 def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
     """A stop that is asked for before the event loop runs."""
     raise SystemExit(0)
-
-
-def _write_pid(home: Path, stack: ExitStack) -> None:
-    path = home / "up.pid"
-    path.write_text(f"{os.getpid()} {psutil.Process().create_time()}")
-    stack.callback(path.unlink, missing_ok=True)
 
 
 def _addresses(settings: Settings, home: Path, stack: ExitStack) -> Addresses:

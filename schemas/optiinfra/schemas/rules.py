@@ -44,7 +44,8 @@ class Rules(Value):
     revote_after_s: float = Field(default=30.0, gt=0)
     votes_valid_s: float = Field(default=900.0, gt=0)
     """After this the evidence is stale: an approval that comes later has the votes cast again."""
-    retry_turn_s: float = Field(default=10.0, gt=0)
+    retry_turn_s: float = Field(default=60.0, gt=0)
+    """How often a deferred change looks again; what becomes free wakes it at once."""
     gate_answer_s: float = Field(default=20.0, gt=0)
     approval_expiry_s: dict[Risk, float] = Field(default_factory=lambda: dict(APPROVAL_EXPIRY_S))
     approvals: tuple[ApprovalRule, ...] = ()

@@ -7,6 +7,7 @@ from contextlib import aclosing, suppress
 from enum import IntEnum
 from urllib.parse import urlsplit
 
+import structlog
 from fastapi import WebSocket, WebSocketDisconnect
 
 from optiinfra.portal_api.auth import bearer
@@ -21,6 +22,9 @@ PROTOCOL = "optiinfra.v1"
 TICKET = "ticket."
 STALLED_S = 30.0
 """How long one frame may wait for a client that does not read."""
+
+
+log = structlog.get_logger()
 
 
 class Close(IntEnum):
@@ -143,6 +147,7 @@ class Socket:
 
     async def _close(self, over: _Over) -> None:
         """A client that does not read cannot be told either."""
+        log.info("live client sent away", code=int(over.code), reason=over.reason)
         with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
             async with asyncio.timeout(1.0):
                 await self._socket.close(over.code, over.reason)

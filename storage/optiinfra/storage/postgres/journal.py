@@ -118,8 +118,8 @@ class Batch:
         rows = await self._connection.fetch(_STOPPED, list(tenants))
         return {row["tenant"] for row in rows}
 
-    async def waiting(self, tenant: str, deployment: str) -> list[SagaRecord]:
-        """Deferred changes of a target, oldest first."""
+    async def waiting(self, tenant: str, deployment: str | None) -> list[SagaRecord]:
+        """Deferred changes of a target (None: of all the tenant's targets), oldest first."""
         rows = await self._connection.fetch(_WAITING, tenant, deployment)
         return [_record(row) for row in rows]
 
@@ -321,7 +321,8 @@ AND moving_since > clock_timestamp() - interval '1 hour' GROUP BY tenant
 """
 _STOPPED = "SELECT tenant FROM switches WHERE tenant = ANY($1) AND stopped"
 _WAITING = f"""
-SELECT {_SAGA_COLUMNS} FROM sagas WHERE tenant = $1 AND deployment = $2 AND state = 'deferred'
+SELECT {_SAGA_COLUMNS} FROM sagas WHERE tenant = $1 AND state = 'deferred'
+AND ($2::text IS NULL OR deployment = $2)
 ORDER BY opened_at
 """  # noqa: S608 - a constant
 _NUDGE = """
