@@ -16,7 +16,7 @@ from optiinfra.events.envelope import Event
 from optiinfra.events.facts import TimerFired, TimerName, TimerSet
 from optiinfra.events.publish import Publisher, fired_by
 from optiinfra.events.subjects import Stream
-from optiinfra.schemas.errors import Unavailable
+from optiinfra.schemas.errors import Conflict, Unavailable
 from optiinfra.storage.embedded.nats import NatsServer
 from tests.bus_stand import MemoryInbox, Stand, new_id, now, running, stand, until
 
@@ -158,11 +158,11 @@ async def test_drift_is_named_refused_and_corrected_on_demand(nats_server: Make)
         await s.bus.js.update_stream(found.evolve(max_bytes=1 << 20, duplicate_window=60))
         await s.bus.js.delete_stream("DLQ")
 
-        with pytest.raises(topology.Conflict, match=r"CHANGES\.max_bytes") as drift:
+        with pytest.raises(Conflict, match=r"CHANGES\.max_bytes") as drift:
             await topology.require(s.bus)
         assert "CHANGES.duplicate_window" in str(drift.value)
         assert "DLQ is missing" in str(drift.value)
-        with pytest.raises(topology.Conflict, match="--update"):
+        with pytest.raises(Conflict, match="--update"):
             await topology.apply(s.bus)
         done = await topology.apply(s.bus, allow_update=True)
         assert {(str(one.stream), one.field) for one in done} == {
@@ -180,7 +180,7 @@ async def test_what_cannot_be_changed_in_place_is_said_so(nats_server: Make) -> 
         await s.bus.js.add_stream(
             found.evolve(storage="memory", persist_mode=None, max_bytes=1 << 20)
         )
-        with pytest.raises(topology.Conflict, match=r"METRICS\.storage"):
+        with pytest.raises(Conflict, match=r"METRICS\.storage"):
             await topology.apply(s.bus, allow_update=True)
 
 

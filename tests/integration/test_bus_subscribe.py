@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from itertools import pairwise
@@ -25,7 +26,7 @@ RESUMED = ("change.resumed",)
 async def _take(
     source: AsyncGenerator[Received, None], count: int, *, ack: bool = True
 ) -> list[Received]:
-    received = []
+    received: list[Received] = []
     async with asyncio.timeout(15):
         while len(received) < count:
             one = await anext(source)
@@ -121,6 +122,32 @@ async def test_a_durable_that_was_deleted_heals_under_its_subscriber(nats_server
             said += await _say_all(s, 3)
             received += await _take(source, 3)
         assert _ids(received) == [event.id for event in said]
+
+
+async def test_a_broker_that_lost_its_tail_gives_no_gap_though_sequences_are_used_again(
+    nats_server: Make,
+) -> None:
+    server = nats_server()
+    store, copy = server.home / "store", server.home / "copy"
+    async with stand(server.url) as s:
+        said = await _say_all(s, 10)
+        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(shutil.copytree, store, copy)
+        await asyncio.to_thread(server.start)
+        async with aclosing(subscribe(server.url, subjects=RESUMED, since_sequence=0)) as source:
+            received = await _take(source, 10)
+            lost = await _say_all(s, 5)
+            received += await _take(source, 5)
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(shutil.rmtree, store)
+            await asyncio.to_thread(copy.rename, store)
+            await asyncio.to_thread(server.start)
+            fresh = await _say_all(s, 3)
+            for event in lost:
+                await s.publisher.publish(event)
+            fresh += await _say_all(s, 3)
+            received += await _take(source, 6)
+        assert _ids(received) == [event.id for event in said + lost + fresh]
 
 
 async def test_a_stream_that_was_made_anew_ends_the_subscription_clearly(

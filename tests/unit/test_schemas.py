@@ -52,7 +52,7 @@ class Point(Value):
 def test_values_are_frozen_and_refuse_what_they_do_not_know() -> None:
     point = Point(x=1)
     with pytest.raises(ValidationError):
-        point.x = 2
+        point.x = 2  # type: ignore[misc]
     with pytest.raises(ValidationError):
         Point.model_validate({"x": 1, "y": 2})
 

@@ -64,16 +64,16 @@ _CHATTY = Mix(
     output_bounds=(8, 80),
 )
 _LONG = Mix(
-    rate_rps=2.2,
-    prompt_scale=0.7,
-    prompt_bounds=(80, 1600),
+    rate_rps=2.4,
+    prompt_scale=0.4,
+    prompt_bounds=(80, 900),
     output_scale=0.15,
     output_bounds=(8, 50),
 )
 
 CHAT = Role("chat", "llama-8b-chat", "l40s-8b-fp8-tp1", "g6e.xlarge", 2, _CHATTY, (1.5, 0.15))
 ASSIST = Role("assist", "llama-8b-assist", "l40s-8b-fp8-tp1", "g6e.xlarge", 2, _CHATTY, (1.5, 0.15))
-SEARCH = Role("search", "llama-8b-search", "l4-8b-fp16-tp1", "g6.xlarge", 2, _LONG, (1.5, 0.25))
+SEARCH = Role("search", "llama-8b-search", "a10g-8b-fp16-tp1", "g5.xlarge", 2, _LONG, (1.2, 0.2))
 """Long prompts on small GPUs: two replicas carry the load with little room, one cannot."""
 
 STAGE_OF = {

@@ -89,7 +89,7 @@ class Show:
             if loop.time() > latest and approve_all:
                 raise Unavailable(f"the story is not over after {self._pace.longest_s - 60:.0f} s")
             await asyncio.sleep(_POLL_S)
-        self._say("all plays are over; a last look at the traffic")
+        self._say("all plays are over; the agents go on working while the last requests end")
         ends = loop.time() + self._pace.epilogue_s
         while loop.time() < ends:
             await self._news(api)

@@ -12,6 +12,7 @@ from typing import TextIO
 from optiinfra.runtime.findings import Finding, Level, checked, checking, failed
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.fleet_file import load_fleet
+from optiinfra.runtime.logs import configure_logs
 from optiinfra.runtime.machine import look_at_machine
 from optiinfra.runtime.outside import look_at_clouds, look_at_gateway
 from optiinfra.runtime.preflight import require_golden
@@ -22,6 +23,7 @@ from optiinfra.schemas.errors import Rejected
 
 def run(settings: Settings, as_json: bool) -> int:  # noqa: FBT001 - the flag of the command line
     """Prints what it finds; 0 when nothing fails, else 1. Changes nothing, shows no secret."""
+    configure_logs(settings.model_copy(update={"log_level": "critical"}))
     found = asyncio.run(examine(settings))
     (_print_json if as_json else _print_lines)(found, sys.stdout)
     return 1 if any(one.level is Level.FAIL for one in found) else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from optiinfra.schemas.errors import OptiInfraError
@@ -48,12 +48,16 @@ def checked(what: str, check: Callable[[], str]) -> Finding:
 
 
 @contextmanager
-def checking(found: list[Finding], what: str) -> Iterator[Callable[[str], None]]:
-    """Adds one finding: what the block says at last, or why it fails."""
+def checking(found: list[Finding], what: str, todo: str = "") -> Iterator[Callable[[str], None]]:
+    """Adds one finding: what the block says at last, or why it fails.
+
+    `todo` is what to do about a failure that does not say so itself.
+    """
     words = ["it answers"]
     try:
         yield words.append
     except OptiInfraError as error:
-        found.append(failed(what, error))
+        bad = failed(what, error)
+        found.append(bad if bad.todo else replace(bad, todo=todo))
     else:
         found.append(Finding(Level.OK, what, words[-1]))

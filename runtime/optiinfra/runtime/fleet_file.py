@@ -38,7 +38,9 @@ def load_fleet(path: Path) -> Fleet:
     try:
         return as_fleet(_content(path), path.absolute().parent)
     except ValidationError as invalid:
-        lines = [_told(error) for error in invalid.errors(include_url=False, include_input=False)]
+        errors = invalid.errors(include_url=False, include_input=False)
+        places = [error["loc"] for error in errors]
+        lines = [_told(error) for error in errors if not _is_echo(error["loc"], places)]
         raise Rejected(f"{path}: {'; '.join(lines)}", hint=_HINT) from invalid
 
 
@@ -59,6 +61,11 @@ def _content(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Rejected(f"{path} must hold a mapping with the key 'deployments'", hint=_HINT)
     return content
+
+
+def _is_echo(where: tuple[int | str, ...], places: list[tuple[int | str, ...]]) -> bool:
+    """Whether an error only repeats that something below its place is wrong."""
+    return any(len(one) > len(where) and one[: len(where)] == where for one in places if where)
 
 
 def _told(error: ErrorDetails) -> str:

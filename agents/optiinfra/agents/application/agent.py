@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -91,11 +92,14 @@ class ApplicationAgent:
         ]
 
     async def sense(self) -> Sequence[Fact]:
-        """Refreshes the baseline of every deployment."""
-        facts: list[Fact] = []
-        for deployment in self._deployments.values():
-            facts += _baseline_facts(deployment, await self._senses.baseline_run(deployment))
-        return facts
+        """Refreshes the baseline of every deployment, of all at once."""
+        deployments = tuple(self._deployments.values())
+        runs = await asyncio.gather(*(self._senses.baseline_run(one) for one in deployments))
+        return [
+            fact
+            for deployment, run in zip(deployments, runs, strict=True)
+            for fact in _baseline_facts(deployment, run)
+        ]
 
     async def _vote(self, request: VoteRequested) -> Fact:
         proposal = request.recommendation

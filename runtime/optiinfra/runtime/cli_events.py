@@ -1,0 +1,211 @@
+"""`optiinfra events` and `optiinfra audit`: what is said, what was said, and that it stands."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from optiinfra.runtime import console
+from optiinfra.runtime.cli_options import Home, Json, Limit, settings_of
+from optiinfra.schemas.errors import Rejected
+
+if TYPE_CHECKING:
+    from optiinfra.runtime.settings import Settings
+
+events = typer.Typer(help="Events: tail, replay.", no_args_is_help=True, rich_markup_mode=None)
+audit = typer.Typer(help="Audit: ls, verify.", no_args_is_help=True, rich_markup_mode=None)
+_AGO = re.compile(r"^(\d+)([smhd])$")
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+EVERYTHING = 1_000_000_000
+Tenant = Annotated[str, typer.Option(help="Whose log, when it is read from the database.")]
+Id = Annotated[str | None, typer.Option("--change", help="Only this change.")]
+Kind = Annotated[str | None, typer.Option("--kind", help="Only this kind, as `vote.cast`.")]
+Since = Annotated[str | None, typer.Option("--since", help="A time, or how long ago: 15m, 2h.")]
+Until = Annotated[str | None, typer.Option("--until", help="A time, or how long ago.")]
+
+
+@events.command()
+def tail(
+    change: Id = None,
+    kind: Kind = None,
+    after: Annotated[
+        int | None, typer.Option(min=0, help="Resume after this stream sequence.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Stop after so many.")] = EVERYTHING,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Follows the live stream until Ctrl-C; resumes by itself when the connection is lost."""
+    from optiinfra.runtime.cli_changes import as_event
+    from optiinfra.runtime.cli_client import signed_in
+
+    with signed_in(settings_of(home)) as api:
+        whole = api.id_of(change) if change else None
+        for frame in api.follow(after, console.say):
+            if frame["kind"] == "gap":
+                console.say(f"events {frame['from']} to {frame['to']} are no longer kept")
+            if frame["kind"] != "event":
+                continue
+            event = as_event(frame)
+            if whole in (None, event["correlation"]) and kind in (None, event["kind"]):
+                _tell(event, as_json=as_json)
+                limit -= 1
+            if limit == 0:
+                return
+
+
+@events.command()
+def replay(
+    change: Id = None,
+    kind: Kind = None,
+    since: Since = None,
+    until: Until = None,
+    speed: Annotated[
+        float, typer.Option(min=0, help="Times real time; 0: as fast as possible.")
+    ] = 0.0,
+    limit: Limit = EVERYTHING,
+    tenant: Tenant = "default",
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Tells a range of the log again, in its order; from the database when postgres_url is set."""
+    settings = settings_of(home)
+    want = {"change": change, "kind": kind, "since": _time(since), "until": _time(until)}
+    found = (
+        _from_database(settings, tenant, want, limit)
+        if _is_direct(settings)
+        else _from_api(settings, want, limit)
+    )
+    last: datetime | None = None
+    for event in found:
+        at = datetime.fromisoformat(event["at"])
+        if speed > 0 and last is not None:
+            time.sleep(max(0.0, (at - last).total_seconds() / speed))
+        last = at
+        _tell(event, as_json=as_json)
+
+
+@audit.command("ls")
+def ls(limit: Limit = 50, as_json: Json = False, home: Home = None) -> None:
+    """Lists who did or tried what, the latest first; what was denied too."""
+    from optiinfra.runtime.cli_client import signed_in
+
+    with signed_in(settings_of(home)) as api:
+        found = list(api.pages("/audit", limit))
+    if as_json:
+        console.data(found)
+        return
+    rows = [
+        (a["at"][:19], a["actor"], a["action"], a["target"], "yes" if a["allowed"] else "DENIED")
+        for a in found
+    ]
+    console.table(("at", "who", "what", "on", "allowed"), rows)
+
+
+@audit.command()
+def verify(tenant: Tenant = "default", as_json: Json = False, home: Home = None) -> int:
+    """Proves the event log whole; exits with 1 and names the place where it is not."""
+    settings = settings_of(home)
+    found = (
+        _verified_in_database(settings, tenant)
+        if _is_direct(settings)
+        else _verified_by_api(settings)
+    )
+    if as_json:
+        console.data(found)
+    else:
+        for one in found["breaks"]:
+            console.line(f"broken  {one['chain']} at version {one['version']}: {one['what']}")
+        word = "whole" if found["ok"] else "NOT whole"
+        console.line(f"{word}: {found['events']} events in {found['chains']} chains")
+    return 0 if found["ok"] else 1
+
+
+def _is_direct(settings: Settings) -> bool:
+    """Whether to read the database itself: it is named, and no API is."""
+    return settings.postgres_url is not None and settings.api_url is None
+
+
+def _from_api(settings: Settings, want: dict[str, Any], limit: int) -> Iterator[dict[str, Any]]:
+    from optiinfra.runtime.cli_client import signed_in
+
+    with signed_in(settings) as api:
+        if want["change"]:
+            want = {**want, "change": api.id_of(want["change"])}
+        times = {name: want[name].isoformat() for name in ("since", "until") if want[name]}
+        yield from api.pages("/events", limit, **{**want, **times})
+
+
+def _from_database(
+    settings: Settings, tenant: str, want: dict[str, Any], limit: int
+) -> Iterator[dict[str, Any]]:
+    import asyncio
+
+    from optiinfra.portal_api.views import event_view
+    from optiinfra.storage.postgres.database import open_database
+    from optiinfra.storage.postgres.queries import EventFilter, Page, Queries, Row
+
+    async def page(after: tuple[int] | None) -> list[Row]:
+        async with open_database(str(settings.postgres_url), connections=1) as database:
+            return await Queries(database).events(
+                tenant, EventFilter(**want), Page(min(limit, 1_000), after)
+            )
+
+    after: tuple[int] | None = None
+    while limit > 0 and (rows := asyncio.run(page(after))):
+        yield from (event_view(row).model_dump(mode="json") for row in rows)
+        limit -= len(rows)
+        after = (rows[-1]["position"],)
+
+
+def _verified_by_api(settings: Settings) -> dict[str, Any]:
+    from optiinfra.runtime.cli_client import signed_in
+
+    with signed_in(settings) as api:
+        found: dict[str, Any] = api.get("/audit/verify")
+        return found
+
+
+def _verified_in_database(settings: Settings, tenant: str) -> dict[str, Any]:
+    import asyncio
+    from dataclasses import asdict
+
+    from optiinfra.storage.postgres.database import open_database
+    from optiinfra.storage.postgres.verification import Verification
+    from optiinfra.storage.postgres.verification import verify as verify_log
+
+    async def work() -> Verification:
+        async with open_database(str(settings.postgres_url), connections=1) as database:
+            return await verify_log(database, tenant)
+
+    found = asyncio.run(work())
+    return {**asdict(found), "ok": found.ok}
+
+
+def _time(given: str | None) -> datetime | None:
+    """A time, or how long ago it was. Raises `Rejected`."""
+    if given is None:
+        return None
+    ago = _AGO.match(given)
+    if ago is not None:
+        return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
+    try:
+        at = datetime.fromisoformat(given)
+    except ValueError as wrong:
+        raise Rejected(
+            f"{given!r} is not a time",
+            hint="give 2026-01-31T12:00:00Z, or how long ago: 15m, 2h, 3d",
+        ) from wrong
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _tell(event: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        console.data(event)
+    else:
+        console.line(console.event_line(event))

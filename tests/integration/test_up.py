@@ -1,0 +1,305 @@
+"""`optiinfra up` as a person runs it: a real process on a real fleet file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiohttp
+import httpx
+import psutil
+import pytest
+
+from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
+from optiinfra.agents.actuators.port import LaunchSpec
+from optiinfra.runtime.clouds import engines_dir
+from optiinfra.runtime.engines import end_engines
+from optiinfra.runtime.stores import now
+from optiinfra.schemas.deployment import Market, Provider
+from optiinfra.schemas.ids import derived_id
+from optiinfra.schemas.recommendation import Placement
+from optiinfra.storage.postgres.verification import verify
+from optiinfra.storage.testing.servers import reachable_home
+from tests.up_stand import ENGINE, Up, api, fleet, until
+
+Make = Callable[..., Up]
+
+
+@pytest.fixture
+async def up() -> AsyncIterator[Make]:
+    """Makes homes whose processes are ended after the test."""
+    async with AsyncExitStack() as stack:
+
+        def make(content: dict[str, Any] | None = None, **env: str) -> Up:
+            folder = stack.enter_context(reachable_home())
+            made = Up(folder, content or fleet(), env)
+            stack.push_async_callback(made.close)
+            return made
+
+        yield make
+
+
+async def answered(url: str) -> int:
+    """The status of one streamed request through the gateway, read to its end."""
+    body = {"model": "emulated-8b", "prompt": "Question: why?\nAnswer:", "max_tokens": 8}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{url}/v1/completions", json={**body, "stream": True}) as answer,
+    ):
+        text = await answer.text()
+        assert answer.status != 200 or "data: [DONE]" in text
+        return answer.status
+
+
+async def until_answered(url: str) -> None:
+    """Until a request through the gateway is served."""
+    statuses: list[int] = []
+    for _ in range(300):
+        statuses.append(await answered(url))
+        if statuses[-1] == 200:
+            return
+        await until_seconds(0.2)
+    raise AssertionError(statuses)
+
+
+async def until_seconds(seconds: float) -> None:
+    from asyncio import sleep
+
+    await sleep(seconds)
+
+
+async def count(up: Up, table: str) -> int:
+    async with up.database() as database, database.connection() as connection:
+        found: int = await connection.fetchval(f"SELECT count(*) FROM {table}")
+    return found
+
+
+async def test_it_starts_serves_keeps_its_session_private_and_leaves_nothing_behind(
+    up: Make,
+) -> None:
+    one = up()
+    session = await one.start()
+    path = one.home / "session.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert session.token not in one.errors
+    assert session.gateway_url is not None
+    await until_answered(session.gateway_url)
+    async with api(session) as http:
+        agents = (await http.get("/agents")).json()
+    assert {row["agent"] for row in agents["items"]} >= {"cost", "performance"}
+    assert len(one.engines()) == 2
+
+    second = Up(one.folder)
+    process = await second.spawn()
+    assert await second.ended(30) == 5
+    assert one.process is not None
+    assert f"in use by process {one.process.pid}" in one.errors
+    assert process.returncode == 5
+
+    one.process.send_signal(signal.SIGTERM)
+    assert await one.ended(15) == 0
+    assert one.left() == []
+    assert one.engines() == []
+
+
+async def test_after_kill_9_it_takes_the_gateway_over_and_keeps_data_and_token(up: Make) -> None:
+    one = up()
+    before = await one.start()
+    assert before.gateway_url is not None
+    await until_answered(before.gateway_url)
+    gateway, engines = gateway_pid(one), one.engines()
+    events = await count(one, "event_log")
+    assert events >= 4
+    await one.kill()
+    assert await answered(before.gateway_url) == 200
+    assert sorted(one.engines()) == sorted(engines)
+    after = await one.start()
+    assert gateway_pid(one) == gateway
+    assert (after.gateway_url, after.token) == (before.gateway_url, before.token)
+    assert sorted(one.engines()) == sorted(engines)
+    assert await answered(before.gateway_url) == 200
+    assert await count(one, "event_log") >= events
+    async with one.database() as database:
+        assert (await verify(database)).ok
+    assert one.process is not None
+    one.process.send_signal(signal.SIGINT)
+    assert await one.ended(15) == 0
+    assert one.left() == []
+
+
+def gateway_pid(up: Up) -> int:
+    [pid] = [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if (line := process.info["cmdline"])
+        and "optiinfra.runtime.gateway_main" in line
+        and any(str(up.folder) in word for word in line)
+    ]
+    return pid
+
+
+async def test_observing_proposes_and_never_acts(up: Make) -> None:
+    rules = {
+        "approvals": [{"name": "all", "max_risk": "critical"}],
+        "revote_after_s": 1,
+        "max_vote_rounds": 40,
+    }
+    one = up(fleet(mode="observe", rules=rules))
+    await engines_of_ones_own(one)
+    before = sorted(one.engines())
+    session = await one.start()
+    assert session.gateway_url is not None
+    await until_answered(session.gateway_url)
+    async with api(session) as http:
+        proposal = await proposed(http)
+        assert proposal["kind"] == "spot_migration"
+    async with one.database() as database, database.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM executions") == 0
+    assert sorted(one.engines()) == before
+    assert '"mode": "observe"' in one.errors
+
+
+async def engines_of_ones_own(up: Up) -> None:
+    """Two engines that were there before `up`, in the same folder."""
+    up.home.mkdir(mode=0o711)
+    async with httpx.AsyncClient(trust_env=False) as http:
+        command = EngineCommand(args=ENGINE, emulated=True)
+        actuator = LocalActuator(engines_dir(up.home), command, http, clock=now)
+        for number in range(2):
+            await actuator.launch(
+                LaunchSpec(
+                    tenant="default",
+                    deployment="chat",
+                    model="emulated-8b",
+                    placement=Placement(
+                        provider=Provider.LOCAL,
+                        instance_type="g5.xlarge",
+                        region="us-east-1",
+                        zone=f"us-east-1{'ab'[number]}",
+                        market=Market.ON_DEMAND,
+                    ),
+                    token=derived_id("mine", number),
+                )
+            )
+
+
+async def proposed(http: httpx.AsyncClient) -> dict[str, Any]:
+    for _ in range(300):
+        items = (await http.get("/recommendations")).json()["items"]
+        if items:
+            first: dict[str, Any] = items[0]
+            return first
+        await until_seconds(0.2)
+    raise AssertionError("nothing was proposed")
+
+
+async def test_observing_starts_no_engine_and_says_why(up: Make) -> None:
+    one = up(fleet(mode="observe"))
+    await one.start()
+    assert one.engines() == []
+    assert "replicas.not_started" in one.errors
+    assert "observe-only" in one.errors
+
+
+def aws(**cloud: Any) -> dict[str, Any]:
+    return fleet(
+        clouds={"aws": {"regions": ["us-east-1"], **cloud}},
+        deployments=[{"id": "chat", "model": "m", "provider": "aws"}],
+    )
+
+
+NOWHERE = {"url": "http://127.0.0.1:9/", "admin_url": "http://127.0.0.1:9/"}
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
+    "an unknown key": ({"modes": "act"}, {}, "did you mean 'mode'?"),
+    "a gateway without its token": (
+        {"gateway": NOWHERE},
+        {},
+        "set OPTIINFRA_GATEWAY_ADMIN_TOKEN",
+    ),
+    "a golden set that is not there": (
+        {"deployments": [{**fleet()["deployments"][0], "golden": "none.jsonl"}]},
+        {},
+        "deployments.golden: the golden set",
+    ),
+    "a bad setting": ({}, {"OPTIINFRA_PORTAL_PORT": "high"}, "OPTIINFRA_PORTAL_PORT"),
+    "a gateway that is not there": (
+        {"gateway": NOWHERE},
+        {"OPTIINFRA_GATEWAY_ADMIN_TOKEN": "t"},
+        "gateway.admin_url: the gateway at http://127.0.0.1:9/ cannot be reached",
+    ),
+    "a cloud that is not there": (
+        aws(endpoint_url="http://127.0.0.1:9/"),
+        {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"},
+        "clouds.aws: ec2:DescribeInstances did not get through",
+    ),
+    "a cloud without credentials": (
+        aws(endpoint_url="http://127.0.0.1:9/"),
+        {"AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nonexistent"},
+        "clouds.aws: AWS credentials are missing",
+    ),
+    "an engine command that cannot be run": (
+        {"clouds": {"local": {"command": ["no-such-engine"]}}},
+        {},
+        "clouds.local.command: 'no-such-engine' cannot be run",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_a_bad_config_is_one_clear_line_and_leaves_nothing_running(
+    up: Make, case: str
+) -> None:
+    changes, env, told = REFUSED[case]
+    one = up({**fleet(), **changes}, **env)
+    await one.spawn()
+    code = await one.ended(60)
+    lines = [line for line in one.errors.splitlines() if not line.startswith("{")]
+    assert code in (1, 2, 6), one.errors
+    assert len([line for line in lines if told in line]) == 1, one.errors
+    assert "Traceback" not in one.errors
+    assert one.left() == []
+
+
+async def test_a_wrong_gateway_token_is_refused(up: Make) -> None:
+    keeper = up(fleet(mode="observe"))
+    session = await keeper.start()
+    named = {"url": session.gateway_url, "admin_url": session.gateway_admin_url}
+    one = up(fleet(mode="observe", gateway=named), OPTIINFRA_GATEWAY_ADMIN_TOKEN="wrong")
+    await one.spawn()
+    assert await one.ended(60) in (1, 2, 4)
+    assert "gateway.admin_url" in one.errors
+    assert "use the admin token that the gateway was started with" in one.errors
+    right = up(
+        fleet(mode="observe", gateway=named),
+        OPTIINFRA_GATEWAY_ADMIN_TOKEN=session.gateway_admin_token or "",
+    )
+    assert (await right.start()).gateway_url == f"{session.gateway_url}/"
+
+
+async def test_down_ends_what_a_crash_has_left(up: Make) -> None:
+    one = up()
+    await one.start()
+    await one.kill()
+    assert one.engines()
+    await one.close()
+    assert one.left() == []
+    assert one.engines() == []
+
+
+async def test_engines_go_on_when_they_are_to_be_kept(up: Make) -> None:
+    content = fleet()
+    content["clouds"]["local"]["keep_running"] = True
+    one = up(content)
+    await one.start()
+    engines = one.engines()
+    assert one.process is not None
+    one.process.send_signal(signal.SIGTERM)
+    assert await one.ended(15) == 0
+    assert one.engines() == engines
+    assert await end_engines(engines_dir(one.home)) == 2
+    await until(lambda: one.left() == [], 10)
+    assert os.path.exists(one.home)
