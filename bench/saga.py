@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from optiinfra.coordinator.service import Coordinator, CoordinatorPorts, Pace
+from optiinfra.coordinator.process import Coordinator, CoordinatorPorts, Pace
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events import topology

@@ -21,7 +21,7 @@ from optiinfra.runtime.session import Session, read_session
 from optiinfra.storage.embedded.credentials import kept_password
 from optiinfra.storage.postgres.database import Database, open_database
 
-PROGRAM = (sys.executable, "/tmp/rt/cli_shim.py")
+PROGRAM = (sys.executable, "-m", "optiinfra.runtime.cli")
 CARD = "l40s-8b-fp16-tp1"
 READY_S = 90.0
 ENGINE = (
@@ -91,7 +91,7 @@ class Up:
         """Starts it and waits until it is ready."""
         before = self._session_written()
         await self.spawn()
-        await until(lambda: self._ended() or self._session_written() != before, READY_S)
+        await until(lambda: self._ended() or self._session_written() not in (0, before), READY_S)
         session = read_session(self.home)
         assert session is not None, self.errors[-3000:]
         assert not self._ended(), self.errors[-3000:]

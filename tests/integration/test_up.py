@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable
@@ -302,4 +302,3 @@ async def test_engines_go_on_when_they_are_to_be_kept(up: Make) -> None:
     assert one.engines() == engines
     assert await end_engines(engines_dir(one.home)) == 2
     await until(lambda: one.left() == [], 10)
-    assert os.path.exists(one.home)

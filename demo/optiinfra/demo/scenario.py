@@ -64,7 +64,7 @@ _CHATTY = Mix(
     output_bounds=(8, 80),
 )
 _LONG = Mix(
-    rate_rps=2.4,
+    rate_rps=2.8,
     prompt_scale=0.4,
     prompt_bounds=(80, 900),
     output_scale=0.15,

@@ -14,6 +14,9 @@ from optiinfra.events.commands import (
     RollbackRequested,
     VoteRequested,
 )
+from optiinfra.events.timers import TimerFired as TimerFired
+from optiinfra.events.timers import TimerName as TimerName
+from optiinfra.events.timers import TimerSet as TimerSet
 from optiinfra.schemas.approval import Approval
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.change import ChangeState
@@ -298,37 +301,6 @@ class SwitchTurned(Value):
     by: str
     reason: str
     at: AwareDatetime
-
-
-class TimerName(StrEnum):
-    VOTE_REMINDER = "vote_reminder"
-    VOTE_DEADLINE = "vote_deadline"
-    REVOTE = "revote"
-    APPROVAL_EXPIRY = "approval_expiry"
-    APPLY_DEADLINE = "apply_deadline"
-    SOAK = "soak"
-    LOOK = "look"
-    LOOK_DEADLINE = "look_deadline"
-    HOLD_LIMIT = "hold_limit"
-    ROLLBACK_DEADLINE = "rollback_deadline"
-    TURN = "turn"
-
-
-class TimerSet(Value):
-    """`key` tells two timers of one name apart (round, stage, look), so that a late one is void."""
-
-    kind: Literal["timer.set"] = "timer.set"
-    change: ChangeId
-    name: TimerName
-    key: str
-    fire_at: AwareDatetime
-
-
-class TimerFired(Value):
-    kind: Literal["timer.fired"] = "timer.fired"
-    change: ChangeId
-    name: TimerName
-    key: str
 
 
 class DeadLettered(Value):

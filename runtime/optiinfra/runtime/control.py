@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optiinfra.agents.memory import OutcomeMemory
-from optiinfra.coordinator.service import Coordinator, CoordinatorPorts, Pace
+from optiinfra.coordinator.process import Coordinator, CoordinatorPorts, Pace
 from optiinfra.events.consume import Consumer, ConsumerSpec
 from optiinfra.events.subjects import Stream
 from optiinfra.runtime.fleet import Fleet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
 from contextlib import AsyncExitStack, ExitStack
@@ -111,6 +112,26 @@ def stop(settings: Settings) -> int:
             process.wait(_STOP_S)
     left = asyncio.run(_end_leftovers(settings, home))
     return 0 if process is not None or left else 3
+
+
+def status(settings: Settings, as_json: bool) -> int:  # noqa: FBT001 - the flag of the command line
+    """Says what runs from this home; 0 when `up` runs there, else 3."""
+    home = settings.home.expanduser().absolute()
+    process, session = up_record.running(home), read_session(home)
+    told = {
+        "home": str(home),
+        "running": process is not None,
+        "pid": process.pid if process else None,
+        "api": session.url if process and session else None,
+        "gateway": session.gateway_url if process and session else None,
+    }
+    if as_json:
+        sys.stdout.write(json.dumps(told) + "\n")
+    elif process is None:
+        sys.stdout.write(f"nothing runs from {home}\n")
+    else:
+        sys.stdout.write("".join(f"{name:<8} {value}\n" for name, value in told.items()))
+    return 0 if process is not None else 3
 
 
 async def _end_leftovers(settings: Settings, home: Path) -> bool:

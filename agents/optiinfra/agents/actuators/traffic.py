@@ -133,7 +133,7 @@ class GatewayTraffic:
             )
         self._http = httpx.AsyncClient(
             base_url=admin_url,
-            headers={"Authorization": f"Bearer {token}".encode()},
+            headers={b"Authorization": f"Bearer {token}".encode()},
             timeout=timeout_s,
             transport=transport,
             trust_env=False,
