@@ -51,7 +51,7 @@ from optiinfra.storage.postgres.access import AccessTokens
 from optiinfra.storage.postgres.chain import GENESIS
 from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.postgres.journal import link_of
-from optiinfra.storage.postgres.migrations import upgrade
+from optiinfra.storage.postgres.migrate import upgrade
 from optiinfra.storage.testing.servers import reachable_home, running
 
 TENANT = "bench"
@@ -302,7 +302,10 @@ async def decisions(database: Database, bus: Bus, url: str, token: str, count: i
 
 
 async def opened(runner: Runner, publisher: Publisher, one: Recommendation) -> None:
-    said = [f.RecommendationProposed(recommendation=one), *(vote(one.id, a) for a in VOTERS)]
+    said: list[f.Fact] = [
+        f.RecommendationProposed(recommendation=one),
+        *(vote(one.id, a) for a in VOTERS),
+    ]
     events = [publisher.event(fact, tenant=TENANT) for fact in said]
     assert await runner.handle(events) == [None] * len(events)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import httpx
 import yaml
@@ -25,19 +26,30 @@ _STOP_S = 8.0
 
 
 class Parts:
-    """Starts cloud, OptiInfra and users; all of them end with `stack`."""
+    """Starts cloud, OptiInfra and users; as an async context it stops them all at its end."""
 
-    def __init__(
-        self, plays: Sequence[Play], pace: Pace, stack: AsyncExitStack, *, home: Path, seed: int
-    ) -> None:
+    def __init__(self, plays: Sequence[Play], pace: Pace, *, home: Path, seed: int) -> None:
         self._plays = plays
         self._pace = pace
-        self._stack = stack
         self._home = home
         self._seed = seed
         self.logs = home / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.children: list[Child] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """All at once, so that an end comes soon; the gateway last, should `up` have left it."""
+        await asyncio.gather(*(child.stop(_STOP_S) for child in self.children))
+        gateway = GatewayProcess(self._home, host="127.0.0.1", port=0, sample_fraction=0.0)
+        await gateway.stop()
 
     async def cloud(self, hear: Callable[[Line], None]) -> tuple[Child, Line]:
         """The simulated cloud, once all its machines serve, with its addresses."""
@@ -67,7 +79,6 @@ class Parts:
             OPTIINFRA_PORTAL_PORT="0",
             OPTIINFRA_GATEWAY_PORT="0",
         )
-        self._stack.push_async_callback(self._end_gateway)
         up = await self._started("up", _COMMAND, ["up"], env, lambda _line: None)
         session = await self._first(up, asyncio.ensure_future(self._session()), "optiinfra up")
         routed = asyncio.ensure_future(self._routed(session))
@@ -92,9 +103,8 @@ class Parts:
     ) -> Child:
         log_path = self.logs / f"{name}.log"
         child = Child(ChildSpec(name, module, arguments, log_path, hear, env))
-        await child.start()
-        self._stack.push_async_callback(child.stop, _STOP_S)
         self.children.append(child)
+        await child.start()
         return child
 
     async def _first(self, child: Child, wanted: asyncio.Future[T], what: str) -> T:
@@ -130,11 +140,6 @@ class Parts:
                     if wanted <= {row["id"] for row in rows}:
                         return
                 await asyncio.sleep(_POLL_S)
-
-    async def _end_gateway(self) -> None:
-        """The gateway outlives a crash of `up` on purpose; the demo leaves nothing behind."""
-        gateway = GatewayProcess(self._home, host="127.0.0.1", port=0, sample_fraction=0.0)
-        await gateway.stop()
 
     def _written(self, name: str, text: str) -> Path:
         path = self._home / name

@@ -22,7 +22,10 @@ from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.twin.defects import Defect
 
+EVENTS_FILE = "events.jsonl"
+COUNTERS_FILE = "counters.json"
 _POLL_S = 0.4
+_TRIES = 25
 _STOP_USERS_S = 15.0
 
 
@@ -55,7 +58,9 @@ class Show:
     async def play(self, *, approve_all: bool) -> Verdict:
         """From nothing to the verdict. Raises `Unavailable` when a part does not start or ends."""
         async with AsyncExitStack() as stack:
-            parts = Parts(self._plays, self._pace, stack, home=self._home, seed=self._seed)
+            parts = await stack.enter_async_context(
+                Parts(self._plays, self._pace, home=self._home, seed=self._seed)
+            )
             self._say("a simulated cloud starts, with machines that run emulated engines")
             cloud, told = await parts.cloud(self._hear_cloud)
             await self._spoil(cloud)
@@ -96,13 +101,23 @@ class Show:
             await asyncio.sleep(_POLL_S)
 
     async def _news(self, api: PublicApi) -> list[Action]:
-        """Tells what is new in the log; what is to be done about it."""
+        """Tells what is new in the log; what is to be done about it.
+
+        An API that does not answer is asked again for a while.
+        """
         actions: list[Action] = []
-        async for event in api.events(self._position):
-            self._position = event.position
-            actions += self._story.take(event)
-            for spoken in self._narrator.tell(event):
-                self._view.say(spoken)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                async for event in api.events(self._position):
+                    self._position = event.position
+                    actions += self._story.take(event)
+                    for spoken in self._narrator.tell(event):
+                        self._view.say(spoken)
+                break
+            except Unavailable:
+                if not tries_left:
+                    raise
+                await asyncio.sleep(_POLL_S)
         self._view.plays(self._story.states)
         return actions
 
@@ -126,9 +141,16 @@ class Show:
         await self._news(api)
         counters, verified = await api.counters(), await api.verify()
         log = self._story.log
+        self._keep(counters)
         summary = summarise(log, counters, plays=self._plays, audit_ok=verified.ok, seed=self._seed)
         complaints = (*complaints_about(summary), *self._miscounted(counters))
         return Verdict(summary, tuple(proposals(log)), complaints)
+
+    def _keep(self, counters: TrafficCounters) -> None:
+        """What the summary was computed from, beside the stores of a home that is kept."""
+        lines = (event.model_dump_json() + "\n" for event in self._story.log)
+        (self._home / EVENTS_FILE).write_text("".join(lines), encoding="utf-8")
+        (self._home / COUNTERS_FILE).write_text(counters.model_dump_json(), encoding="utf-8")
 
     def _miscounted(self, counters: TrafficCounters) -> list[str]:
         """Where the users' own count differs from the gateway's, and which requests were lost."""

@@ -20,7 +20,8 @@ from optiinfra.runtime.health import HealthServer
 from optiinfra.runtime.logs import configure_logs
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.stores import Stores, new_id, open_stores, required_addresses
-from optiinfra.schemas.errors import OptiInfraError, Rejected
+from optiinfra.runtime.supervision import cancelled, first_error
+from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.vote import AgentName
 from optiinfra.storage.embedded.servers import Addresses
 
@@ -194,20 +195,26 @@ async def _with_stores(
     settings: Settings, name: str, work: Callable[[Stores], Awaitable[None]]
 ) -> None:
     """Opens the stores, answers health checks, and works until SIGTERM or until it fails."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
+    task = asyncio.create_task(_work(settings, name, work), name=name)
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stopped = asyncio.create_task(stop.wait())
     try:
-        async with (
-            open_stores(_addresses(settings), name=name) as stores,
-            HealthServer(settings.health_port, lambda: stores.bus.is_connected),
-        ):
-            await streams.require(stores.bus)
-            log.info("role.started", role=name)
-            await work(stores)
-    except* OptiInfraError as failed:
-        first = failed.exceptions[0]
-        raise first if isinstance(first, OptiInfraError) else failed from failed
-    except* asyncio.CancelledError:
-        log.info("role.stopped", role=name)
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        await cancelled({task})
+    if not task.cancelled() and (failed := task.exception()) is not None:
+        raise first_error(failed) if isinstance(failed, BaseExceptionGroup) else failed
+    log.info("role.stopped", role=name)
+
+
+async def _work(settings: Settings, name: str, work: Callable[[Stores], Awaitable[None]]) -> None:
+    async with (
+        open_stores(_addresses(settings), name=name) as stores,
+        HealthServer(settings.health_port, lambda: stores.bus.is_connected),
+    ):
+        await streams.require(stores.bus)
+        log.info("role.started", role=name)
+        await work(stores)

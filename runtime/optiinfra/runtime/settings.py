@@ -15,7 +15,8 @@ _PREFIX = "OPTIINFRA_"
 class Settings(BaseSettings):
     """Where the stores are and how this process behaves; the fleet itself stands in `config`.
 
-    A store's URL left out means "embedded": `optiinfra up` starts it in `home`.
+    A store's URL left out means "embedded": `optiinfra up` starts it in `home`. URLs hold
+    passwords, so they are not shown.
     """
 
     model_config = SettingsConfigDict(
@@ -24,11 +25,11 @@ class Settings(BaseSettings):
 
     home: Path = Path(".optiinfra")
     config: Path | None = None
-    nats_url: str | None = None
-    postgres_url: str | None = None
-    clickhouse_url: str | None = None
-    qdrant_url: str | None = None
-    redis_url: str | None = None
+    nats_url: str | None = Field(default=None, repr=False)
+    postgres_url: str | None = Field(default=None, repr=False)
+    clickhouse_url: str | None = Field(default=None, repr=False)
+    qdrant_url: str | None = Field(default=None, repr=False)
+    redis_url: str | None = Field(default=None, repr=False)
     api_url: str | None = None
     token: SecretStr | None = None
     portal_host: str = "127.0.0.1"

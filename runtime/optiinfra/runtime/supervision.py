@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import structlog
 
@@ -13,16 +13,32 @@ log = structlog.get_logger()
 
 Role = Callable[[], Awaitable[None]]
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
+CANCEL_AGAIN_S = 3.5
 
 
 async def run_roles(roles: Mapping[str, Role]) -> None:
     """Runs all until cancelled. Raises `Invariant` when one breaks a promise of ours."""
+    tasks = {asyncio.create_task(supervised(name, role), name=name) for name, role in roles.items()}
     try:
-        async with asyncio.TaskGroup() as group:
-            for name, role in roles.items():
-                group.create_task(supervised(name, role), name=name)
-    except BaseExceptionGroup as failed:
-        raise first_error(failed) from failed
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await cancelled(tasks)
+    for task in done:
+        task.result()
+
+
+async def cancelled(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancels the tasks and waits until they have ended.
+
+    Again and again: `asyncio.wait_for`, which drivers use, loses a cancellation that comes in the
+    moment in which it is done (before Python 3.12). The time between leaves room for what
+    consumers do at their end.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
 
 
 async def supervised(name: str, role: Role) -> None:

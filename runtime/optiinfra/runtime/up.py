@@ -238,6 +238,8 @@ class _Up:
             await self._prepare(stores, wiring)
             roles = await self._roles(stores, wiring, traffic, memory)
             await self._announce(stores, front, stack)
+            if self._stopping:
+                raise asyncio.CancelledError  # a driver has swallowed the first one
             await run_roles(roles)
 
     async def _front(self, token: str | None, stack: AsyncExitStack) -> Front:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from optiinfra.storage.postgres.tables import (
 Row = dict[str, Any]
 """One row by column names; times are aware, JSON is decoded."""
 
+_SHOWN_OF_SAGA = ("phase", "paused_by", "waiting", "rollback_reason", "end_reason", "step")
 TIMELINE_LIMIT = 5_000
 """More events than any change has; a page of a change never grows without bound."""
 
@@ -102,14 +104,13 @@ class Queries:
         query = _changes(tenant).where(*_matching(want))
         if page.after:
             query = query.where(tuple_(*key) < page.after)
-        return await self._rows(query.order_by(*(k.desc() for k in key)).limit(page.limit))
+        rows = await self._rows(query.order_by(*(k.desc() for k in key)).limit(page.limit))
+        return [_with_saga(row) for row in rows]
 
     async def change(self, tenant: str, change: str) -> Row:
         """One change with its saga as `body`. Raises `NotFound`."""
-        query = _changes(tenant).add_columns(cast(SagaRow.body, JSONB).label("body"))
-        return await self._one(
-            query.where(SagaRow.change_id == change), f"there is no change {change}"
-        )
+        query = _changes(tenant).where(SagaRow.change_id == change)
+        return _with_saga(await self._one(query, f"there is no change {change}"))
 
     async def votes(self, change: str) -> list[Row]:
         """Of a change that was looked up for its tenant before; so are the next three."""
@@ -213,7 +214,6 @@ def _recommendations(tenant: str) -> Select[*tuple[Any, ...]]:
 
 
 def _changes(tenant: str) -> Select[*tuple[Any, ...]]:
-    body = cast(SagaRow.body, JSONB)
     recommendation = cast(RecommendationRow.body, JSONB)
     return (
         select(
@@ -228,16 +228,17 @@ def _changes(tenant: str) -> Select[*tuple[Any, ...]]:
             RecommendationRow.risk,
             RecommendationRow.proposer,
             recommendation["title"].astext.label("title"),
-            body["phase"].astext.label("phase"),
-            body["paused_by"].astext.label("paused_by"),
-            body["waiting"].astext.label("waiting"),
-            body["rollback_reason"].astext.label("rollback_reason"),
-            body["end_reason"].astext.label("end_reason"),
-            body["step"].label("step"),
+            SagaRow.body,
         )
         .join(RecommendationRow, RecommendationRow.id == SagaRow.change_id)
         .where(SagaRow.tenant == tenant)
     )
+
+
+def _with_saga(row: Row) -> Row:
+    """The row with its saga decoded, and beside it what lists show of it."""
+    saga = json.loads(row["body"])
+    return row | {name: saga[name] for name in _SHOWN_OF_SAGA} | {"body": saga}
 
 
 def _matching(want: ChangeFilter) -> list[ColumnElement[bool]]:
