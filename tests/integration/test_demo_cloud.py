@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -130,16 +130,34 @@ class Stand:
                 return True
 
 
-@pytest.fixture
-async def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stand]:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    stand = Stand(tmp_path)
-    try:
-        await stand.open()
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[Stand]:
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in CREDENTIALS.items():
+            patched.setenv(name, value)
+        stand = Stand(folder)
+        try:
+            await stand.open()
+            yield stand
+        finally:
+            await stand.close()
+
+
+@pytest.fixture(scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stand]:
+    async with opened(tmp_path_factory.mktemp("cloud")) as stand:
         yield stand
-    finally:
-        await stand.close()
+
+
+@pytest.fixture
+async def cloud(shared: Stand) -> AsyncIterator[Stand]:
+    """The module's cloud; what a test has launched is gone after it, and spot can be had again."""
+    shared.lines.clear()
+    yield shared
+    await shared.child.tell(do="spot_capacity", available=True)
+    for replica in await shared.actuator.replicas("demo", "chat"):
+        if replica.id not in {"chat-1", "chat-2"}:
+            await shared.actuator.terminate("demo", "chat", replica.id)
 
 
 async def test_the_first_machines_serve_and_say_that_they_are_emulated(cloud: Stand) -> None:
@@ -226,21 +244,21 @@ async def test_a_defect_is_that_of_machines_launched_after_it(cloud: Stand) -> N
     assert "Rome" not in await answer(replica.url)
 
 
-async def test_everything_ends_with_the_cloud(cloud: Stand) -> None:
-    replicas = await cloud.actuator.replicas("demo", "chat")
-    pid = cloud.child.pid
-    assert pid is not None
-    await cloud.child.stop(10.0)
-    assert cloud.child.pid is None
-    for one in replicas:
-        assert await cloud.silent(one.url)
+async def test_everything_ends_with_the_cloud(tmp_path: Path) -> None:
+    async with opened(tmp_path) as cloud:
+        replicas = await cloud.actuator.replicas("demo", "chat")
+        await cloud.child.stop(10.0)
+        assert cloud.child.pid is None
+        for one in replicas:
+            assert await cloud.silent(one.url)
 
 
-async def test_the_engines_end_also_when_the_cloud_is_killed(cloud: Stand) -> None:
-    replicas = await cloud.actuator.replicas("demo", "chat")
-    assert cloud.child.pid is not None
-    os.kill(cloud.child.pid, 9)
-    with pytest.raises(Unavailable, match="exit status -9"):
-        await cloud.child.must_live()
-    for one in replicas:
-        assert await cloud.silent(one.url)
+async def test_the_engines_end_also_when_the_cloud_is_killed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as cloud:
+        replicas = await cloud.actuator.replicas("demo", "chat")
+        assert cloud.child.pid is not None
+        os.kill(cloud.child.pid, 9)
+        with pytest.raises(Unavailable, match="exit status -9"):
+            await cloud.child.must_live()
+        for one in replicas:
+            assert await cloud.silent(one.url)

@@ -16,6 +16,7 @@ from optiinfra.coordinator.timekeeping import (
     relay_outbox,
     sweep_agents,
     sweep_timers,
+    tidy,
 )
 from optiinfra.events.bus import Bus
 from optiinfra.events.consume import Consumer, ConsumerSpec, listen
@@ -76,6 +77,9 @@ class Pace:
     agents_s: float = 15.0
     reconcile_s: float = 30.0
     agent_lost_after_s: float = 45.0
+    tidy_s: float = 3_600.0
+    keep_s: float = 31 * 86_400.0
+    """Longer than the streams keep events: what comes again must still be known."""
 
 
 class Coordinator:
@@ -110,6 +114,7 @@ class Coordinator:
                 ("relay", pace.relay_s, self._relay),
                 ("agents", pace.agents_s, self._sweep_agents),
                 ("reconciler", pace.reconcile_s, self._reconcile),
+                ("tidying", pace.tidy_s, self._tidy),
             ):
                 group.create_task(_every(name, every_s, work), name=name)
 
@@ -150,6 +155,9 @@ class Coordinator:
     async def _reconcile(self) -> int:
         sequence = await last_sequence(self._ports.bus, Stream.CHANGES)
         return await reconcile(self._ports.database, self._announcer, sequence)
+
+    async def _tidy(self) -> int:
+        return await tidy(self._ports.database, keep_s=self._pace.keep_s)
 
     async def _sweep_agents(self) -> int:
         lost = await sweep_agents(

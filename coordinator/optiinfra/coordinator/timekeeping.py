@@ -14,6 +14,7 @@ from optiinfra.schemas.ids import NewId, derived_id
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.journal import mark_sent, publishable, sent_after
 from optiinfra.storage.postgres.registry import database_clock, silent_agents
+from optiinfra.storage.postgres.retention import forget_received, forget_sent
 from optiinfra.storage.postgres.timers import due_timers
 
 log = structlog.get_logger()
@@ -21,6 +22,7 @@ log = structlog.get_logger()
 Handle = Callable[[Sequence[Event]], Awaitable[Sequence[BaseException | None]]]
 _SOURCE = "coordinator"
 _BATCH = 256
+_TIDY_BATCH = 5_000
 
 
 class Publishes(Protocol):
@@ -81,6 +83,20 @@ async def reconcile(database: Database, publisher: Publishes, last_sequence: int
     if events:
         log.warning("broker.lost_tail", events=len(events), last_sequence=last_sequence)
     return await _send(database, publisher, events)
+
+
+async def tidy(database: Database, *, keep_s: float) -> int:
+    """Forgets what was received or sent longer ago than `keep_s` seconds; gives how much.
+
+    In small batches, so that no lock is held for long. The event log is never touched.
+    """
+    forgotten = 0
+    for forget in (forget_received, forget_sent):
+        while gone := await forget(database, older_than_s=keep_s, limit=_TIDY_BATCH):
+            forgotten += gone
+    if forgotten:
+        log.info("journal.tidied", rows=forgotten)
+    return forgotten
 
 
 async def _send(database: Database, publisher: Publishes, events: Sequence[Event]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Protocol, runtime_checkable
 
 import structlog
@@ -161,14 +162,17 @@ class AgentHost:
             await asyncio.sleep(self._agent.sense_every_s)
 
     async def _handle(self, event: Event) -> None:
-        self._work.busy_with.append(f"{event.fact.kind} {event.correlation or ''}".strip())
+        doing = f"{event.fact.kind} {event.correlation or ''}".strip()
+        self._work.busy_with.append(doing)
         try:
             facts = await self._agent.handle(event, self._say_for(event))
+        except asyncio.CancelledError:
+            raise
         except BaseException:
             self._work.failed += 1
             raise
         finally:
-            self._work.busy_with.pop()
+            self._work.busy_with.remove(doing)
         for index, fact in enumerate(facts):
             await self._publish(fact, self._id_of(fact, event, index), cause=event)
         self._work.handled += 1
@@ -190,8 +194,11 @@ class AgentHost:
         return [None] * len(events)
 
     def _say_for(self, event: Event) -> Say:
+        """Numbers what is said, so that two facts of one kind are not taken for a repeat."""
+        numbers = count(start=1)
+
         async def say(fact: f.Fact) -> None:
-            await self._publish(fact, self._id_of(fact, event, 0), cause=event)
+            await self._publish(fact, self._id_of(fact, event, -next(numbers)), cause=event)
 
         return say
 

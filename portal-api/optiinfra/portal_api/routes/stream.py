@@ -12,8 +12,8 @@ from fastapi.responses import StreamingResponse
 from optiinfra.portal_api.auth import Ports, Reader
 from optiinfra.portal_api.live.hub import Restarting
 from optiinfra.portal_api.live.reading import Reading, Sent
-from optiinfra.portal_api.live.socket import Socket
 from optiinfra.portal_api.ports import ApiPorts
+from optiinfra.portal_api.routes.socket import Socket
 from optiinfra.portal_api.views import TicketView
 from optiinfra.schemas.errors import Rejected, Unavailable
 from optiinfra.storage.postgres.access import Purpose
