@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -282,3 +285,15 @@ def test_an_event_of_the_api_is_read_with_its_fact() -> None:
         "fact": f.ChangeCompleted(change=CHAT.id, arms=Arms()).model_dump(mode="json"),
     }
     assert logged_event(row).fact == f.ChangeCompleted(change=CHAT.id, arms=Arms())
+
+
+def test_a_recorded_run_gives_the_summary_that_it_printed() -> None:
+    packed = Path(__file__).parents[1] / "recorded" / "demo_seed31.json.gz"
+    run = json.loads(gzip.decompress(packed.read_bytes()))
+    events = [LoggedEvent.model_validate(event) for event in run["events"]]
+    counters = TrafficCounters.model_validate(run["counters"])
+    found = summarise(events, counters, plays=tuple(Play), audit_ok=True, seed=31)
+    told = run["summary"]
+    # The recording keeps only what the summary reads; how many events there were, it says itself.
+    assert found.model_dump(mode="json") == {**told, "events": len(events)}
+    assert told["requests"]["failed"] == 0

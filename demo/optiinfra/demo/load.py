@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -36,12 +38,12 @@ class Stream(Value):
 
 
 class LoadPlan(Value):
-    """Who is asked what, and for how long at most, s."""
+    """Who is asked what; the trace is taken in parts of `part_s` each."""
 
     gateway_url: str
     streams: tuple[Stream, ...]
     seed: int
-    longest_s: float
+    part_s: float = 300.0
 
 
 class End(StrEnum):
@@ -65,7 +67,7 @@ class Users:
         """What happened to each request that was not served."""
 
     async def run(self, stopped: asyncio.Event) -> None:
-        """Until `stopped` or the end of the plan; requests under way then have 10 s to finish."""
+        """Until `stopped`; requests under way then have 10 s to finish."""
         async with asyncio.TaskGroup() as group:
             sending = [
                 group.create_task(self._send(stream, group), name=stream.deployment)
@@ -134,10 +136,13 @@ class Users:
         }
 
 
-def arrivals(stream: Stream, plan: LoadPlan) -> list[Arrival]:
-    """The requests of a stream for the longest time that the plan may take."""
-    count = max(1, round(plan.longest_s * stream.mix.rate_rps))
-    return schedule(azure_trace(), stream.mix, count, seed=plan.seed, name=stream.deployment)
+def arrivals(stream: Stream, plan: LoadPlan) -> Iterator[Arrival]:
+    """The requests of a stream for ever; every part of the trace has the stream's mean rate."""
+    count = max(1, round(plan.part_s * stream.mix.rate_rps))
+    for part in itertools.count():
+        name = f"{stream.deployment}-{part}"
+        for one in schedule(azure_trace(), stream.mix, count, seed=plan.seed, name=name):
+            yield replace(one, at_s=one.at_s + part * plan.part_s)
 
 
 async def replay(plan: LoadPlan, stopped: asyncio.Event) -> None:

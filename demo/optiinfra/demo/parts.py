@@ -88,7 +88,7 @@ class Parts:
     async def users(self, session: Session, hear: Callable[[Line], None]) -> Child:
         """Begins to replay the trace through the gateway."""
         url = session.gateway_url or ""
-        plan = load_plan(self._plays, self._pace, seed=self._seed, gateway_url=url)
+        plan = load_plan(self._plays, seed=self._seed, gateway_url=url)
         path = self._written("load.json", plan.model_dump_json())
         env = child_environment()
         return await self._started("users", "optiinfra.demo.load", [str(path)], env, hear)

@@ -101,7 +101,7 @@ class Pace(Value):
     revote_after_s: float
     notice_s: float
     epilogue_s: float
-    longest_s: float
+    patience_s: float
 
 
 FAST = Pace(
@@ -114,7 +114,7 @@ FAST = Pace(
     revote_after_s=2.0,
     notice_s=25.0,
     epilogue_s=5.0,
-    longest_s=600.0,
+    patience_s=540.0,
 )
 CALM = Pace(
     soak_s=30.0,
@@ -126,7 +126,7 @@ CALM = Pace(
     revote_after_s=5.0,
     notice_s=120.0,
     epilogue_s=20.0,
-    longest_s=1800.0,
+    patience_s=1740.0,
 )
 
 
@@ -150,12 +150,11 @@ def cloud_plan(plays: Sequence[Play], *, seed: int, log_dir: Path) -> CloudPlan:
     )
 
 
-def load_plan(plays: Sequence[Play], pace: Pace, *, seed: int, gateway_url: str) -> LoadPlan:
+def load_plan(plays: Sequence[Play], *, seed: int, gateway_url: str) -> LoadPlan:
     """What the users of the cast ask."""
     return LoadPlan(
         gateway_url=gateway_url,
         seed=seed,
-        longest_s=pace.longest_s,
         streams=tuple(
             Stream(deployment=role.deployment, model=role.model, mix=role.mix)
             for role in cast(plays)

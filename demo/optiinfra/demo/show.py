@@ -87,12 +87,12 @@ class Show:
     async def _follow(self, api: PublicApi, cloud: Child, *, approve_all: bool) -> None:
         """Takes the log in until every play is over, and a little further."""
         loop = asyncio.get_running_loop()
-        latest = loop.time() + self._pace.longest_s - 60.0
+        latest = loop.time() + self._pace.patience_s
         while not self._story.is_over:
             for action in await self._news(api):
                 await self._act(action, api, cloud, approve_all=approve_all)
             if loop.time() > latest and approve_all:
-                raise Unavailable(f"the story is not over after {self._pace.longest_s - 60:.0f} s")
+                raise Unavailable(f"the story is not over after {self._pace.patience_s:.0f} s")
             await asyncio.sleep(_POLL_S)
         self._say("all plays are over; the agents go on working while the last requests end")
         ends = loop.time() + self._pace.epilogue_s

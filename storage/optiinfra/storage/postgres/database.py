@@ -32,6 +32,8 @@ LOST_CONNECTION = (
     asyncpg.InternalClientError,
 )
 """What means "the database cannot be reached now", as against "the statement is wrong"."""
+_SESSION = {"jit": "off"}
+"""Our statements are short: compiling one costs more than it ever saves."""
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -76,7 +78,9 @@ class Database:
 async def open_database(url: str, *, connections: int = 8) -> AsyncIterator[Database]:
     """Connects; raises `Unavailable` naming the server (without its password)."""
     try:
-        pool = await asyncpg.create_pool(url, min_size=1, max_size=connections, timeout=10)
+        pool = await asyncpg.create_pool(
+            url, min_size=1, max_size=connections, timeout=10, server_settings=_SESSION
+        )
     except (*LOST_CONNECTION, asyncpg.PostgresError) as failed:
         parts = urlsplit(url)
         where = f"{parts.hostname or 'local socket'}:{parts.port or 5432}{parts.path}"
@@ -84,7 +88,14 @@ async def open_database(url: str, *, connections: int = 8) -> AsyncIterator[Data
             f"cannot connect to PostgreSQL at {where}: {failed}",
             hint="check postgres_url and that the server runs",
         ) from failed
-    database = Database(pool, create_async_engine(sqlalchemy_url(url), pool_size=connections))
+    engine = create_async_engine(
+        sqlalchemy_url(url),
+        pool_size=connections,
+        max_overflow=0,
+        pool_use_lifo=True,
+        connect_args={"server_settings": _SESSION},
+    )
+    database = Database(pool, engine)
     try:
         yield database
     finally:

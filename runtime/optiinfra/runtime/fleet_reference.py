@@ -1,0 +1,139 @@
+"""Writes the keys of the fleet file as a table into docs/fleet.md: run it when a model changes."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from optiinfra.runtime.fleet import Fleet
+from optiinfra.schemas.base import Value
+
+BEGIN, END = "<!-- keys: begin -->", "<!-- keys: end -->"
+_ABOUT = {
+    "deployments[].slo.ttft_p95_s": "time to first token, 95th percentile, s",
+    "deployments[].slo.tpot_p95_s": "time per output token, 95th percentile, s",
+    "deployments[].slo.error_rate": "part of the requests that may fail",
+    "deployments[].quality.max_relative_drop": "a relative drop of quality that is rolled back",
+    "rules.version": "your name for this set of rules; it stands in every approval by policy",
+    "rules.vote_deadline_s": "a vote that is missing after this is a veto, s",
+    "rules.urgent_vote_deadline_s": "the same while a spot machine is being reclaimed, s",
+    "rules.max_vote_rounds": "how often agents that abstain are asked again",
+    "rules.revote_after_s": "wait before they are, s",
+    "rules.votes_valid_s": "an approval that comes later has the votes cast again, s",
+    "rules.retry_turn_s": "how often a deferred change asks for its turn, s",
+    "rules.gate_answer_s": "a gate's assessor that is silent for longer counts as unknown, s",
+    "rules.approval_expiry_s": "how long an approval is waited for, by risk, s",
+    "rules.approvals": "who approves without a person; the first rule that matches decides",
+    "rules.approvals[].name": "stands in the approval",
+    "rules.approvals[].kinds": "kinds of change; none means all",
+    "rules.approvals[].deployments": "none means all",
+    "rules.approvals[].max_risk": "`low`, `medium`, `high` or `critical`",
+    "rules.approvals[].decision": "`approve`, or `ask` a person",
+    "rules.movers_per_hour": "changes that may begin to move in an hour",
+    "rules.max_moving": "changes that may be under way at once",
+    "rules.rollback_timeout_s": "an undo that takes longer calls a person, s",
+    "rules.fallback_market": "where to buy when spot has none",
+}
+"""Words for models that stand in the room of schemas."""
+
+
+def rows(model: type[Value] = Fleet, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Key, type, default and words of every key, in the order of the file."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        inner, many = _inner(field.annotation)
+        about = field.description or _ABOUT.get(key, "")
+        yield key, _type(field.annotation), _default(field), about
+        if inner is not None:
+            yield from rows(inner, f"{key}[]." if many else f"{key}.")
+
+
+def table() -> str:
+    """The rows as Markdown."""
+    lines = ["| key | type | default | what it says |", "|---|---|---|---|"]
+    lines += [f"| `{key}` | {kind} | {default} | {about} |" for key, kind, default, about in rows()]
+    return "\n".join(lines)
+
+
+def written(text: str) -> str:
+    """The document with a fresh table between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rewrites the files that are named."""
+    for path in map(Path, arguments):
+        path.write_text(written(path.read_text()))
+    return 0
+
+
+def _inner(annotation: Any) -> tuple[type[Value] | None, bool]:
+    """The model inside an annotation, and whether there may be many of it."""
+    if isinstance(annotation, type) and issubclass(annotation, Value):
+        return annotation, False
+    many = get_origin(annotation) is tuple
+    for part in get_args(annotation):
+        found, deeper = _inner(part)
+        if found is not None:
+            return found, many or deeper
+    return None, many
+
+
+def _type(annotation: Any) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _type(next(part for part in parts if part is not type(None)))
+    if origin is Literal:
+        return " or ".join(f"`{part}`" for part in parts)
+    if origin is tuple:
+        return f"list of {_type(parts[0])}"
+    if origin is dict:
+        return f"{_type(parts[0])} → {_type(parts[1])}"
+    if origin is not None:
+        return _type(parts[0])
+    return _simple(annotation)
+
+
+def _simple(annotation: Any) -> str:
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return " or ".join(f"`{one.value}`" for one in annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Value):
+        return "mapping"
+    names = {str: "text", float: "number", int: "whole number", bool: "`true` or `false`"}
+    return names.get(
+        annotation, {"HttpUrl": "URL", "Path": "path"}.get(annotation.__name__, "text")
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**needed**"
+    default = field.get_default(call_default_factory=True)
+    if default is PydanticUndefined or default is None or default == ():
+        return "none"
+    return "see below" if isinstance(default, Value) else f"`{_plain(default)}`"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(_plain(one) for one in value)}]"
+    if isinstance(value, dict):
+        return ", ".join(f"{_plain(key)}: {_plain(one)}" for key, one in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
