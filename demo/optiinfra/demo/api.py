@@ -58,11 +58,6 @@ class PublicApi:
                 yield logged_event(row)
             path = page.get("next")
 
-    async def agents(self) -> list[dict[str, Any]]:
-        """The agents' instances with their heartbeats."""
-        found: list[dict[str, Any]] = (await self._get("/api/v1/agents"))["items"]
-        return found
-
     async def decide(self, change: str, version_hash: str, *, approve: bool, reason: str) -> None:
         """A person's word on a recommendation, bound to the version that was shown."""
         verb = "approve" if approve else "reject"

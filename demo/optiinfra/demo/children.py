@@ -124,6 +124,13 @@ class Child:
             f" the end of {path}:\n{log_tail(path)}"
         )
 
+    def late(self, what: str, waited_s: float) -> Unavailable:
+        """The error to raise when it is not ready in time, with its last words."""
+        path = self.spec.log_path
+        return Unavailable(
+            f"{what} was not ready within {waited_s:.0f} s; the end of {path}:\n{log_tail(path)}"
+        )
+
     def _running(self) -> Process:
         if self._process is None:
             raise Unavailable(f"{self.spec.name} has not been started")

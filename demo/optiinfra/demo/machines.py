@@ -60,6 +60,7 @@ class Machines:
         self._log_dir = log_dir
         self._say = say
         self._engines: dict[str, _Engine] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._serving: set[str] = set()
         self._served = asyncio.Condition()
@@ -80,7 +81,8 @@ class Machines:
                     async with asyncio.timeout(_LOOK_S):
                         await self._woken.wait()
         finally:
-            await self._stop(list(self._engines))
+            self._stop(list(self._engines))
+            await asyncio.gather(*self._stopping)
 
     async def serving(self, instances: frozenset[str]) -> None:
         """Wait until engines serve on all of `instances`."""
@@ -125,17 +127,21 @@ class Machines:
             )
             task = asyncio.create_task(self._engine(instance_id, replica, spec, defect))
             self._engines[instance_id] = _Engine(replica, task)
-        await self._stop([name for name in self._engines if name not in there])
+        self._stop([name for name in self._engines if name not in there])
 
-    async def _stop(self, instances: list[str]) -> None:
-        stopping = [(name, self._engines.pop(name)) for name in instances]
-        for name, engine in stopping:
+    def _stop(self, instances: list[str]) -> None:
+        """Ends the engines of `instances`; none waits for another that still answers."""
+        for name in instances:
             self._serving.discard(name)
-            engine.task.cancel()
-        for name, engine in stopping:
-            with suppress(asyncio.CancelledError):
-                await engine.task
-            self._say("stopped", replica=engine.replica, instance=name)
+            ending = asyncio.create_task(self._ended(name, self._engines.pop(name)))
+            self._stopping.add(ending)
+            ending.add_done_callback(self._stopping.discard)
+
+    async def _ended(self, instance_id: str, engine: _Engine) -> None:
+        engine.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await engine.task
+        self._say("stopped", replica=engine.replica, instance=instance_id)
 
     async def _engine(
         self, instance_id: str, replica: str, spec: EngineSpec, defect: Defect

@@ -16,7 +16,6 @@ from optiinfra.demo.children import Child, ChildSpec, Line, child_environment
 from optiinfra.demo.scenario import Pace, Play, cast, cloud_plan, fleet_file, load_plan
 from optiinfra.runtime.gateway_process import GatewayProcess
 from optiinfra.runtime.session import Session, read_session
-from optiinfra.schemas.errors import Unavailable
 
 T = TypeVar("T")
 _COMMAND = "optiinfra.runtime.cli"
@@ -117,7 +116,7 @@ class Parts:
                 return wanted.result()
             if alive.done():
                 await alive
-            raise Unavailable(f"{what} was not ready within {_READY_S:.0f} s; see {self.logs}")
+            raise child.late(what, _READY_S)
         finally:
             for task in waiting:
                 task.cancel()

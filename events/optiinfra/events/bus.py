@@ -151,14 +151,20 @@ class Bus:
     async def attempt(self, timeout_s: float) -> AsyncIterator[None]:
         """One try of a request: `TimeoutError` after `timeout_s`, or at once after a reconnection.
 
-        What was asked on the old connection is never answered on the new one.
+        What was asked on the old connection is never answered on the new one. A cancellation gets
+        through also when it comes in the moment of the answer, in which `asyncio.wait_for` loses
+        it (before Python 3.12): the task would go on for ever, as a `TaskGroup` cancels only once.
         """
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
         async with asyncio.timeout(timeout_s) as limit:
             self._attempts.add(limit)
             try:
                 yield
             finally:
                 self._attempts.discard(limit)
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
 
     async def ask(
         self, call: Callable[[], Awaitable[T]], doing: str, *, timeout_s: float = CALL_TIMEOUT_S

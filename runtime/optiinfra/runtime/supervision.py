@@ -30,15 +30,24 @@ async def run_roles(roles: Mapping[str, Role]) -> None:
 async def cancelled(tasks: Collection[asyncio.Task[None]]) -> None:
     """Cancels the tasks and waits until they have ended.
 
-    Again and again: `asyncio.wait_for`, which drivers use, loses a cancellation that comes in the
-    moment in which it is done (before Python 3.12). The time between leaves room for what
-    consumers do at their end.
+    Before Python 3.12 `asyncio.wait_for`, which drivers use, loses a cancellation that comes in
+    the moment in which it is done, and a `TaskGroup` cancels its tasks only once. So whatever was
+    cancelled and still runs is cancelled again, after what consumers need at their end.
     """
     left = set(tasks)
+    for task in left:
+        task.cancel()
     while left:
-        for task in left:
-            task.cancel()
         _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
+        if left:
+            _cancel_again()
+
+
+def _cancel_again() -> None:
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        if task.cancelling():
+            log.warning("task.cancelled_again", task=task.get_name())
+            task.cancel()
 
 
 async def supervised(name: str, role: Role) -> None:
