@@ -17,7 +17,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import aiohttp
 import httpx
+import psutil
 from fastapi import FastAPI
 
 from optiinfra.coordinator.runner import Runner
@@ -161,6 +163,7 @@ class Run:
 
     seconds: list[float] = field(default_factory=list)
     failed: int = 0
+    cpu_s: float = 0.0
 
     def summary(self) -> dict[str, float | int]:
         ordered = sorted(self.seconds)
@@ -169,17 +172,32 @@ class Run:
             "failed": self.failed,
             "p50_ms": round(statistics.median(ordered) * 1e3, 2),
             "p95_ms": round(ordered[int(len(ordered) * 0.95)] * 1e3, 2),
+            "cpu_ms": round(self.cpu_s / len(ordered) * 1e3, 3),
         }
 
 
-async def offer(client: httpx.AsyncClient, paths: list[str], rate: float, into: Run) -> None:
+@dataclass(frozen=True)
+class Child:
+    """A server in a process of its own."""
+
+    url: str
+    process: psutil.Process
+
+    def cpu_s(self) -> float:
+        """CPU time that it has used, s."""
+        spent = self.process.cpu_times()
+        return spent.user + spent.system
+
+
+async def offer(client: aiohttp.ClientSession, paths: list[str], rate: float, into: Run) -> None:
     """Open loop: one request each 1/rate s whether or not the last one was answered."""
     loop = asyncio.get_running_loop()
     began = loop.time()
 
     async def one(path: str, due: float) -> None:
-        answer = await client.get(path)
-        into.failed += answer.status_code != 200
+        async with client.get(path) as answer:
+            await answer.read()
+        into.failed += answer.status != 200
         into.seconds.append(loop.time() - due)
 
     async with asyncio.TaskGroup() as group:
@@ -222,7 +240,7 @@ async def serve_api(database_url: str, nats_url: str, *, hello: bool) -> None:
 
 
 @asynccontextmanager
-async def child(*arguments: str) -> AsyncIterator[str]:
+async def child(*arguments: str) -> AsyncIterator[Child]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench.api", *arguments, stdout=asyncio.subprocess.PIPE
     )
@@ -230,28 +248,31 @@ async def child(*arguments: str) -> AsyncIterator[str]:
     try:
         url = (await process.stdout.readline()).decode().strip()
         assert url, "the child did not start"
-        yield url
+        yield Child(url, psutil.Process(process.pid))
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
 
 
-async def reads(url: str, hello_url: str, token: str, options: argparse.Namespace) -> Any:
+async def reads(serving: Child, bare: Child, token: str, options: argparse.Namespace) -> Any:
     """Rounds of both targets, interleaved."""
     api, hello = Run(), Run()
     changes = options.events // EVENTS_A_CHANGE
     count = int(options.rate * options.round_s)
     headers = {"Authorization": f"Bearer {token}"}
     async with (
-        httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=30) as client,
-        httpx.AsyncClient(base_url=hello_url, trust_env=False, timeout=30) as bare,
+        aiohttp.ClientSession(serving.url, headers=headers) as client,
+        aiohttp.ClientSession(bare.url) as greeting,
     ):
         await offer(client, mixed(60, changes, 0), 50.0, Run())
-        await offer(bare, ["/"] * 60, 50.0, Run())
+        await offer(greeting, ["/"] * 60, 50.0, Run())
+        api.cpu_s, hello.cpu_s = -serving.cpu_s(), -bare.cpu_s()
         for number in range(options.rounds):
             await offer(client, mixed(count, changes, number + 1), options.rate, api)
-            await offer(bare, ["/"] * count, options.rate, hello)
+            await offer(greeting, ["/"] * count, options.rate, hello)
+    api.cpu_s += serving.cpu_s()
+    hello.cpu_s += bare.cpu_s()
     return api.summary(), hello.summary()
 
 
@@ -333,9 +354,9 @@ async def measured(
     access = AccessTokens(database)
     token = await access.issue(TENANT, "ana", Role.ADMIN, lasts_s=3_600)
     before = os.getloadavg()[0]
-    async with child("--serve", *urls) as url, child("--hello", *urls) as hello_url:
-        api, hello = await reads(url, hello_url, token, options)
-        took = await decisions(database, bus, url, token, options.decisions)
+    async with child("--serve", *urls) as serving, child("--hello", *urls) as bare:
+        api, hello = await reads(serving, bare, token, options)
+        took = await decisions(database, bus, serving.url, token, options.decisions)
     took.sort()
     return {
         "bench": "api",

@@ -142,6 +142,12 @@ class Up:
         async with open_database(url, connections=2) as database:
             yield database
 
+    @property
+    def nats_url(self) -> str:
+        """The home's broker, while `up` runs."""
+        port = (self.home / "nats" / "port").read_text().strip()
+        return f"nats://optiinfra:{kept_password(self.home / 'nats', 'nats')}@127.0.0.1:{port}"
+
     async def close(self) -> None:
         """Ends all that is left, whatever the test did."""
         if self.process is not None and self.process.returncode is None:

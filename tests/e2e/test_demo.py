@@ -17,7 +17,7 @@ from optiinfra.agents.actuators.traffic import TrafficCounters
 from optiinfra.storage.embedded.postgres import PostgresServer
 from optiinfra.storage.testing.servers import reachable_home
 
-pytestmark = [pytest.mark.story, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.story, pytest.mark.timeout(700)]
 SEED = 21
 
 
@@ -38,7 +38,7 @@ def played() -> Iterator[Played]:
             *(sys.executable, "-m", "optiinfra.runtime.cli", "demo"),
             *("--fast", "--yes", "--json", "--seed", str(SEED), "--home", str(folder)),
         ]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+        run = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         assert run.returncode == 0, run.stderr[-5000:]
         yield Played(run, folder)
 

@@ -106,7 +106,7 @@ async def stage(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
             )
             try:
                 session = await up.start()
-                plan = scenario.load_plan(plays, FAST, seed=1, gateway_url=str(session.gateway_url))
+                plan = scenario.load_plan(plays, seed=1, gateway_url=str(session.gateway_url))
                 load = Helper("optiinfra.demo.load", plan, folder)
                 async with load.running():
                     yield Stage(cloud, up, load, ec2)

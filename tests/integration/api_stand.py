@@ -30,6 +30,7 @@ from optiinfra.schemas.vote import VOTERS
 from optiinfra.storage.postgres.access import AccessTokens
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions
+from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.queries import Queries
 from tests.factories import event, gate_answer, recommendation, step_result, vote
 
@@ -163,6 +164,7 @@ async def standing(database: Database) -> AsyncIterator[Stand]:
     ports = ApiPorts(
         database=database,
         queries=queries,
+        documents=Documents(database),
         access=AccessTokens(database),
         decisions=Decisions(database, said),
         hub=hub,

@@ -12,7 +12,11 @@ import pytest
 from optiinfra.events.facts import SwitchTurned
 from optiinfra.schemas.rollout import GateVerdict
 from optiinfra.schemas.tenant import Role
-from optiinfra.storage.postgres.access import issue_one_time_token
+from optiinfra.storage.postgres.access import (
+    REMEMBERED_S,
+    AccessTokens,
+    issue_one_time_token,
+)
 from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.postgres.journal import publishable
 from tests.factories import AT, recommendation
@@ -195,6 +199,22 @@ async def test_an_expired_or_revoked_token_is_refused(stand: Stand) -> None:
         is_problem(await client.get("/api/v1/session"), 401)
 
 
+async def test_a_session_that_another_process_revokes_ends_within_seconds(
+    stand: Stand, postgres: Database
+) -> None:
+    now = 0.0
+    here = AccessTokens(postgres, clock=lambda: now)
+    token = await here.issue("acme", "ana", Role.VIEWER, lasts_s=600.0)
+    who = await here.principal(token)
+    assert who is not None
+    assert await stand.access.revoke("acme", who.token_id)
+    now = REMEMBERED_S - 0.1
+    assert await here.principal(token) == who
+    assert await here.principal(token + "x") is None
+    now = REMEMBERED_S
+    assert await here.principal(token) is None
+
+
 async def test_a_one_time_token_opens_one_session(stand: Stand) -> None:
     once = await issue_one_time_token(stand.access, "acme", "owner")
     async with stand.client(None) as client:
@@ -329,7 +349,7 @@ async def test_an_unforeseen_error_is_a_problem_without_its_inside(
     async def broken(_tenant: str) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(type(stand.app.state.ports.queries), "agents", lambda _self, t: broken(t))
+    monkeypatch.setattr(type(stand.app.state.ports.documents), "agents", lambda _self, t: broken(t))
     async with stand.client() as client:
         body = is_problem(await client.get("/api/v1/agents"), 500)
     assert "secret" not in str(body)

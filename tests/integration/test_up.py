@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-
+import asyncio
+import json
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from datetime import timedelta
 from typing import Any
 
 import aiohttp
 import httpx
 import psutil
 import pytest
+from nats.js.errors import NotFoundError
 
 from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
 from optiinfra.agents.actuators.port import LaunchSpec
+from optiinfra.events.bus import Bus
+from optiinfra.events.commands import ExecutionRequested
+from optiinfra.events.publish import Publisher
 from optiinfra.runtime.clouds import engines_dir
 from optiinfra.runtime.engines import end_engines
-from optiinfra.runtime.stores import now
+from optiinfra.runtime.stores import new_id, now
 from optiinfra.schemas.deployment import Market, Provider
 from optiinfra.schemas.ids import derived_id
-from optiinfra.schemas.recommendation import Placement
+from optiinfra.schemas.recommendation import Placement, Recommendation
+from optiinfra.schemas.rollout import Step, StepKind
+from optiinfra.schemas.vote import AgentName
 from optiinfra.storage.postgres.verification import verify
 from optiinfra.storage.testing.servers import reachable_home
 from tests.up_stand import ENGINE, Up, api, fleet, until
@@ -62,14 +70,8 @@ async def until_answered(url: str) -> None:
         statuses.append(await answered(url))
         if statuses[-1] == 200:
             return
-        await until_seconds(0.2)
+        await asyncio.sleep(0.2)
     raise AssertionError(statuses)
-
-
-async def until_seconds(seconds: float) -> None:
-    from asyncio import sleep
-
-    await sleep(seconds)
 
 
 async def count(up: Up, table: str) -> int:
@@ -156,11 +158,39 @@ async def test_observing_proposes_and_never_acts(up: Make) -> None:
     await until_answered(session.gateway_url)
     async with api(session) as http:
         proposal = await proposed(http)
-        assert proposal["kind"] == "spot_migration"
+    recommended = Recommendation.model_validate(proposal["recommendation"])
+    assert recommended.spec.kind == "spot_migration"
+    assert "observe-only" in await reason_of_refusal(one, recommended)
     async with one.database() as database, database.connection() as connection:
         assert await connection.fetchval("SELECT count(*) FROM executions") == 0
     assert sorted(one.engines()) == before
     assert '"mode": "observe"' in one.errors
+
+
+async def reason_of_refusal(up: Up, proposal: Recommendation) -> str:
+    """What the executor answers to a command that, acting, would move the fleet."""
+    command = ExecutionRequested(
+        change=proposal.id,
+        fence=1,
+        executor=AgentName.COST,
+        step=Step(kind=StepKind.APPLY, stage=1, share=0.5),
+        recommendation=proposal,
+        deadline=now() + timedelta(minutes=1),
+    )
+    bus = await Bus.connect(up.nats_url, name="test")
+    try:
+        publisher = Publisher(bus, "test", now, new_id)
+        await publisher.publish(publisher.event(command, tenant="default"))
+        async with asyncio.timeout(20):
+            while True:
+                with suppress(NotFoundError):
+                    answer = await bus.js.get_last_msg(
+                        "CHANGES", f"execution.failed.default.{proposal.id}"
+                    )
+                    return str(json.loads(answer.data or b"{}")["reason"])
+                await asyncio.sleep(0.1)
+    finally:
+        await bus.close()
 
 
 async def engines_of_ones_own(up: Up) -> None:
@@ -193,7 +223,7 @@ async def proposed(http: httpx.AsyncClient) -> dict[str, Any]:
         if items:
             first: dict[str, Any] = items[0]
             return first
-        await until_seconds(0.2)
+        await asyncio.sleep(0.2)
     raise AssertionError("nothing was proposed")
 
 

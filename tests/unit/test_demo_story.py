@@ -12,7 +12,17 @@ from rich.console import Console
 from optiinfra.demo.main import DemoOptions, run
 from optiinfra.demo.market import simulated_quotes
 from optiinfra.demo.narration import Narrator, Spoken, tell_cloud
-from optiinfra.demo.scenario import CALM, FAST, LETTERS, Pace, Play, cloud_plan, fleet_file
+from optiinfra.demo.scenario import (
+    CALM,
+    FAST,
+    LETTERS,
+    TENANT,
+    Pace,
+    Play,
+    cloud_plan,
+    fleet_file,
+    replay_file,
+)
 from optiinfra.demo.story import AskPerson, SendReclaim, Story
 from optiinfra.demo.summary import summarise
 from optiinfra.demo.view import View, closing_lines, closing_table
@@ -137,6 +147,13 @@ def test_what_the_cloud_says_is_told_as_simulated(line: dict[str, object], words
 def test_what_is_of_no_interest_is_not_told() -> None:
     assert tell_cloud({"event": "done", "do": "defect"}) is None
     assert told(f.TimerFired(change=CHAT.id, name=f.TimerName.SOAK, key="0")) == []
+
+
+def test_a_kept_home_can_be_looked_at_without_the_cloud() -> None:
+    fleet = Fleet.model_validate(json.loads(json.dumps(replay_file(tuple(Play)))))
+    assert fleet.mode == "observe"
+    assert fleet.tenant == TENANT
+    assert fleet.clouds.aws is None
 
 
 @pytest.mark.parametrize("pace", [FAST, CALM])

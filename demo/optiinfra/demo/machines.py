@@ -24,6 +24,7 @@ from optiinfra.agents.collectors.clouds import (
     AwsApi,
 )
 from optiinfra.schemas.base import Value
+from optiinfra.schemas.errors import Rejected, Unavailable
 from optiinfra.storage.embedded.child import launched
 from optiinfra.twin.defects import Defect
 
@@ -154,11 +155,10 @@ class Machines:
             )  # fmt: skip
         self._engines[instance_id].process = process
         try:
-            url = await _first_word(process)
-            if url is None:
-                self._say("failed", replica=replica, instance=instance_id)
-            else:
-                await self._register(instance_id, replica, url)
+            try:
+                await self._register(instance_id, replica, await _first_word(process))
+            except (Rejected, Unavailable) as error:
+                self._say("failed", replica=replica, instance=instance_id, error=str(error))
             await asyncio.Event().wait()
         finally:
             await _end(process, spec.grace_s)
@@ -193,15 +193,15 @@ def _command(spec: EngineSpec, defect: Defect) -> list[str]:
     ]
 
 
-async def _first_word(process: Process) -> str | None:
-    """The URL that the engine says it serves at; None when it ends or is silent."""
+async def _first_word(process: Process) -> str:
+    """The URL that the engine says it serves at. Raises `Unavailable` when it does not."""
     assert process.stdout is not None
     try:
         async with asyncio.timeout(_STARTUP_S):
             line = await process.stdout.readline()
         return str(json.loads(line)["url"])
-    except (TimeoutError, ValueError, KeyError):
-        return None
+    except (TimeoutError, ValueError, KeyError) as silent:
+        raise Unavailable("the engine did not say that it serves") from silent
 
 
 async def _end(process: Process, grace_s: float) -> None:

@@ -132,8 +132,8 @@ def _close(options: DemoOptions, verdict: Verdict, console: Console, home: Path)
 def _replay_hint(options: DemoOptions, verdict: Verdict, home: Path) -> str:
     if options.home is None:
         return "to replay a run's events afterwards, keep its home: add --home DIR"
-    changes = " ".join(verdict.changes)
+    changes = "".join(f"\n  {play}: --change {change}" for play, change in verdict.changes.items())
     return (
-        f"to replay: optiinfra --home {home} up --config {home / 'fleet.yaml'} in one terminal,"
-        f" and for any of {changes}: optiinfra --home {home} events replay --change ID"
+        f"to replay: optiinfra --home {home} up --config {home / 'replay.yaml'}\n"
+        f"and beside it: optiinfra --home {home} events replay --change ID{changes}"
     )

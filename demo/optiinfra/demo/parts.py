@@ -13,7 +13,7 @@ import httpx
 import yaml
 
 from optiinfra.demo.children import Child, ChildSpec, Line, child_environment
-from optiinfra.demo.scenario import Pace, Play, cast, cloud_plan, fleet_file, load_plan
+from optiinfra.demo.scenario import Pace, Play, cast, cloud_plan, fleet_file, load_plan, replay_file
 from optiinfra.runtime.gateway_process import GatewayProcess
 from optiinfra.runtime.session import Session, read_session
 
@@ -72,6 +72,7 @@ class Parts:
             self._plays, self._pace, endpoint_url=told["endpoint_url"], queue_url=told["queue_url"]
         )
         config = self._written("fleet.yaml", yaml.safe_dump(content, sort_keys=False))
+        self._written("replay.yaml", yaml.safe_dump(replay_file(self._plays), sort_keys=False))
         env = self._environment(
             OPTIINFRA_HOME=str(self._home),
             OPTIINFRA_CONFIG=str(config),

@@ -186,6 +186,22 @@ def fleet_file(
     return content
 
 
+def replay_file(plays: Sequence[Play]) -> dict[str, Any]:
+    """A fleet file to look at a kept home with: it observes, and needs no cloud."""
+    engine = ("python", "-m", "optiinfra.twin.emulator", "--port", "{port}", "--model", "{model}")
+    content = {
+        "tenant": TENANT,
+        "mode": "observe",
+        "clouds": {"local": {"command": list(engine)}},
+        "deployments": [
+            {"id": role.deployment, "model": role.model, "provider": "local"}
+            for role in cast(plays)
+        ],
+    }
+    Fleet.model_validate(content)
+    return content
+
+
 def _declared(role: Role) -> dict[str, Any]:
     ttft_s, tpot_s = role.slo
     return {

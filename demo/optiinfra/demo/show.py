@@ -16,7 +16,7 @@ from optiinfra.demo.narration import Narrator, Spoken, tell_cloud
 from optiinfra.demo.parts import Parts
 from optiinfra.demo.scenario import CALM, FAST, STAGE_OF, WRONG_ANSWERS, Play
 from optiinfra.demo.story import TOLD, Action, AskPerson, Story
-from optiinfra.demo.summary import Summary, proposals, summarise
+from optiinfra.demo.summary import Summary, change_of_play, summarise
 from optiinfra.demo.view import View
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.errors import Unavailable
@@ -31,10 +31,10 @@ _STOP_USERS_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The summary, the changes that were seen, and what did not go as told."""
+    """The summary, the change of each play that had one, and what did not go as told."""
 
     summary: Summary
-    changes: tuple[str, ...]
+    changes: dict[Play, str]
     complaints: tuple[str, ...]
 
 
@@ -144,7 +144,9 @@ class Show:
         self._keep(counters)
         summary = summarise(log, counters, plays=self._plays, audit_ok=verified.ok, seed=self._seed)
         complaints = (*complaints_about(summary), *self._miscounted(counters))
-        return Verdict(summary, tuple(proposals(log)), complaints)
+        found = {play: change_of_play(log, play) for play in self._plays}
+        changes = {play: change for play, change in found.items() if change is not None}
+        return Verdict(summary, changes, complaints)
 
     def _keep(self, counters: TrafficCounters) -> None:
         """What the summary was computed from, beside the stores of a home that is kept."""

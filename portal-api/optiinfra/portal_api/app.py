@@ -46,14 +46,15 @@ def create_app(ports: ApiPorts, *, new_id: Callable[[], str] = _new_id) -> FastA
     problems.install(app)
     app.add_middleware(Edge, new_id=new_id)
     app.include_router(health.router)
-    app.include_router(_version_1(new_id), prefix="/api/v1")
+    for router in _version_1(new_id):
+        app.include_router(router, prefix="/api/v1")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-def _version_1(new_id: Callable[[], str]) -> APIRouter:
-    api = APIRouter()
-    for router in (
+def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
+    """Side by side, since FastAPI matches a path anew at each level of routers in routers."""
+    return (
         session.router,
         fleet.router,
         recommendations.router,
@@ -61,9 +62,7 @@ def _version_1(new_id: Callable[[], str]) -> APIRouter:
         events.router,
         switch_router(new_id),
         stream.router,
-    ):
-        api.include_router(router)
-    return api
+    )
 
 
 @asynccontextmanager

@@ -80,9 +80,14 @@ class Needs:
         await ports.decisions.note(who, attempt, allowed=False)
 
 
+async def _ports(connection: HTTPConnection) -> ApiPorts:
+    """A coroutine, since FastAPI would run a plain function in a thread."""
+    return ports_of(connection)
+
+
 Reader = Annotated[Principal, Depends(Needs(Permission.READ))]
 Auditor = Annotated[Principal, Depends(Needs(Permission.AUDIT))]
 Operator = Annotated[Principal, Depends(Needs(Permission.CONTROL))]
 Switcher = Annotated[Principal, Depends(Needs(Permission.SWITCH))]
 Approver = Annotated[Principal, Depends(Needs(Permission.DECIDE))]
-Ports = Annotated[ApiPorts, Depends(ports_of)]
+Ports = Annotated[ApiPorts, Depends(_ports)]

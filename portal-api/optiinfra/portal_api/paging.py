@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from optiinfra.schemas.errors import Rejected
-from optiinfra.storage.postgres.queries import Page, Row
+from optiinfra.storage.postgres.documents import Document
+from optiinfra.storage.postgres.queries import Row
+from optiinfra.storage.postgres.reading import Page
 
 MAX_LIMIT = 200
 DEFAULT_LIMIT = 50
@@ -32,7 +34,7 @@ class Paging:
     """What a caller asked for; one row more is read, to know whether there is a next page."""
 
     def __init__(self, request: Request, limit: int, cursor: str | None) -> None:
-        self._url = request.url
+        self._request = request
         self.limit = limit
         self.after = decode_cursor(cursor) if cursor else None
 
@@ -42,15 +44,39 @@ class Paging:
 
     def of(self, rows: Sequence[Row], view: Callable[[Row], T], key: tuple[str, ...]) -> PageOf[T]:
         """The rows as shown, with the link to what follows the last of them."""
-        shown, following = rows[: self.limit], None
-        if len(rows) > self.limit:
-            cursor = encode_cursor([shown[-1][name] for name in key])
-            url = self._url.include_query_params(cursor=cursor)
-            following = f"{url.path}?{url.query}"
-        return PageOf[T](items=[view(row) for row in shown], next=following)
+        shown = rows[: self.limit]
+        last = [shown[-1][name] for name in key] if len(rows) > self.limit else None
+        return PageOf[T](items=[view(row) for row in shown], next=self._following(last))
+
+    def page_of(self, documents: Sequence[Document], response: Response) -> Response:
+        """The same of documents, written as they are, with the headers of `response`."""
+        last = documents[self.limit - 1].key if len(documents) > self.limit else None
+        return page_answer(documents[: self.limit], response, self._following(last))
+
+    def _following(self, last: Sequence[Any] | None) -> str | None:
+        """The address of what comes after the sort key `last`."""
+        if last is None:
+            return None
+        url = self._request.url.include_query_params(cursor=encode_cursor(last))
+        return f"{url.path}?{url.query}"
 
 
-def _paging(
+def page_answer(
+    documents: Sequence[Document], response: Response, following: str | None = None
+) -> Response:
+    """A `PageOf` what the documents are."""
+    items = ",".join([document.text for document in documents])
+    return json_answer(f'{{"items":[{items}],"next":{json.dumps(following)}}}', response)
+
+
+def json_answer(text: str, response: Response) -> Response:
+    """JSON that is text already, with the headers that dependencies set on `response`."""
+    answer = Response(text, media_type="application/json")
+    answer.raw_headers.extend(response.raw_headers)
+    return answer
+
+
+async def _paging(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
     cursor: Annotated[str | None, Query(max_length=400)] = None,

@@ -13,6 +13,7 @@ from optiinfra.portal_api.live.settled import Settled
 from optiinfra.storage.postgres.access import AccessTokens
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions, Publishes
+from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.queries import Queries
 
 
@@ -22,6 +23,7 @@ class ApiPorts:
 
     database: Database
     queries: Queries
+    documents: Documents
     access: AccessTokens
     decisions: Decisions
     hub: Hub
@@ -42,6 +44,7 @@ def api_ports(
     return ApiPorts(
         database=database,
         queries=queries,
+        documents=Documents(database),
         access=AccessTokens(database),
         decisions=Decisions(database, publisher),
         hub=hub,

@@ -1,13 +1,14 @@
-"""What the API shows: one model for each answer, and how a row becomes it."""
+"""What the API shows: one model for each answer, and how a row becomes it.
+
+What `storage.postgres.documents` writes as JSON has these shapes too, without passing through them.
+"""
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
 
-from optiinfra.events.subjects import SUBJECTS
 from optiinfra.schemas.change import ChangeState, Phase
 from optiinfra.schemas.deployment import Deployment
 from optiinfra.schemas.recommendation import Recommendation, Risk
@@ -15,10 +16,6 @@ from optiinfra.schemas.rollout import Arms, GateAnswer, Step, StepKind
 from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import Vote
 from optiinfra.storage.postgres.queries import Row
-
-KIND_OF_TYPE = {
-    row.type: row.type.removeprefix("optiinfra.").rpartition(".v")[0] for row in SUBJECTS
-}
 
 
 class AgentView(BaseModel):
@@ -211,10 +208,6 @@ class HealthView(BaseModel):
     checks: dict[str, str] = Field(default_factory=dict)
 
 
-def agent_view(row: Row) -> AgentView:
-    return AgentView.model_validate(row | {"silent_s": max(0.0, float(row["silent_s"]))})
-
-
 def deployment_view(row: Row) -> DeploymentView:
     return DeploymentView(
         id=row["id"],
@@ -223,50 +216,5 @@ def deployment_view(row: Row) -> DeploymentView:
     )
 
 
-def recommendation_view(row: Row) -> RecommendationView:
-    return RecommendationView(**_recommendation(row))
-
-
-def recommendation_detail(row: Row, votes: list[Row], approvals: list[Row]) -> RecommendationDetail:
-    return RecommendationDetail(
-        **_recommendation(row),
-        votes=[vote_of(vote) for vote in votes],
-        approvals=[approval_view(approval) for approval in approvals],
-    )
-
-
-def _recommendation(row: Row) -> dict[str, Any]:
-    shown = {name: row[name] for name in RecommendationView.model_fields if name in row}
-    return shown | {"recommendation": Recommendation.model_validate(row["body"])}
-
-
-def vote_of(row: Row) -> Vote:
-    return Vote.model_validate(row["body"])
-
-
-def approval_view(row: Row) -> ApprovalView:
-    return ApprovalView(
-        granted=row["granted"],
-        by=f"{row['by_kind']}:{row['by_name']}",
-        version_hash=row["version_hash"],
-        reason=row["reason"],
-        at=row["at"],
-    )
-
-
-def change_view(row: Row) -> ChangeView:
-    return ChangeView.model_validate({name: row[name] for name in ChangeView.model_fields})
-
-
-def event_view(row: Row) -> EventView:
-    shown = {name: row[name] for name in EventView.model_fields if name in row}
-    kind = KIND_OF_TYPE.get(row["type"], row["type"])
-    return EventView(**shown, id=row["event_id"], kind=kind, fact=json.loads(row["body"]))
-
-
 def audit_view(row: Row) -> AuditView:
     return AuditView.model_validate({name: row[name] for name in AuditView.model_fields})
-
-
-def execution_view(row: Row) -> ExecutionView:
-    return ExecutionView.model_validate({name: row[name] for name in ExecutionView.model_fields})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -146,21 +147,21 @@ def _from_database(
 ) -> Iterator[dict[str, Any]]:
     import asyncio
 
-    from optiinfra.portal_api.views import event_view
     from optiinfra.storage.postgres.database import open_database
-    from optiinfra.storage.postgres.queries import EventFilter, Page, Queries, Row
+    from optiinfra.storage.postgres.documents import Document, Documents
+    from optiinfra.storage.postgres.reading import EventFilter, Page
 
-    async def page(after: tuple[int] | None) -> list[Row]:
+    async def page(after: tuple[Any, ...] | None) -> list[Document]:
         async with open_database(str(settings.postgres_url), connections=1) as database:
-            return await Queries(database).events(
+            return await Documents(database).events(
                 tenant, EventFilter(**want), Page(min(limit, 1_000), after)
             )
 
-    after: tuple[int] | None = None
-    while limit > 0 and (rows := asyncio.run(page(after))):
-        yield from (event_view(row).model_dump(mode="json") for row in rows)
-        limit -= len(rows)
-        after = (rows[-1]["position"],)
+    after: tuple[Any, ...] | None = None
+    while limit > 0 and (found := asyncio.run(page(after))):
+        yield from (json.loads(one.text) for one in found)
+        limit -= len(found)
+        after = found[-1].key
 
 
 def _verified_by_api(settings: Settings) -> dict[str, Any]:

@@ -65,6 +65,7 @@ async def run(settings: Settings, options: argparse.Namespace) -> None:
         admin_token=SecretStr(settings.gateway_admin_token.get_secret_value()),
         host=options.host or settings.gateway_host,
         port=settings.gateway_port if options.port is None else options.port,
+        admin_host=settings.gateway_admin_host,
         admin_port=settings.gateway_admin_port,
         sample_fraction=_fraction(settings, options),
     )

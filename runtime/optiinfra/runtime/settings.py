@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     portal_allow_remote: bool = False
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(default=8089, ge=0, le=65_535)
+    gateway_admin_host: str = "127.0.0.1"
     gateway_admin_port: int = Field(default=0, ge=0, le=65_535)
     gateway_admin_token: SecretStr | None = None
     health_port: int | None = Field(default=None, ge=0, le=65_535)

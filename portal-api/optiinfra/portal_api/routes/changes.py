@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from optiinfra.portal_api.auth import Operator, Ports, Reader
-from optiinfra.portal_api.paging import Paged, PageOf
+from optiinfra.portal_api.paging import Paged, PageOf, json_answer
 from optiinfra.portal_api.routes.recommendations import Id, IdempotencyKey, Name, accepted_view
 from optiinfra.portal_api.routes.snapshots import Snapshot
 from optiinfra.portal_api.stages import stages_of
-from optiinfra.portal_api.views import (
-    AcceptedView,
-    ChangeDetail,
-    ChangeView,
-    approval_view,
-    change_view,
-    event_view,
-    execution_view,
-    vote_of,
-)
+from optiinfra.portal_api.views import AcceptedView, ChangeDetail, ChangeView
 from optiinfra.schemas.change import ChangeState, ControlVerb
 from optiinfra.schemas.ids import NewId
-from optiinfra.schemas.recommendation import Recommendation
-from optiinfra.storage.postgres.queries import ChangeFilter
+from optiinfra.storage.postgres.reading import ChangeFilter
 
-_SORT_KEY = {"updated_at": datetime, "id": str}
+_SORT_KEY = (datetime, str)
 
 
 class ControlBody(BaseModel):
@@ -40,8 +31,16 @@ class ControlBody(BaseModel):
 def changes_router(new_id: NewId) -> APIRouter:
     """`new_id` names requests that come without an `Idempotency-Key`."""
     router = APIRouter(tags=["changes"])
-    router.add_api_route("/changes", changes, dependencies=[Snapshot])
-    router.add_api_route("/changes/{change}", one_change, name="change", dependencies=[Snapshot])
+    router.add_api_route(
+        "/changes", changes, response_model=PageOf[ChangeView], dependencies=[Snapshot]
+    )
+    router.add_api_route(
+        "/changes/{change}",
+        one_change,
+        name="change",
+        response_model=ChangeDetail,
+        dependencies=[Snapshot],
+    )
     for verb in ControlVerb:
         router.add_api_route(
             f"/changes/{{change}}/{verb.value}",
@@ -58,35 +57,23 @@ async def changes(
     who: Reader,
     ports: Ports,
     paging: Paged,
+    response: Response,
     state: ChangeState | None = None,
     deployment: Name = None,
     kind: Name = None,
-) -> PageOf[ChangeView]:
+) -> Response:
     """What moved last comes first."""
     want = ChangeFilter(state, deployment, kind)
-    rows = await ports.queries.changes(who.tenant, want, paging.page(*_SORT_KEY.values()))
-    return paging.of(rows, change_view, tuple(_SORT_KEY))
+    found = await ports.documents.changes(who.tenant, want, paging.page(*_SORT_KEY))
+    return paging.page_of(found, response)
 
 
-async def one_change(change: Id, who: Reader, ports: Ports) -> ChangeDetail:
+async def one_change(change: Id, who: Reader, ports: Ports, response: Response) -> Response:
     """One change: where it stands, who said what, each stage with its gates, every event."""
-    row = await ports.queries.change(who.tenant, change)
-    saga = row.pop("body")
-    proposal = Recommendation.model_validate(saga["recommendation"])
-    timeline = [event_view(event) for event in await ports.queries.timeline(change)]
-    return ChangeDetail(
-        **change_view(row).model_dump(),
-        round=saga["round"],
-        look=saga["look"],
-        arms=saga["arms"],
-        recommendation=proposal,
-        version_hash=proposal.version_hash(),
-        votes=[vote_of(vote) for vote in await ports.queries.votes(change)],
-        approvals=[approval_view(one) for one in await ports.queries.approvals(change)],
-        stages=stages_of(proposal, timeline),
-        executions=[execution_view(one) for one in await ports.queries.executions(change)],
-        timeline=timeline,
-    )
+    found = await ports.documents.change(who.tenant, change)
+    stages = json.dumps(stages_of(json.loads(found.planned), json.loads(found.told)))
+    rest = f'"stages":{stages},"timeline":{found.timeline}}}'
+    return json_answer(f"{found.text[:-1]},{rest}", response)
 
 
 def _control(verb: ControlVerb, new_id: NewId) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import AwareDatetime
 
 from optiinfra.portal_api.auth import Auditor, Ports, Reader
@@ -17,31 +17,31 @@ from optiinfra.portal_api.views import (
     EventView,
     VerificationView,
     audit_view,
-    event_view,
 )
-from optiinfra.storage.postgres.queries import EventFilter
+from optiinfra.storage.postgres.reading import EventFilter
 from optiinfra.storage.postgres.verification import verify
 
 router = APIRouter(tags=["events"])
 
 
-@router.get("/events", dependencies=[Snapshot])
+@router.get("/events", response_model=PageOf[EventView], dependencies=[Snapshot])
 async def events(
     who: Reader,
     ports: Ports,
     paging: Paged,
+    response: Response,
     after: Annotated[int | None, Query(ge=0, lt=1 << 63, description="a position")] = None,
     change: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None,
     kind: Annotated[str | None, Query(pattern="^[a-z_]+[.][a-z_]+$")] = None,
     since: AwareDatetime | None = None,
     until: AwareDatetime | None = None,
-) -> PageOf[EventView]:
+) -> Response:
     """The log in its order; `since` and `until` are times at which events were taken in."""
     if after is not None and paging.after is None:
         paging.after = [after]
     want = EventFilter(change, kind, since, until)
-    rows = await ports.queries.events(who.tenant, want, paging.page(int))
-    return paging.of(rows, event_view, ("position",))
+    found = await ports.documents.events(who.tenant, want, paging.page(int))
+    return paging.page_of(found, response)
 
 
 @router.get("/audit")

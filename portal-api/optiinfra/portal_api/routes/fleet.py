@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from optiinfra.portal_api.auth import Ports, Reader
-from optiinfra.portal_api.paging import Paged, PageOf
+from optiinfra.portal_api.paging import Paged, PageOf, page_answer
 from optiinfra.portal_api.routes.snapshots import Snapshot
-from optiinfra.portal_api.views import AgentView, DeploymentView, agent_view, deployment_view
+from optiinfra.portal_api.views import AgentView, DeploymentView, deployment_view
 
 router = APIRouter(tags=["fleet"], dependencies=[Snapshot])
 
 
-@router.get("/agents")
-async def agents(who: Reader, ports: Ports) -> PageOf[AgentView]:
+@router.get("/agents", response_model=PageOf[AgentView])
+async def agents(who: Reader, ports: Ports, response: Response) -> Response:
     """All instances of all agents with their heartbeats."""
-    rows = await ports.queries.agents(who.tenant)
-    return PageOf[AgentView](items=[agent_view(row) for row in rows])
+    return page_answer(await ports.documents.agents(who.tenant), response)
 
 
 @router.get("/deployments")

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from optiinfra.portal_api.auth import Approver, Ports, Reader
-from optiinfra.portal_api.paging import Paged, PageOf
+from optiinfra.portal_api.paging import Paged, PageOf, json_answer
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.problems import PreconditionNeeded
 from optiinfra.portal_api.routes.snapshots import Snapshot
@@ -18,14 +18,12 @@ from optiinfra.portal_api.views import (
     AcceptedView,
     RecommendationDetail,
     RecommendationView,
-    recommendation_detail,
-    recommendation_view,
 )
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.errors import Rejected
 from optiinfra.storage.postgres.access import Principal
 from optiinfra.storage.postgres.decisions import Accepted, Decision
-from optiinfra.storage.postgres.queries import ChangeFilter
+from optiinfra.storage.postgres.reading import ChangeFilter
 
 router = APIRouter(tags=["recommendations"])
 Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
@@ -38,7 +36,7 @@ IdempotencyKey = Annotated[
     Header(alias="Idempotency-Key", max_length=128, description="names the request for repeats"),
 ]
 Name = Annotated[str | None, Query(max_length=63)]
-_SORT_KEY = {"proposed_at": datetime, "id": str}
+_SORT_KEY = (datetime, str)
 
 
 class DecisionBody(BaseModel):
@@ -53,33 +51,35 @@ class RejectionBody(DecisionBody):
     reason: str = Field(min_length=1, max_length=2_000)
 
 
-@router.get("/recommendations", dependencies=[Snapshot])
+@router.get("/recommendations", response_model=PageOf[RecommendationView], dependencies=[Snapshot])
 async def recommendations(
     who: Reader,
     ports: Ports,
     paging: Paged,
+    response: Response,
     state: ChangeState | None = None,
     deployment: Name = None,
     kind: Name = None,
-) -> PageOf[RecommendationView]:
+) -> Response:
     """The newest first."""
     want = ChangeFilter(state, deployment, kind)
-    rows = await ports.queries.recommendations(who.tenant, want, paging.page(*_SORT_KEY.values()))
-    return paging.of(rows, recommendation_view, tuple(_SORT_KEY))
+    found = await ports.documents.recommendations(who.tenant, want, paging.page(*_SORT_KEY))
+    return paging.page_of(found, response)
 
 
-@router.get("/recommendations/{change}", dependencies=[Snapshot])
+@router.get(
+    "/recommendations/{change}", response_model=RecommendationDetail, dependencies=[Snapshot]
+)
 async def recommendation(
     change: Id,
     who: Reader,
     ports: Ports,
     response: Response,
-) -> RecommendationDetail:
+) -> Response:
     """One, with its votes and decisions; the `ETag` is what a decision's `If-Match` names."""
-    row = await ports.queries.recommendation(who.tenant, change)
-    response.headers["ETag"] = f'"{row["version_hash"]}"'
-    votes, approvals = await ports.queries.votes(change), await ports.queries.approvals(change)
-    return recommendation_detail(row, votes, approvals)
+    found = await ports.documents.recommendation(who.tenant, change)
+    response.headers["ETag"] = f'"{found.version_hash}"'
+    return json_answer(found.text, response)
 
 
 @router.post("/recommendations/{change}/approve", status_code=202)

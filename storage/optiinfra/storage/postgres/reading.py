@@ -1,0 +1,34 @@
+"""What can be asked of a list: which rows, from where on, how many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`after` is the sort key of the last row seen, `limit` how many rows are wanted."""
+
+    limit: int
+    after: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events; None means "any". `kind` is a tag as `vote.cast`."""
+
+    change: str | None = None
+    kind: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeFilter:
+    """Which changes, by their state and by what they change; None means "any"."""
+
+    state: str | None = None
+    deployment: str | None = None
+    kind: str | None = None

@@ -1,0 +1,173 @@
+"""Roles as processes of their own on servers that run already, as in production."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from optiinfra.events import facts as f
+from optiinfra.schemas.tenant import Role
+from optiinfra.storage.embedded.nats import NatsServer
+from optiinfra.storage.embedded.ports import free_port
+from optiinfra.storage.postgres.access import AccessTokens
+from tests.coordinator_stand import Stand, opened
+from tests.factories import recommendation
+
+TOKEN = "the-admin-token"
+FLEET = {
+    "tenant": "acme",
+    "clouds": {"local": {"command": ["engine"]}},
+    "deployments": [{"id": "chat", "model": "m", "provider": "local"}],
+}
+
+
+@dataclass
+class Site:
+    """The servers, and how a role is told of them."""
+
+    stand: Stand
+    folder: Path
+    postgres_url: str
+
+    @asynccontextmanager
+    async def role(self, *verb: str, **settings: str) -> AsyncIterator[tuple[Process, str]]:
+        """The role's process once it is ready, with its health address."""
+        port = free_port()
+        config = self.folder / "fleet.yaml"
+        config.write_text(yaml.safe_dump(FLEET))
+        with (self.folder / "stderr").open("ab") as errors:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "optiinfra.runtime.cli", *verb),
+                env=self._environment(
+                    config, HEALTH_PORT=str(port), **{k.upper(): v for k, v in settings.items()}
+                ),
+                stdout=PIPE,
+                stderr=errors,
+            )
+        try:
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+    def _environment(self, config: Path, **settings: str) -> dict[str, str]:
+        ours = {
+            "CONFIG": str(config),
+            "HOME": str(self.folder / "home"),
+            "NATS_URL": self.stand.nats_url,
+            "POSTGRES_URL": self.postgres_url,
+            "CLICKHOUSE_URL": f"chdb://{self.folder}/none",
+            "QDRANT_URL": f"local://{self.folder}/none",
+            "REDIS_URL": "memory://",
+            "GATEWAY_ADMIN_TOKEN": TOKEN,
+            "LOG_JSON": "true",
+            **settings,
+        }
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("OPTIINFRA_")}
+        return {**kept, **{f"OPTIINFRA_{name}": value for name, value in ours.items()}}
+
+    @property
+    def errors(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+
+@pytest.fixture
+async def site(
+    nats_server: Callable[[], NatsServer], database: str, tmp_path: Path
+) -> AsyncIterator[Site]:
+    async with opened(nats_server().url, database) as stand:
+        yield Site(stand, tmp_path, database)
+
+
+async def until_ready(url: str, site: Site, path: str = "/readyz") -> None:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        for _ in range(600):
+            try:
+                if (await http.get(f"{url}{path}")).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.1)
+    raise AssertionError(site.errors[-3000:])
+
+
+async def stopped(process: Process) -> int:
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(15):
+        return await process.wait()
+
+
+async def test_a_coordinator_of_its_own_decides_and_tells_its_health(site: Site) -> None:
+    async with site.role("coordinator") as (process, health):
+        await until_ready(health, site)
+        async with httpx.AsyncClient(base_url=health, trust_env=False) as http:
+            assert (await http.get("/healthz")).text == "alive"
+            assert (await http.get("/readyz")).text == "ready"
+            assert (await http.get("/other")).status_code == 404
+        proposal = recommendation("mine")
+        await site.stand.say(f.RecommendationProposed(recommendation=proposal))
+        await site.stand.until(
+            "SELECT count(*) = 1 FROM sagas WHERE state = 'voting' AND change_id = $1",
+            proposal.id,
+        )
+        assert await stopped(process) == 0
+
+
+async def test_the_api_of_its_own_serves_and_stops(site: Site) -> None:
+    port = free_port()
+    token = await AccessTokens(site.stand.database).issue("acme", "ann", Role.VIEWER, lasts_s=60)
+    async with site.role("portal-api", portal_port=str(port)) as (process, health):
+        await until_ready(health, site)
+        await until_ready(f"http://127.0.0.1:{port}", site)
+        async with httpx.AsyncClient(trust_env=False) as http:
+            answer = await http.get(
+                f"http://127.0.0.1:{port}/api/v1/agents",
+                headers={"Authorization": f"Bearer {token}"},
+            )
+        assert answer.status_code == 200
+        assert await stopped(process) == 0
+
+
+async def test_a_gateway_of_its_own_takes_the_token_of_its_settings(site: Site) -> None:
+    port, admin = free_port(), free_port()
+    settings = {"gateway_port": str(port), "gateway_admin_port": str(admin)}
+    async with site.role("gateway", **settings) as (process, _):
+        await until_ready(f"http://127.0.0.1:{admin}", site, "/healthz")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin}", trust_env=False) as http:
+            assert (await http.get("/admin/routes")).status_code == 401
+            right = {"Authorization": f"Bearer {TOKEN}"}
+            assert (await http.get("/admin/routes", headers=right)).status_code == 200
+        assert await stopped(process) == 0
+
+
+async def test_a_role_without_its_stores_names_what_is_missing(site: Site) -> None:
+    async with site.role("coordinator", postgres_url="", redis_url="") as (process, _):
+        assert await asyncio.wait_for(process.wait(), 30) == 2
+    assert "OPTIINFRA_POSTGRES_URL, OPTIINFRA_REDIS_URL" in site.errors
+    assert "Traceback" not in site.errors
+
+
+async def test_a_role_refuses_a_broker_whose_streams_have_drifted(site: Site) -> None:
+    await site.stand.bus.js.delete_stream("DLQ")
+    async with site.role("coordinator") as (process, _):
+        assert await asyncio.wait_for(process.wait(), 30) == 5
+    assert "DLQ is missing" in site.errors
+    assert "Traceback" not in site.errors
+
+
+async def test_an_agent_without_a_gateway_says_what_it_needs(site: Site) -> None:
+    async with site.role("agent", "resource") as (process, _):
+        assert await asyncio.wait_for(process.wait(), 30) == 2
+    assert "needs the gateway" in site.errors
