@@ -23,6 +23,7 @@ from optiinfra.schemas.errors import Unavailable
 log = structlog.get_logger()
 
 _POLL_S = 0.05
+_START_S = 60.0
 
 
 class GatewayRecord(Value):
@@ -43,12 +44,14 @@ class GatewayProcess:
     def __init__(self, home: Path, *, host: str, port: int, sample_fraction: float) -> None:
         self._home = home.absolute()
         self._file = self._home / "gateway.json"
+        self._starting = self._home / "gateway.starting"
         self._host = host
         self._port = port
         self._sample_fraction = sample_fraction
 
     async def ensure(self, nats_url: str) -> GatewayRecord:
         """A running gateway. Raises `Unavailable` with its last words when it does not start."""
+        await self._end_half_started()
         found = self._read()
         bus = sha256(nats_url.encode()).hexdigest()
         if found is not None and _process(found) is not None:
@@ -62,9 +65,10 @@ class GatewayProcess:
 
     async def stop(self) -> bool:
         """Ends it gracefully; False when none ran."""
+        half = await self._end_half_started()
         found = self._read()
         if found is None or _process(found) is None:
-            return False
+            return half
         await self._stop(found)
         return True
 
@@ -91,16 +95,19 @@ class GatewayProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        started = psutil.Process(child.pid).create_time()
+        write_private(self._starting, f"{child.pid} {started}")
         told = await self._announced(child, announce, log_path)
         record = GatewayRecord(
             pid=child.pid,
-            started=psutil.Process(child.pid).create_time(),
+            started=started,
             url=told["url"],
             admin_url=told["admin_url"],
             admin_token=token,
             bus=bus,
         )
         write_private(self._file, record.model_dump_json())
+        self._starting.unlink(missing_ok=True)
         log.info("gateway.started", pid=record.pid, url=record.url)
         return record
 
@@ -108,16 +115,33 @@ class GatewayProcess:
         self, child: subprocess.Popen[bytes], announce: Path, log_path: Path
     ) -> dict[str, str]:
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(_START_S):
                 while not announce.exists():
                     if child.poll() is not None:
                         raise Unavailable(f"the gateway did not start: {_last_words(log_path)}")
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as late:
             child.kill()
-            raise Unavailable("the gateway did not start within 20 s") from late
+            raise Unavailable(f"the gateway did not start within {_START_S:g} s") from late
+        except asyncio.CancelledError:
+            child.kill()
+            raise
         told: dict[str, str] = json.loads(announce.read_text())
         return told
+
+    async def _end_half_started(self) -> bool:
+        """Ends a gateway whose starter was killed before it could write the record."""
+        try:
+            pid, started = self._starting.read_text().split()
+        except (FileNotFoundError, ValueError):
+            return False
+        process = _same(int(pid), float(started))
+        if process is not None:
+            log.warning("gateway.half_started", pid=process.pid)
+            process.kill()
+            await asyncio.to_thread(process.wait, 5)
+        self._starting.unlink(missing_ok=True)
+        return process is not None
 
     async def _stop(self, record: GatewayRecord) -> None:
         process = _process(record)
@@ -150,10 +174,14 @@ def write_private(path: Path, text: str) -> None:
 
 
 def _process(record: GatewayRecord) -> psutil.Process | None:
-    """The process of the record, never a later one with its number."""
+    return _same(record.pid, record.started)
+
+
+def _same(pid: int, started: float) -> psutil.Process | None:
+    """The process that was started then, never a later one with its number."""
     try:
-        process = psutil.Process(record.pid)
-        same = abs(process.create_time() - record.started) < 1.0
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started) < 1.0
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
