@@ -430,7 +430,7 @@ async def test_an_engine_that_ends_by_itself_is_stopped_and_can_be_forgotten(
         again = await actuator.launch(spec(Provider.LOCAL))
         assert (again.created, again.replica.state) == (False, ReplicaState.STOPPED)
         actuator.forget("acme", "chat")
-        assert not any(tmp_path.iterdir())  # noqa: ASYNC240
+        assert not any(tmp_path.iterdir())
 
 
 async def test_full_slots_and_bad_commands_are_refused(tmp_path: Path) -> None:

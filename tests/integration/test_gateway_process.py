@@ -177,7 +177,7 @@ async def test_an_unreadable_state_refuses_to_start_until_reset(
     gateway = Gateway(config(tmp_path, reset_routes=True), sink=None)
     await gateway.start()
     await gateway.stop(grace_s=1)
-    [aside] = tmp_path.glob("routes.json.corrupt-*")  # noqa: ASYNC240 a test may block
+    [aside] = tmp_path.glob("routes.json.corrupt-*")
     assert aside.read_text() == content
 
 

@@ -108,6 +108,7 @@ class GatewayProcess:
         )
         write_private(self._file, record.model_dump_json())
         self._starting.unlink(missing_ok=True)
+        child.returncode = 0  # it is meant to outlive this object, which would warn of that
         log.info("gateway.started", pid=record.pid, url=record.url)
         return record
 
@@ -121,10 +122,10 @@ class GatewayProcess:
                         raise Unavailable(f"the gateway did not start: {_last_words(log_path)}")
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as late:
-            child.kill()
+            _killed(child)
             raise Unavailable(f"the gateway did not start within {_START_S:g} s") from late
         except asyncio.CancelledError:
-            child.kill()
+            _killed(child)
             raise
         told: dict[str, str] = json.loads(announce.read_text())
         return told
@@ -163,6 +164,11 @@ class GatewayProcess:
         except ValidationError as broken:
             log.warning("gateway.record_unreadable", path=str(self._file), reason=str(broken))
             return None
+
+
+def _killed(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
 
 
 def write_private(path: Path, text: str) -> None:

@@ -136,6 +136,12 @@ class SagaRow(Table):
     __table_args__ = (
         Index("ix_sagas_tenant_state", "tenant", "state"),
         Index("ix_sagas_tenant_updated_at", "tenant", "updated_at"),
+        Index(
+            "ix_sagas_tenant_moving_since",
+            "tenant",
+            "moving_since",
+            postgresql_where=text("moving_since IS NOT NULL"),
+        ),
     )
 
     change_id: Mapped[str] = mapped_column(primary_key=True)

@@ -223,6 +223,13 @@ def upgrade() -> None:
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("change_id", name=op.f("pk_sagas")),
     )
+    op.create_index(
+        "ix_sagas_tenant_moving_since",
+        "sagas",
+        ["tenant", "moving_since"],
+        unique=False,
+        postgresql_where=sa.text("moving_since IS NOT NULL"),
+    )
     op.create_index("ix_sagas_tenant_state", "sagas", ["tenant", "state"], unique=False)
     op.create_index("ix_sagas_tenant_updated_at", "sagas", ["tenant", "updated_at"], unique=False)
     op.create_table(
