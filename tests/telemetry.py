@@ -24,11 +24,12 @@ NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 
 
 class Recorded:
-    """The `Telemetry` port over a list; `down` makes it unavailable."""
+    """The `Telemetry` port over a list; `down` makes it unavailable, `down_for` some metrics."""
 
     def __init__(self, samples: Iterable[Sample] = ()) -> None:
         self.samples = list(samples)
         self.down = False
+        self.down_for: set[str] = set()
 
     def record(self, facts: Sequence[Fact], deployment: str = "chat") -> None:
         """Store what was measured of `deployment`."""
@@ -46,7 +47,7 @@ class Recorded:
         until: datetime,
         replicas: Sequence[str] | None = None,
     ) -> list[Sample]:
-        if self.down:
+        if self.down or metric in self.down_for:
             raise Unavailable("the store is down")
         found = [
             s

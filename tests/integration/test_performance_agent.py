@@ -23,6 +23,7 @@ from optiinfra.events.facts import (
     TelemetryGap,
     VoteCast,
 )
+from optiinfra.schemas.answers import ANSWER_SCORE, GOLDEN, SOURCE
 from optiinfra.schemas.deployment import ReplicaState
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.recommendation import (
@@ -32,7 +33,7 @@ from optiinfra.schemas.recommendation import (
     SpotReplacement,
 )
 from optiinfra.schemas.rollout import Arms, GateAnswer, GateVerdict
-from optiinfra.schemas.telemetry import Unknown, UnknownReason
+from optiinfra.schemas.telemetry import Known, Sample, Unit, Unknown, UnknownReason
 from optiinfra.schemas.vote import AgentName, Verdict, Vote
 from optiinfra.serving.cards import load_card
 from optiinfra.serving.live import CardModel
@@ -43,6 +44,8 @@ from tests.telemetry import NOW, Fleet, Recorded, deployment, gone_dark, replica
 
 CARD, SCALE = "h100-8b-fp16-tp1", 5.0
 POLICY = PerformancePolicy(vote_window_s=60, stale_s=30, min_samples=10, min_scrapes=1)
+REAL_TIME = POLICY.model_copy(update={"golden_settle_s": 0.0})
+"""Nobody asks golden prompts there, and all scrapes are of the last second or so."""
 CHANGE = recommendation().id
 
 
@@ -68,7 +71,7 @@ class Stand:
             EngineScraper(client, clock),
             models={"chat": CardModel(load_card(CARD), time_scale=SCALE)},
             clock=clock,
-            policy=POLICY,
+            policy=REAL_TIME if real_time else POLICY,
         )
 
     async def sense(self) -> Sequence[Fact]:
@@ -235,6 +238,26 @@ async def test_too_much_load_for_one_replica_less_is_rejected(stand: Stand) -> N
     vote = await stand.vote()
     assert vote.verdict is Verdict.REJECT
     assert "with 1 replica(s) left" in vote.reasons[0]
+
+
+async def test_golden_prompts_are_no_load_that_a_vote_weighs(stand: Stand) -> None:
+    stand.fleet.all = [replica("a"), replica("b")]
+    stand.telemetry.samples = [*steady("a", rps=150.0), *steady("b", rps=150.0)]
+    assert (await stand.vote()).verdict is Verdict.REJECT
+    asked = NOW - timedelta(seconds=30)
+    stand.telemetry.samples += [
+        Sample(
+            metric=ANSWER_SCORE, unit=Unit.SCORE, reading=Known(value=1), replica=name, at=asked,
+            labels={SOURCE: GOLDEN},
+        )
+        for name in "ab"
+        for _ in range(148 * 40)
+    ]  # fmt: skip
+    vote = await stand.vote()
+    (offered,) = (row.reading for row in vote.evidence if row.name == "offered_rps")
+    assert isinstance(offered, Known)
+    assert offered.value == pytest.approx(4)
+    assert vote.verdict is Verdict.APPROVE, vote.reasons
 
 
 async def test_without_requests_or_without_a_card_it_abstains(stand: Stand) -> None:

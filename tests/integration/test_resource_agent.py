@@ -11,6 +11,8 @@ import httpx
 import pynvml
 import pytest
 
+from optiinfra.agents.application.golden import Ask, GoldenRunner, Reply, load_golden
+from optiinfra.agents.application.records import golden_samples
 from optiinfra.agents.base.agent import Agent
 from optiinfra.agents.collectors.host import HostCollector, HostCounters, LocalHost
 from optiinfra.agents.collectors.nvml import GpuCollector, GpuReadings, Nvml
@@ -23,6 +25,7 @@ from optiinfra.agents.resource.policy import OFFERED, ResourcePolicy
 from optiinfra.agents.resource.sense import HOST_SCOPE, Machine
 from optiinfra.events.commands import VoteRequested
 from optiinfra.events.facts import ChangeResumed, Fact, MetricsMeasured, VoteCast
+from optiinfra.schemas.answers import ANSWER_SCORE, GOLDEN, SOURCE
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.recommendation import (
     ChangeSpec,
@@ -229,6 +232,42 @@ async def test_offered_load_is_published_for_each_deployment() -> None:
     assert (load.at, load.window_s) == (NOW, POLICY.offered_window_s)
 
 
+async def test_golden_prompts_are_neither_in_the_published_load_nor_in_the_vote() -> None:
+    stand = Stand()
+    stand.load(2.0)
+    plain = offered_in(await stand.vote())
+    assert plain == pytest.approx(6.0)
+    asked = NOW - timedelta(seconds=45)
+    for name in "ab":
+        stand.telemetry.samples += [golden_row(name, asked, number) for number in range(10)]
+    load = measured(await stand.agent.sense(), "chat")[OFFERED]
+    assert isinstance(load.reading, Known)
+    assert load.reading.value == pytest.approx(6.0 - 20 / 40)
+    assert offered_in(await stand.vote()) == pytest.approx(6.0 - 20 / 60)
+
+
+def golden_row(replica_id: str, asked: datetime, number: int) -> Sample:
+    return Sample(
+        metric=ANSWER_SCORE, unit=Unit.SCORE, reading=Known(value=1), replica=replica_id,
+        at=asked + timedelta(seconds=20), window_s=20, labels={SOURCE: GOLDEN, "unit": str(number)},
+    )  # fmt: skip
+
+
+def offered_in(vote: Vote) -> float:
+    (reading,) = (row.reading for row in vote.evidence if row.name == "offered_rps")
+    assert isinstance(reading, Known)
+    return reading.value
+
+
+async def test_load_is_unknown_while_golden_prompts_cannot_be_read() -> None:
+    stand = Stand()
+    stand.load(2.0)
+    stand.telemetry.down_for = {ANSWER_SCORE}
+    assert OFFERED not in measured(await stand.agent.sense(), "chat")
+    with pytest.raises(Unavailable):
+        await stand.vote()
+
+
 async def test_what_cannot_be_read_is_left_out_and_the_machine_is_measured_still() -> None:
     stand = Stand()
     stand.telemetry.down = True
@@ -299,7 +338,16 @@ async def test_what_is_not_for_it_is_not_answered() -> None:
     assert await agent.handle(event(resumed), unsaid) == []
 
 
-async def test_load_at_an_emulated_replica_is_seen_as_it_arrives() -> None:
+async def golden_replies(url: str, count: int) -> list[Reply]:
+    asks = [Ask(item, "a", url) for item in load_golden().items[:count]]
+    replies = await GoldenRunner(httpx.AsyncClient).run(
+        asks, EmulatorConfig(card=CARD).model, limit_s=60
+    )
+    assert all(reply.ok for reply in replies)
+    return replies
+
+
+async def test_load_at_an_emulated_replica_is_seen_without_its_golden_prompts() -> None:
     def clock() -> datetime:
         return datetime.now(UTC)
 
@@ -313,14 +361,18 @@ async def test_load_at_an_emulated_replica_is_seen_as_it_arrives() -> None:
         )  # fmt: skip
         machine = Machine(HostCollector(), GpuCollector(NoDriver(), host="h1"))
         resource = ResourceAgent(
-            {"chat": deployment()}, fleet, telemetry, machine, models={}, clock=clock
-        )
+            {"chat": deployment()}, fleet, telemetry, machine, models={}, clock=clock,
+            policy=ResourcePolicy(golden_settle_s=0),
+        )  # fmt: skip
         telemetry.record(await performance.sense())
         began = telemetry.samples[-1].at
         body = {"prompt": "Where is it?", "max_tokens": 8}
         async with asyncio.TaskGroup() as group:
             for _ in range(25):
                 group.create_task(client.post(f"{server.url}/v1/completions", json=body))
+            asked = group.create_task(golden_replies(server.url, 12))
+        for reply in asked.result():
+            telemetry.samples += golden_samples(reply, clock(), {"purpose": "gate"})
         telemetry.record(await performance.sense())
         span_s = (telemetry.samples[-1].at - began).total_seconds()
         load = measured(await resource.sense(), "chat")[OFFERED]

@@ -7,7 +7,7 @@ import json
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -103,7 +103,7 @@ async def test_it_starts_serves_keeps_its_session_private_and_leaves_nothing_beh
     assert process.returncode == 5
 
     one.process.send_signal(signal.SIGTERM)
-    assert await one.ended(15) == 0
+    assert await one.ended(30) == 0
     assert one.left() == []
     assert one.engines() == []
 
@@ -129,7 +129,7 @@ async def test_after_kill_9_it_takes_the_gateway_over_and_keeps_data_and_token(u
         assert (await verify(database)).ok
     assert one.process is not None
     one.process.send_signal(signal.SIGINT)
-    assert await one.ended(15) == 0
+    assert await one.ended(30) == 0
     assert one.left() == []
 
 
@@ -151,20 +151,20 @@ async def test_observing_proposes_and_never_acts(up: Make) -> None:
         "max_vote_rounds": 40,
     }
     one = up(fleet(mode="observe", rules=rules))
-    await engines_of_ones_own(one)
-    before = sorted(one.engines())
-    session = await one.start()
-    assert session.gateway_url is not None
-    await until_answered(session.gateway_url)
-    async with api(session) as http:
-        proposal = await proposed(http)
-    recommended = Recommendation.model_validate(proposal["recommendation"])
-    assert recommended.spec.kind == "spot_migration"
-    assert "observe-only" in await reason_of_refusal(one, recommended)
-    async with one.database() as database, database.connection() as connection:
-        assert await connection.fetchval("SELECT count(*) FROM executions") == 0
-    assert sorted(one.engines()) == before
-    assert '"mode": "observe"' in one.errors
+    async with engines_of_ones_own(one):
+        before = sorted(one.engines())
+        session = await one.start()
+        assert session.gateway_url is not None
+        await until_answered(session.gateway_url)
+        async with api(session) as http:
+            proposal = await proposed(http)
+        recommended = Recommendation.model_validate(proposal["recommendation"])
+        assert recommended.spec.kind == "spot_migration"
+        assert "observe-only" in await reason_of_refusal(one, recommended)
+        async with one.database() as database, database.connection() as connection:
+            assert await connection.fetchval("SELECT count(*) FROM executions") == 0
+        assert sorted(one.engines()) == before
+        assert '"mode": "observe"' in one.errors
 
 
 async def reason_of_refusal(up: Up, proposal: Recommendation) -> str:
@@ -193,8 +193,9 @@ async def reason_of_refusal(up: Up, proposal: Recommendation) -> str:
         await bus.close()
 
 
-async def engines_of_ones_own(up: Up) -> None:
-    """Two engines that were there before `up`, in the same folder."""
+@asynccontextmanager
+async def engines_of_ones_own(up: Up) -> AsyncIterator[None]:
+    """Two engines that were there before `up`, in the same folder; ended with it."""
     up.home.mkdir(mode=0o711)
     async with httpx.AsyncClient(trust_env=False) as http:
         command = EngineCommand(args=ENGINE, emulated=True)
@@ -215,6 +216,11 @@ async def engines_of_ones_own(up: Up) -> None:
                     token=derived_id("mine", number),
                 )
             )
+        try:
+            yield
+        finally:
+            await up.close()
+            assert await actuator.replicas("default", "chat") == []
 
 
 async def proposed(http: httpx.AsyncClient) -> dict[str, Any]:
@@ -328,7 +334,7 @@ async def test_engines_go_on_when_they_are_to_be_kept(up: Make) -> None:
     engines = one.engines()
     assert one.process is not None
     one.process.send_signal(signal.SIGTERM)
-    assert await one.ended(15) == 0
+    assert await one.ended(30) == 0
     assert one.engines() == engines
     assert await end_engines(engines_dir(one.home)) == 2
     await until(lambda: one.left() == [], 10)

@@ -32,6 +32,7 @@ from optiinfra.agents.application.records import (
 )
 from optiinfra.agents.application.sequential import Arm, Coverage, Observation
 from optiinfra.events.commands import GateRequested
+from optiinfra.schemas.answers import ANSWER_SCORE, GOLDEN, SOURCE, TURNED_AWAY
 from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.recommendation import (
@@ -349,6 +350,20 @@ def test_an_unreached_replica_leaves_no_row_and_a_refusal_is_labelled() -> None:
     assert rows[0].labels["refusal"] == "true"
     failed = golden_samples(Reply(ask), AT, {})
     assert failed[1].reading == Known(value=0)
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_every_reply_leaves_one_score_that_tells_when_its_prompt_was_asked(
+    ok: bool,  # noqa: FBT001
+) -> None:
+    ask = Ask(GoldenItem(id="q", prompt="?", answer="a b"), "new", "http://x")
+    rows = golden_samples(Reply(ask, ok=ok, text="a b", asked_ago_s=2.5), AT, {})
+    (score,) = [row for row in rows if row.metric == ANSWER_SCORE]
+    assert (score.labels[SOURCE], score.replica) == (GOLDEN, "new")
+    assert (score.at, score.window_s) == (AT, 2.5)
+    assert TURNED_AWAY not in score.labels
+    (away, _) = golden_samples(Reply(ask, turned_away=True), AT, {})
+    assert away.labels[TURNED_AWAY] == "true"
 
 
 def test_a_baseline_comes_back_from_its_row_unless_it_is_unknown_or_of_another_version() -> None:

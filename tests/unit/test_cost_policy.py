@@ -28,6 +28,7 @@ from optiinfra.agents.cost.policy import (
     outdated,
     plan_migration,
     replacement_placement,
+    resting,
     saving,
     spend,
     suppressed,
@@ -215,6 +216,21 @@ def test_an_open_change_suppresses_and_a_bad_end_cools_down() -> None:
     assert suppressed([vetoed], START + timedelta(days=2), POLICY) is None
     assert suppressed([done], later, POLICY) is None
     assert suppressed([], later, POLICY) is None
+
+
+def test_spot_rests_while_a_replacement_is_open_and_for_a_while_after_it() -> None:
+    opened = RecentChange("a", ChangeState.VOTING, None)
+    ended = RecentChange("b", ChangeState.COMPLETED, START)
+    failed = RecentChange("c", ChangeState.FAILED, START)
+    soon, later = START + timedelta(minutes=59), START + timedelta(hours=1)
+    for change in (opened, ended, failed):
+        held = resting([change], soon, POLICY)
+        assert held is not None
+        assert change.id in held.reason
+    assert resting([ended, failed], later, POLICY) is None
+    assert resting([ended, opened], later, POLICY) is not None
+    assert resting([ended], START, CostPolicy(rest_after_reclaim_s=0)) is None
+    assert resting([], soon, POLICY) is None
 
 
 def test_the_epoch_follows_the_history_and_before_any_the_time() -> None:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from optiinfra.agents.collectors.interruptions import ReclaimNotice, parse_notice
 from optiinfra.agents.cost.agent import CostAgent
@@ -243,6 +244,22 @@ async def test_a_reclaim_notice_becomes_an_urgent_replacement_in_another_zone() 
     assert found.urgent_until == notice.reclaim_at
     assert found.risk is Risk.LOW
     assert [stage.share for stage in found.rollout.stages] == [1.0]
+
+
+async def test_the_fallback_of_a_reclaimed_machine_does_not_go_back_to_spot_at_once() -> None:
+    stand = Stand()
+    for change in (
+        RecentChange("r", ChangeState.EXECUTING, None),
+        RecentChange("r", ChangeState.COMPLETED, START - timedelta(minutes=30)),
+    ):
+        stand.recent.changes["spot_replacement"] = [change]
+        with capture_logs() as logs:
+            assert await stand.proposals() == []
+        (held,) = [line for line in logs if line["event"] == "cost.not_proposed"]
+        assert "replacement r of reclaimed machines" in held["reason"]
+    ended = RecentChange("r", ChangeState.COMPLETED, START - timedelta(hours=1))
+    stand.recent.changes["spot_replacement"] = [ended]
+    assert len(await stand.proposals()) == 1
 
 
 async def test_a_notice_is_acknowledged_only_once_its_change_is_on_record() -> None:

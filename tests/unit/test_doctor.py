@@ -89,7 +89,7 @@ def test_too_little_disk_is_told_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: Level
 ) -> None:
     usage = type("Usage", (), {"free": free})
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage)
     found = machine.look_at_machine(settings(tmp_path))
     assert level_of(found, "disk") is level
 

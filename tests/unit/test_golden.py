@@ -170,6 +170,32 @@ async def test_a_busy_dead_or_silent_replica_is_unreached_and_not_failed() -> No
     ]  # fmt: skip
 
 
+async def test_a_prompt_that_is_refused_was_turned_away_and_one_that_failed_was_not() -> None:
+    assert (await reply_to(httpx.Response(404))).turned_away
+    assert not (await reply_to(httpx.Response(500))).turned_away
+    assert not (await reply_to(httpx.Response(200, text="no json"))).turned_away
+
+
+async def test_a_prompt_counts_as_asked_when_it_is_put_to_the_replica_not_when_it_waits() -> None:
+    loop, put = asyncio.get_running_loop(), []
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        put.append(loop.time())
+        answered = asyncio.Event()
+        loop.call_later(0.02, answered.set)
+        await answered.wait()
+        return httpx.Response(200, json={"choices": [{"text": "x"}]})
+
+    transport = httpx.MockTransport(slow)
+    runner = GoldenRunner(lambda: httpx.AsyncClient(transport=transport), per_replica=1)
+    replies = await runner.run([ask(n, "a") for n in range(3)], "m", limit_s=5)
+    ago = [reply.asked_ago_s for reply in replies]
+    assert ago == sorted(ago, reverse=True)
+    assert min(ago) > 0
+    assert ago[0] - ago[2] == pytest.approx(put[2] - put[0], abs=0.015)
+    assert ago[0] - ago[2] > 0.03
+
+
 async def test_a_replica_is_never_asked_more_at_once_than_allowed() -> None:
     busy: Counter[str] = Counter()
     most: Counter[str] = Counter()

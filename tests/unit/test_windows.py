@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from optiinfra.schemas.telemetry import Known, Reading, Sample, Unknown, UnknownReason
+from optiinfra.schemas.answers import ANSWER_SCORE, GOLDEN, LIVE, SOURCE, TURNED_AWAY
+from optiinfra.schemas.telemetry import Known, Reading, Sample, Unit, Unknown, UnknownReason
 from optiinfra.serving.windows import Window
 from tests.telemetry import NOW, gone_dark, steady
 
@@ -15,7 +16,7 @@ DARK = Unknown(reason=UnknownReason.UNREACHABLE, detail="refused")
 
 
 def window(samples: Sequence[Sample], span_s: float = 100.0, until: datetime = NOW) -> Window:
-    series: dict[str, list[Sample]] = {}
+    series: dict[str, list[Sample]] = {ANSWER_SCORE: []}
     for one in sorted(samples, key=lambda s: s.at):
         series.setdefault(one.metric, []).append(one)
     return Window(until - timedelta(seconds=span_s), until, 30.0, series)
@@ -114,3 +115,70 @@ def test_levels_are_means_over_scrapes() -> None:
     level = window(steady("a", waiting=3)).level("requests_waiting", ["a"])
     assert (known(level.reading), level.samples) == (3, 10 + 1)
     assert window([]).span_s == 100
+
+
+def golden(
+    replica: str, count: int, *, ago_s: float, run_s: float = 0.0, source: str = GOLDEN
+) -> list[Sample]:
+    """Prompts put to a replica `ago_s` before now, in a run that was over `run_s` later."""
+    at = NOW - timedelta(seconds=ago_s - run_s)
+    return [
+        Sample(
+            metric=ANSWER_SCORE, unit=Unit.SCORE, reading=DARK, at=at, window_s=run_s,
+            replica=replica, labels={SOURCE: source, "unit": str(number)},
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def test_golden_prompts_are_no_offered_load_of_the_replica_that_was_asked() -> None:
+    busy = [*steady("a", rps=3), *steady("b", rps=2)]
+    seen = window([*busy, *golden("a", 100, ago_s=40)])
+    assert known(seen.offered(["a"])) == pytest.approx(2)
+    assert known(seen.offered(["b"])) == pytest.approx(2)
+    assert known(seen.offered(["a", "b"])) == pytest.approx(4)
+    tapped = window([*busy, *golden("a", 100, ago_s=40, source=LIVE)])
+    assert known(tapped.offered(["a"])) == pytest.approx(3)
+
+
+def test_a_golden_prompt_that_was_turned_away_was_no_work() -> None:
+    refused = [
+        s.model_copy(update={"labels": {**s.labels, TURNED_AWAY: "true"}})
+        for s in golden("a", 100, ago_s=40)
+    ]
+    assert known(window([*steady("a", rps=3), *refused]).offered(["a"])) == pytest.approx(3)
+
+
+def test_golden_prompts_count_from_when_they_were_asked_not_from_when_they_were_recorded() -> None:
+    before = golden("a", 50, ago_s=105, run_s=20)
+    within = golden("a", 50, ago_s=15, run_s=15)
+    seen = window([*steady("a", rps=2), *before, *within])
+    assert known(seen.offered(["a"])) == pytest.approx(2 - 0.5)
+
+
+def test_load_so_recent_that_its_golden_prompts_are_unrecorded_is_left_out() -> None:
+    surge = [
+        s.model_copy(update={"reading": Known(value=50)})
+        if s.metric == "requests_per_s" and s.at > NOW - timedelta(seconds=20)
+        else s
+        for s in steady("a", rps=2)
+    ]
+    seen = window(surge)
+    assert known(seen.offered(["a"])) > 10
+    assert known(seen.offered(["a"], settle_s=20)) == pytest.approx(2)
+    assert reason(seen.offered(["a"], settle_s=95)) is UnknownReason.STALE
+
+
+def test_offered_load_is_never_negative() -> None:
+    seen = window([*steady("a", rps=1), *golden("a", 500, ago_s=40), *steady("b", rps=1)])
+    assert known(seen.offered(["a"])) == 0
+    assert known(seen.offered(["a", "b"])) == pytest.approx(1), "each replica for itself"
+
+
+def test_offered_load_is_unknown_where_golden_prompts_were_not_read() -> None:
+    seen = window(steady("a"))
+    unread = Window(
+        seen.since, seen.until, seen.stale_s,
+        {name: rows for name, rows in seen.series.items() if name != ANSWER_SCORE},
+    )  # fmt: skip
+    assert reason(unread.offered(["a"])) is UnknownReason.MISSING

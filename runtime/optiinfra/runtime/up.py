@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import sys
@@ -216,7 +217,7 @@ class _Up:
         await upgrade(self._addresses.postgres_url)
         async with AsyncExitStack() as stack:
             stores = await stack.enter_async_context(open_stores(self._addresses, name="up"))
-            await topology.apply(stores.bus, allow_update=True)
+            await topology.apply(stores.bus, allow_update=not self._settings.nats_url)
             await stores.metrics.migrate()
             front = await self._front(gateway_token, stack)
             traffic = await stack.enter_async_context(
@@ -318,6 +319,8 @@ class _Up:
             f"one-time token to sign in with, good for 15 minutes: {once}\n"
         )
         sys.stdout.flush()
+        gc.collect()
+        gc.freeze()  # what was loaded stays: looking at it again only costs time
 
     async def _session_token(self, tokens: AccessTokens) -> str:
         """The token of this home: the one that stands, while it is good, else a new one."""

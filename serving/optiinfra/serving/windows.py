@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import inf
 
+from optiinfra.schemas.answers import ANSWER_SCORE, GOLDEN, SOURCE, TURNED_AWAY
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unknown, UnknownReason
 from optiinfra.serving.histograms import Bin, Distribution, pooled
 
@@ -101,31 +102,48 @@ class Window:
         ]
         return Pooled(Known(value=sum(values) / len(values)), len(values))
 
-    def offered(self, replicas: Sequence[str]) -> Reading:
+    def offered(self, replicas: Sequence[str], *, settle_s: float = 0.0) -> Reading:
         """Arrivals per second at all `replicas`: what finished plus the growth of what is inside.
 
-        `λ = Σ_replicas (finished + Δ(running + waiting)) / span`, each between its first and last
-        scrape in the window. A growing queue counts, which completed throughput would not show.
+        `λ = Σ_replicas max(0, finished + Δ(running + waiting) − golden) / span`, each between its
+        first and last scrape in the window. A growing queue counts, which completed throughput
+        would not show. Golden prompts put to a replica in that span are no offered load; they are
+        recorded only once their run is over, so scrapes of the last `settle_s` are left out.
+        Unknown where golden prompts were not read.
         """
-        return _total(self._offered_to(name) for name in replicas)
+        if ANSWER_SCORE not in self.series:
+            detail = "golden prompts among the load were not read"
+            return Unknown(reason=UnknownReason.MISSING, detail=detail)
+        settled = self.until - timedelta(seconds=settle_s)
+        return _total(self._offered_to(name, settled) for name in replicas)
 
-    def _offered_to(self, replica: str) -> Reading:
+    def _offered_to(self, replica: str, settled: datetime) -> Reading:
         gap = first_gap(
             self.newest(metric, replica)
             for metric in ("requests_running", "requests_waiting", "requests_per_s")
         )
         if gap is not None:
             return gap
-        inside = self._inside(replica)
+        inside = {at: held for at, held in self._inside(replica).items() if at <= settled}
         first_at, last_at = min(inside, default=self.until), max(inside, default=self.until)
         if first_at == last_at:
-            detail = f"{replica}: fewer than two scrapes"
+            detail = f"{replica}: fewer than two scrapes to {settled.isoformat()}"
             return Unknown(reason=UnknownReason.STALE, detail=detail)
         finished = sum(
-            count for at, count in self._counts("requests_per_s", replica) if at > first_at
+            count
+            for at, count in self._counts("requests_per_s", replica)
+            if first_at < at <= last_at
         )
-        arrived = max(0.0, finished + inside[last_at] - inside[first_at])
+        golden = sum(first_at < at <= last_at for at in self._golden_asked(replica))
+        arrived = max(0.0, finished + inside[last_at] - inside[first_at] - golden)
         return Known(value=arrived / (last_at - first_at).total_seconds())
+
+    def _golden_asked(self, replica: str) -> Iterable[datetime]:
+        """When each golden prompt that became work was put to a replica."""
+        for s in self.series[ANSWER_SCORE]:
+            is_work = s.labels.get(SOURCE) == GOLDEN and TURNED_AWAY not in s.labels
+            if is_work and s.replica == replica:
+                yield s.at - timedelta(seconds=s.window_s)
 
     def _inside(self, replica: str) -> dict[datetime, float]:
         """Requests running or waiting at each scrape that tells both."""

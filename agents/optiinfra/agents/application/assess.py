@@ -9,16 +9,10 @@ from datetime import datetime, timedelta
 
 from optiinfra.agents.application.gate import GateSight
 from optiinfra.agents.application.policy import ApplicationPolicy
-from optiinfra.agents.application.records import (
-    ANSWER_OK,
-    ANSWER_SCORE,
-    GATE,
-    GOLDEN,
-    LIVE,
-    is_current,
-)
+from optiinfra.agents.application.records import ANSWER_OK, GATE, is_current
 from optiinfra.agents.application.sequential import Arm, Observation, coverage_of, sessions
 from optiinfra.events.commands import GateRequested
+from optiinfra.schemas.answers import ANSWER_SCORE, GOLDEN, LIVE, SOURCE
 from optiinfra.schemas.rollout import Arms
 from optiinfra.schemas.telemetry import Known, Sample
 
@@ -100,7 +94,7 @@ def _merged(readings: GateReadings) -> list[Sample]:
     live = []
     for row in (*readings.fresh, *readings.stored):
         labels = row.labels
-        if labels.get("source") != GOLDEN:
+        if labels.get(SOURCE) != GOLDEN:
             live.append(row)
             continue
         names = ("unit", "purpose", "change", "stage", "look", "arm")
@@ -129,9 +123,7 @@ def _live(
     return [
         (row, arms[row.replica])
         for row in rows
-        if row.labels.get("source") == LIVE
-        and row.replica in arms
-        and row.at >= starts[row.replica]
+        if row.labels.get(SOURCE) == LIVE and row.replica in arms and row.at >= starts[row.replica]
     ]
 
 
@@ -160,8 +152,8 @@ def _observed(row: Sample, arm: Arm) -> Observation:
     score = row.reading.value if isinstance(row.reading, Known) else None
     if not is_current(labels["scorer"]):
         score = None
-    parts = [labels["source"], labels["stratum"]]
-    if labels["source"] == GOLDEN:
+    parts = [labels[SOURCE], labels["stratum"]]
+    if labels[SOURCE] == GOLDEN:
         parts += [labels["unit"], labels["stage"], labels["look"]]
     return Observation(row.at, arm, ":".join(parts), f"{parts[0]}:{labels['unit']}", score)
 

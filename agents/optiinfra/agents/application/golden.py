@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,9 @@ class Reply:
     """What came back.
 
     `unreached` says why nothing was learnt about the replica (no connection, no answer in time,
-    too busy); otherwise `ok` says whether the engine answered, and `text` what.
+    too busy); otherwise `ok` says whether the engine answered, and `text` what. It was asked
+    `asked_ago_s` before the run that it belongs to was over. One that was `turned_away` (HTTP 4xx)
+    never was work for the engine.
     """
 
     ask: Ask
@@ -125,6 +127,8 @@ class Reply:
     text: str = ""
     finish_reason: str | None = None
     unreached: str | None = None
+    turned_away: bool = False
+    asked_ago_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +144,26 @@ class GoldenRunner:
 
     async def run(self, asks: Sequence[Ask], model: str, *, limit_s: float) -> list[Reply]:
         """A reply to each of `asks`, in their order, after at most `limit_s` seconds."""
-        deadline = asyncio.get_running_loop().time() + limit_s
+        time = asyncio.get_running_loop().time
+        deadline = time() + limit_s
         gates = {ask.replica: asyncio.Semaphore(self.per_replica) for ask in asks}
 
-        async def one(ask: Ask) -> Reply:
+        async def one(ask: Ask) -> tuple[float, Reply]:
+            asked = time()
             try:
                 async with asyncio.timeout_at(deadline), gates[ask.replica]:
-                    return await self._ask(client, ask, model)
+                    asked = time()
+                    return asked, await self._ask(client, ask, model)
             except TimeoutError:
-                return Reply(ask, unreached=f"no answer within {limit_s:g} s")
+                return asked, Reply(ask, unreached=f"no answer within {limit_s:g} s")
 
         async with self.clients() as client, asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(ask)) for ask in asks]
-        return [task.result() for task in tasks]
+        over = time()
+        return [
+            replace(reply, asked_ago_s=over - asked)
+            for asked, reply in (task.result() for task in tasks)
+        ]
 
     async def _ask(self, client: httpx.AsyncClient, ask: Ask, model: str) -> Reply:
         body = {
@@ -179,7 +190,7 @@ def _read(ask: Ask, response: httpx.Response) -> Reply:
         choice: Any = response.json()["choices"][0]
         text, finish_reason = choice["text"], choice.get("finish_reason")
     except (httpx.HTTPStatusError, ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return Reply(ask)
+        return Reply(ask, turned_away=response.is_client_error)
     if not isinstance(text, str):
         return Reply(ask)
     return Reply(ask, ok=True, text=text, finish_reason=finish_reason)

@@ -16,10 +16,11 @@ from optiinfra.agents.application.assess import (
 )
 from optiinfra.agents.application.gate import GateDecision, GateSight, judge_gate
 from optiinfra.agents.application.policy import Ballot, VoteSight, judge_vote
-from optiinfra.agents.application.records import ANSWER_OK, ANSWER_SCORE
+from optiinfra.agents.application.records import ANSWER_OK
 from optiinfra.agents.application.sense import Senses
 from optiinfra.agents.application.sequential import Arm
 from optiinfra.events.commands import GateRequested
+from optiinfra.schemas.answers import ANSWER_SCORE
 from optiinfra.schemas.deployment import Deployment
 from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.telemetry import Sample

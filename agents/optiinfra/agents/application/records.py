@@ -1,4 +1,7 @@
-"""What is stored of each scored answer, and how it is read back; the labels are named here only."""
+"""What is stored of each scored answer, and how it is read back.
+
+What other agents read too is named in `schemas.answers`, all else here only.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,14 @@ from optiinfra.agents.application import scoring
 from optiinfra.agents.application.golden import Reply
 from optiinfra.agents.application.policy import Baseline
 from optiinfra.agents.application.scoring import Score
+from optiinfra.schemas.answers import ANSWER_SCORE, GOLDEN, LIVE, SOURCE, TURNED_AWAY
 from optiinfra.schemas.sampling import AnswerSample
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unit, Unknown, UnknownReason
 
-ANSWER_SCORE = "answer_score"
-"""One per answer, 0-1; unknown where the answer could not be scored."""
 ANSWER_OK = "answer_ok"
 """One per answer: 1 when the engine gave one, 0 when it failed or the answer is no answer."""
 QUALITY_BASELINE = "quality_baseline"
 
-LIVE = "live"
-GOLDEN = "golden"
 GATE, BASELINE = "gate", "baseline"
 """What golden prompts were asked for."""
 _CUT = "length"
@@ -73,20 +73,25 @@ def _assessment(score: Score, prompt: str, answer: str) -> Assessment:
 
 def live_samples(sample: AnswerSample) -> tuple[Sample, Sample]:
     """The two rows of a tapped answer; sessions are units, all live traffic is one stratum."""
-    labels = {"source": LIVE, "unit": sample.unit, "stratum": LIVE}
+    labels = {SOURCE: LIVE, "unit": sample.unit, "stratum": LIVE}
     return _rows(assess_live(sample), sample.replica, sample.at, labels)
 
 
 def golden_samples(reply: Reply, at: datetime, labels: Mapping[str, str]) -> tuple[Sample, ...]:
     """The two rows of a reply, none when the replica was not reached.
 
+    `at` is when the run was over; the rows' `window_s` reaches back to when the prompt was put.
     `labels` say what the run was for: purpose, and in a gate also change, stage, look and arm.
     """
     if reply.unreached is not None:
         return ()
     item = reply.ask.item
-    named = {**labels, "source": GOLDEN, "unit": item.id, "stratum": item.stratum}
-    return _rows(assess_golden(reply), reply.ask.replica, at, named)
+    named = {**labels, SOURCE: GOLDEN, "unit": item.id, "stratum": item.stratum}
+    if reply.turned_away:
+        named[TURNED_AWAY] = "true"
+    score, fine = _rows(assess_golden(reply), reply.ask.replica, at, named)
+    asked = {"window_s": reply.asked_ago_s}
+    return score.model_copy(update=asked), fine.model_copy(update=asked)
 
 
 def _rows(

@@ -10,10 +10,8 @@ from typing import Protocol
 from optiinfra.agents.application.golden import Ask, GoldenItem, GoldenRunner, GoldenSet, Reply
 from optiinfra.agents.application.policy import ApplicationPolicy, Baseline
 from optiinfra.agents.application.records import (
-    ANSWER_SCORE,
     BASELINE,
     GATE,
-    LIVE,
     QUALITY_BASELINE,
     assess_golden,
     baseline_of,
@@ -23,6 +21,7 @@ from optiinfra.agents.application.records import (
 from optiinfra.agents.application.sequential import Arm
 from optiinfra.agents.base.agent import Clock
 from optiinfra.agents.base.readings import Telemetry
+from optiinfra.schemas.answers import ANSWER_SCORE, LIVE, SOURCE
 from optiinfra.schemas.deployment import Deployment, Replica, ReplicaState
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unknown, UnknownReason
@@ -179,7 +178,7 @@ class Senses:
         units = {
             row.labels.get("unit")
             for row in rows
-            if row.labels.get("source") == LIVE and isinstance(row.reading, Known)
+            if row.labels.get(SOURCE) == LIVE and isinstance(row.reading, Known)
         }
         if not units:
             return Unknown(reason=UnknownReason.NO_TRAFFIC, detail="no live answer was scored")

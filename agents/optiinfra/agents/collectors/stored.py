@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from optiinfra.agents.base.readings import Telemetry
+from optiinfra.schemas.answers import ANSWER_SCORE
 from optiinfra.schemas.deployment import Deployment
+from optiinfra.schemas.telemetry import Reading
 from optiinfra.serving.windows import SCRAPES, Window
 
 LOAD = ("requests_running", "requests_waiting", "requests_per_s", SCRAPES)
-"""Metrics that offered load is made of."""
+"""Metrics of what a replica does."""
+ARRIVALS = (*LOAD, ANSWER_SCORE)
+"""Metrics that offered load is made of: what a replica does, and its golden prompts."""
 LENGTHS = tuple(
     f"{metric}{part}"
     for metric in ("prompt_length_tokens", "output_length_tokens")
@@ -51,3 +55,12 @@ async def stored_window(
         raise failed.exceptions[0] from failed
     found = {name: tuple(task.result()) for name, task in zip(names, tasks, strict=True)}
     return Window(since, until, stale_s, found)
+
+
+def offered(window: Window, replicas: Sequence[str], golden_settle_s: float) -> Reading:
+    """Requests/s that clients offer to `replicas`, without golden prompts.
+
+    The end of the window, in which golden prompts may be unrecorded yet, is left out:
+    `golden_settle_s`, but at most a third of the window.
+    """
+    return window.offered(replicas, settle_s=min(golden_settle_s, window.span_s / 3))

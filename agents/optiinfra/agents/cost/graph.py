@@ -22,6 +22,7 @@ from optiinfra.agents.cost.policy import (
     machine_kind,
     outdated,
     plan_migration,
+    resting,
     spend,
     suppressed,
 )
@@ -129,7 +130,8 @@ class _Nodes:
             _log.info("cost.not_proposed", deployment=deployment.id, reason=plan.reason)
             return None
         recent = await senses.recent.recent(deployment.tenant, deployment.id, "spot_migration")
-        held = suppressed(recent, now, senses.policy)
+        reclaims = await senses.recent.recent(deployment.tenant, deployment.id, "spot_replacement")
+        held = suppressed(recent, now, senses.policy) or resting(reclaims, now, senses.policy)
         if held is not None:
             _log.info("cost.not_proposed", deployment=deployment.id, reason=held.reason)
             return None

@@ -10,6 +10,7 @@ from optiinfra.agents.base.readings import Telemetry
 from optiinfra.agents.collectors.stored import LATENCIES, stored_window
 from optiinfra.agents.cost.job import Captured, Hands
 from optiinfra.events.facts import OutcomeRecorded
+from optiinfra.schemas.answers import ANSWER_SCORE
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.deployment import Deployment, ReplicaState
 from optiinfra.schemas.money import HOURS_PER_MONTH
@@ -17,8 +18,6 @@ from optiinfra.schemas.outcome import Outcome
 from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unknown, UnknownReason
 
-ANSWER_SCORE = "answer_score"
-"""The application agent's score of one sampled answer, 0-1."""
 _WINDOW = timedelta(minutes=5)
 _STALE_S = 60.0
 

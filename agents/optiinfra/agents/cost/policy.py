@@ -46,6 +46,8 @@ class CostPolicy(Value):
     fallback_hours: float = Field(default=24.0, ge=0, le=HOURS_PER_MONTH)
     max_replicas_per_change: int = Field(default=8, ge=1)
     cooldown_s: float = Field(default=86_400.0, ge=0)
+    rest_after_reclaim_s: float = Field(default=3_600.0, ge=0)
+    """No spot migration while a `spot_replacement` is open, and for so long after it ended."""
     notice_grace_s: float = Field(default=1_800.0, ge=0)
     migration: RolloutPlan = RolloutPlan(stages=_STAGES)
     replacement: RolloutPlan = RolloutPlan(
@@ -160,6 +162,17 @@ def suppressed(
             until = change.ended_at + timedelta(seconds=policy.cooldown_s)
             if now < until:
                 return NoProposal(f"change {change.id} was {change.state}; cooling down to {until}")
+    return None
+
+
+def resting(
+    replacements: Sequence[RecentChange], now: datetime, policy: CostPolicy
+) -> NoProposal | None:
+    """Why no migration is proposed so soon after a reclaim, None when it may be."""
+    for change in replacements:
+        ended_at = change.ended_at
+        if ended_at is None or now < ended_at + timedelta(seconds=policy.rest_after_reclaim_s):
+            return NoProposal(f"replacement {change.id} of reclaimed machines is {change.state}")
     return None
 
 

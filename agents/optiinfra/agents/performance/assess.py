@@ -10,7 +10,14 @@ from datetime import timedelta
 from optiinfra.agents.base.agent import Clock
 from optiinfra.agents.base.readings import Telemetry
 from optiinfra.agents.collectors.fleet import ReplicaSource, serving
-from optiinfra.agents.collectors.stored import LATENCIES, LENGTHS, LOAD, stored_window
+from optiinfra.agents.collectors.stored import (
+    ARRIVALS,
+    LATENCIES,
+    LENGTHS,
+    LOAD,
+    offered,
+    stored_window,
+)
 from optiinfra.agents.performance.gate_policy import ArmReadings, GateQuestion
 from optiinfra.agents.performance.policy import (
     Headcount,
@@ -64,7 +71,7 @@ class Assessment:
         window = await stored_window(
             self._telemetry,
             deployment,
-            (*LATENCIES, *LOAD, *LENGTHS),
+            (*LATENCIES, *ARRIVALS, *LENGTHS),
             since=now - timedelta(seconds=self._policy.vote_window_s),
             until=now,
             stale_s=self._policy.stale_s,
@@ -103,9 +110,9 @@ class Assessment:
 
     async def _vote(self, count: Headcount, seen: Observation) -> VoteQuestion:
         window, names = seen.window, seen.serving
-        offered, mix = window.offered(names), _mix(window, names)
+        rate, mix = self._offered(window, names), _mix(window, names)
         current, reduced = await self._forecasts(
-            seen.deployment, mix, [_each(offered, count.now), _each(offered, count.left)]
+            seen.deployment, mix, [_each(rate, count.now), _each(rate, count.left)]
         )
         return VoteQuestion(
             slo=seen.deployment.slo,
@@ -113,7 +120,7 @@ class Assessment:
             window_s=window.span_s,
             ttft=window.quantile("ttft_s", 0.95, names),
             tpot=window.quantile("tpot_s", 0.95, names),
-            offered=offered,
+            offered=rate,
             current=current,
             reduced=reduced,
             each={name: window.quantile("ttft_s", 0.95, [name]) for name in names},
@@ -124,22 +131,25 @@ class Assessment:
         survivors = [name for name in seen.serving if name not in spec.replicas]
         leaving = [name for name in seen.serving if name in spec.replicas]
         window = seen.window
-        offered, theirs = window.offered(survivors), window.offered(leaving)
-        if isinstance(offered, Known) and isinstance(theirs, Known):
-            offered = Known(value=offered.value + theirs.value)
+        rate, theirs = self._offered(window, survivors), self._offered(window, leaving)
+        if isinstance(rate, Known) and isinstance(theirs, Known):
+            rate = Known(value=rate.value + theirs.value)
         mix = _mix(window, survivors)
         total = len(survivors) + len(spec.replicas)
         without, replaced = await self._forecasts(
-            seen.deployment, mix, [_each(offered, len(survivors)), _each(offered, total)]
+            seen.deployment, mix, [_each(rate, len(survivors)), _each(rate, total)]
         )
         return ReplacementQuestion(
             slo=seen.deployment.slo,
             leaving=len(spec.replicas),
             survivors=len(survivors),
-            offered=offered,
+            offered=rate,
             without=without,
             replaced=replaced,
         )
+
+    def _offered(self, window: Window, replicas: Sequence[str]) -> Reading:
+        return offered(window, replicas, self._policy.golden_settle_s)
 
     async def _forecasts(
         self, deployment: Deployment, mix: Lengths | Unknown, rates: Sequence[Reading]
@@ -171,13 +181,13 @@ def _mix(window: Window, replicas: Sequence[str]) -> Lengths | Unknown:
         return Unknown(reason=UnknownReason.NO_TRAFFIC, detail=empty.message)
 
 
-def _each(offered: Reading, replicas: int) -> Reading:
+def _each(rate: Reading, replicas: int) -> Reading:
     """The load of one of `replicas` replicas."""
-    if isinstance(offered, Unknown):
-        return offered
+    if isinstance(rate, Unknown):
+        return rate
     if replicas < 1:
         return Unknown(reason=UnknownReason.NOT_SUPPORTED, detail="no replica would be left")
-    return Known(value=offered.value / replicas)
+    return Known(value=rate.value / replicas)
 
 
 def _arm(window: Window, replicas: Sequence[str]) -> ArmReadings:

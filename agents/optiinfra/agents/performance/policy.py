@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from optiinfra.schemas.answers import GOLDEN_SETTLE_S
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import SLO
 from optiinfra.schemas.recommendation import (
@@ -36,6 +37,9 @@ class PerformancePolicy(Value):
     vote_window_s: float = Field(default=300.0, gt=0)
     stale_s: float = Field(default=30.0, gt=0)
     """A replica whose newest reading is older is unknown."""
+    golden_settle_s: float = Field(default=GOLDEN_SETTLE_S, ge=0)
+    """Load so recent is left out, since golden prompts in it may be unrecorded; at most a third of
+    the window."""
     min_samples: int = Field(default=30, ge=1)
     """Requests that a p95 needs to decide anything."""
     min_scrapes: int = Field(default=3, ge=1)

@@ -10,7 +10,7 @@ from datetime import timedelta
 from optiinfra.agents.base.agent import Clock
 from optiinfra.agents.base.readings import Telemetry
 from optiinfra.agents.collectors.fleet import ReplicaSource, serving
-from optiinfra.agents.collectors.stored import LATENCIES, LENGTHS, LOAD, stored_window
+from optiinfra.agents.collectors.stored import ARRIVALS, LATENCIES, LENGTHS, offered, stored_window
 from optiinfra.agents.resource.forecast import LoadForecast, LoadPoint, forecast_load
 from optiinfra.agents.resource.policy import (
     OFFERED,
@@ -65,7 +65,7 @@ class Assessment:
         window = await stored_window(
             self._telemetry,
             deployment,
-            (*LATENCIES, *LOAD, *LENGTHS),
+            (*LATENCIES, *ARRIVALS, *LENGTHS),
             since=now - timedelta(seconds=policy.vote_window_s),
             until=now,
             stale_s=policy.stale_s,
@@ -88,7 +88,7 @@ class Assessment:
         names = [one.id for one in seen.serving]
         return CapacityQuestion(
             after=after,
-            offered=seen.window.offered(names),
+            offered=offered(seen.window, names, self._policy.golden_settle_s),
             forecast=self._forecast(seen),
             capacity=await asyncio.to_thread(self._capacity, seen, names),
         )

@@ -10,6 +10,7 @@ from math import ceil
 from pydantic import Field
 
 from optiinfra.agents.resource.forecast import ForecastPolicy, LoadForecast
+from optiinfra.schemas.answers import GOLDEN_SETTLE_S
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import Market, Replica
 from optiinfra.schemas.recommendation import (
@@ -39,6 +40,9 @@ class ResourcePolicy(Value):
     vote_window_s: float = Field(default=300.0, gt=0)
     """Over which the length mix and the evidence of saturation are read."""
     stale_s: float = Field(default=30.0, gt=0)
+    golden_settle_s: float = Field(default=GOLDEN_SETTLE_S, ge=0)
+    """Load so recent is left out, since golden prompts in it may be unrecorded; at most a third of
+    the window."""
     forecast: ForecastPolicy = ForecastPolicy()
     min_headroom: float = Field(default=1.0, ge=1)
     """Capacity left ÷ forecast peak that a change must keep."""

@@ -14,7 +14,7 @@ from optiinfra.agents.base.readings import Telemetry
 from optiinfra.agents.collectors.fleet import ReplicaSource, serving
 from optiinfra.agents.collectors.host import HostCollector
 from optiinfra.agents.collectors.nvml import GpuCollector
-from optiinfra.agents.collectors.stored import LOAD, stored_window
+from optiinfra.agents.collectors.stored import ARRIVALS, offered, stored_window
 from optiinfra.agents.resource.policy import OFFERED, ResourcePolicy
 from optiinfra.events.facts import Fact, MetricsMeasured
 from optiinfra.schemas.deployment import Deployment
@@ -91,7 +91,7 @@ class Sensing:
             window = await stored_window(
                 self._telemetry,
                 deployment,
-                LOAD,
+                ARRIVALS,
                 since=now - timedelta(seconds=span_s),
                 until=now,
                 stale_s=self._policy.stale_s,
@@ -102,7 +102,9 @@ class Sensing:
         return Sample(
             metric=OFFERED,
             unit=Unit.PER_SECOND,
-            reading=window.offered([one.id for one in serving(replicas)]),
+            reading=offered(
+                window, [one.id for one in serving(replicas)], self._policy.golden_settle_s
+            ),
             at=now,
             window_s=span_s,
         )
