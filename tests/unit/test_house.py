@@ -267,7 +267,7 @@ def test_compose_sets_only_settings_that_exist() -> None:
 
 def test_no_secret_is_written_down() -> None:
     example = (ROOT / "deploy/optiinfra.env.example").read_text(encoding="utf-8")
-    secrets = re.findall(r"^(\w+(?:PASSWORD|KEY))=(.*)$", example, re.MULTILINE)
+    secrets = re.findall(r"^(\w+(?:PASSWORD|KEY|TOKEN))=(.*)$", example, re.MULTILINE)
     assert secrets
     assert not [name for name, value in secrets if value]
     used = set(re.findall(r"\$\{(\w+):\?\}", (ROOT / "compose.yaml").read_text(encoding="utf-8")))

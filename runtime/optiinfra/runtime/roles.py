@@ -51,22 +51,29 @@ def run_agent(name: str, settings: Settings) -> int:
 
 
 def migrate(settings: Settings) -> int:
-    """Brings PostgreSQL and ClickHouse to the newest schema."""
+    """Brings PostgreSQL and ClickHouse to the newest schema, and writes down what the fleet file
+    declares, if one is given."""
     configure_logs(settings)
-
-    async def work() -> None:
-        from optiinfra.storage.clickhouse import MetricStore
-        from optiinfra.storage.postgres.migrate import upgrade
-
-        await upgrade(_addresses(settings).postgres_url)
-        metrics = MetricStore(_addresses(settings).clickhouse_url)
-        try:
-            await metrics.migrate()
-        finally:
-            await metrics.aclose()
-
-    asyncio.run(work())
+    asyncio.run(_migrate(_addresses(settings), _fleet(settings) if settings.config else None))
     return 0
+
+
+async def _migrate(addresses: Addresses, fleet: Fleet | None) -> None:
+    from optiinfra.storage.clickhouse import MetricStore
+    from optiinfra.storage.postgres.database import open_database
+    from optiinfra.storage.postgres.migrate import upgrade
+    from optiinfra.storage.postgres.setup import declare
+
+    await upgrade(addresses.postgres_url)
+    metrics = MetricStore(addresses.clickhouse_url)
+    try:
+        await metrics.migrate()
+    finally:
+        await metrics.aclose()
+    if fleet is not None and fleet.gateway is not None:
+        deployments = fleet.declared(str(fleet.gateway.url))
+        async with open_database(addresses.postgres_url, connections=1) as database:
+            await declare(database, fleet.tenant, tuple(deployments.values()))
 
 
 def topology(settings: Settings, *, apply: bool, update: bool = False) -> int:
@@ -139,9 +146,14 @@ async def _portal_api(settings: Settings) -> None:
     from optiinfra.portal_api.app import create_app
     from optiinfra.portal_api.ports import api_ports
     from optiinfra.portal_api.server import serve
+    from optiinfra.storage.postgres.access import issue_one_time_token
 
     async def work(stores: Stores) -> None:
         ports = api_ports(stores.database, stores.bus, stores.publisher("portal-api"))
+        if settings.config is not None:
+            once = await issue_one_time_token(ports.access, _fleet(settings).tenant, "sign-in")
+            sys.stdout.write(f"one-time token to sign in with, good for 15 minutes: {once}\n")
+            sys.stdout.flush()
         await serve(
             create_app(ports, new_id=new_id),
             settings.portal_host,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ LOST_CONNECTION = (
     asyncpg.InternalClientError,
 )
 """What means "the database cannot be reached now", as against "the statement is wrong"."""
+_ACQUIRE_S = 10.0
 _SESSION = {"jit": "off", "timezone": "UTC"}
 """Our statements are short: compiling one costs more than it ever saves. The zone is that of the
 times in JSON that PostgreSQL writes."""
@@ -56,8 +58,12 @@ class Database:
     async def connection(self) -> AsyncIterator[Connection]:
         """A pooled connection; losing the server shows as `Unavailable`."""
         try:
-            async with self._pool.acquire(timeout=10) as connection:
-                yield connection
+            async with asyncio.timeout(_ACQUIRE_S):
+                held = await self._pool.acquire()
+            try:
+                yield held
+            finally:
+                await self._pool.release(held)
         except LOST_CONNECTION as lost:
             raise Unavailable(f"PostgreSQL cannot be reached: {lost}") from lost
 
