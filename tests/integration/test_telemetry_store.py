@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -13,8 +13,10 @@ from optiinfra.schemas.telemetry import Known, Sample, Unit, Unknown, UnknownRea
 from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.embedded.servers import Addresses
 from optiinfra.storage.telemetry import MetricSink, StoredTelemetry
-from tests.factories import AT, event, recommendation
+from tests.factories import event, recommendation
 
+AT = datetime.now(UTC).replace(microsecond=0)
+"""Older samples would fall to the retention."""
 SAMPLES = (
     Sample(
         metric="ttft_s",
