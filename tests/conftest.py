@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import structlog
 
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.embedded.postgres import PostgresServer
@@ -27,6 +29,17 @@ def pytest_configure() -> None:
     """A shell that runs us in the background has us ignore Ctrl-C, and our children with us."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Commands set logging up for their whole process; the next test starts as it was before."""
+    root, configured = logging.getLogger(), structlog.get_config()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    structlog.configure(**configured)
 
 
 @pytest.fixture(scope="session")

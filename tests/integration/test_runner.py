@@ -25,7 +25,7 @@ from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.postgres.events import links_of_chain, log_of_chain
 from tests.factories import event, gate_answer, recommendation, step_result, vote
 
-AUTO = Rules(approvals=(ApprovalRule(name="auto"),), max_moving=9)
+AUTO = Rules(approvals=(ApprovalRule(name="auto"),), max_moving=9, retry_turn_s=3600)
 
 
 class Bus:

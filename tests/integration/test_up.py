@@ -24,6 +24,7 @@ from optiinfra.events.commands import ExecutionRequested
 from optiinfra.events.publish import Publisher
 from optiinfra.runtime.clouds import engines_dir
 from optiinfra.runtime.engines import end_engines
+from optiinfra.runtime.session import Session
 from optiinfra.runtime.stores import new_id, now
 from optiinfra.schemas.deployment import Market, Provider
 from optiinfra.schemas.ids import derived_id
@@ -74,6 +75,19 @@ async def until_answered(url: str) -> None:
     raise AssertionError(statuses)
 
 
+async def until_all_have_registered(session: Session) -> None:
+    """Until the coordinator has written all four agents down."""
+    known: set[str] = set()
+    async with api(session) as http:
+        for _ in range(300):
+            agents = (await http.get("/agents")).json()
+            known = {row["agent"] for row in agents["items"]}
+            if known == {name.value for name in AgentName}:
+                return
+            await asyncio.sleep(0.2)
+    raise AssertionError(known)
+
+
 async def count(up: Up, table: str) -> int:
     async with up.database() as database, database.connection() as connection:
         found: int = await connection.fetchval(f"SELECT count(*) FROM {table}")
@@ -90,9 +104,7 @@ async def test_it_starts_serves_keeps_its_session_private_and_leaves_nothing_beh
     assert session.token not in one.errors
     assert session.gateway_url is not None
     await until_answered(session.gateway_url)
-    async with api(session) as http:
-        agents = (await http.get("/agents")).json()
-    assert {row["agent"] for row in agents["items"]} >= {"cost", "performance"}
+    await until_all_have_registered(session)
     assert len(one.engines()) == 2
 
     second = Up(one.folder)
@@ -114,6 +126,7 @@ async def test_after_kill_9_it_takes_the_gateway_over_and_keeps_data_and_token(u
     assert before.gateway_url is not None
     await until_answered(before.gateway_url)
     gateway, engines = gateway_pid(one), one.engines()
+    await until_all_have_registered(before)
     events = await count(one, "event_log")
     assert events >= 4
     await one.kill()

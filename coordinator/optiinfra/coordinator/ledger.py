@@ -91,8 +91,11 @@ class Ledger:
             raise Rejected(f"change {change} does not belong to tenant {tenant!r}")
 
     def _is_early(self, saga: Saga, fact: f.Fact) -> bool:
-        """Whether a timer came before its time; the sweep fires it again when it is due."""
-        if not isinstance(fact, f.TimerFired):
+        """Whether a timer came before its time; the sweep fires it again when it is due.
+
+        A waiting change's turn may come at any time: that is what a nudge does.
+        """
+        if not isinstance(fact, f.TimerFired) or fact.name is f.TimerName.TURN:
             return False
         pending = saga.timers.get(fact.name)
         return bool(pending and pending.key == fact.key and pending.fire_at > self._now)
