@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.embedded.postgres import PostgresServer
@@ -26,7 +27,12 @@ from optiinfra.storage.testing.servers import (
 
 
 def pytest_configure() -> None:
-    """A shell that runs us in the background has us ignore Ctrl-C, and our children with us."""
+    """Properties are tried on the same cases each time; and Ctrl-C is heard.
+
+    A shell that runs us in the background has us ignore Ctrl-C, and our children with us.
+    """
+    settings.register_profile("the same each time", derandomize=True, deadline=None)
+    settings.load_profile("the same each time")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -259,6 +259,7 @@ async def test_the_recording_publisher_behaves_like_the_real_one() -> None:
         )
     )
 )
+@example([b":"])
 def test_headers_are_read_as_the_client_itself_reads_them(lines: list[bytes]) -> None:
     raw = b"\r\n".join(lines)
     assert FastClient._parse_header_lines(raw) == Client._parse_header_lines(raw)

@@ -8,8 +8,8 @@ from typing import Any
 
 from nats.aio.client import Client
 
-_NAME = re.compile(r"[!-9;-~]+")
-"""Printable ASCII without blanks and without the colon."""
+_NAME = re.compile(r"[!-9;-~]*")
+"""Printable ASCII without blanks and without the colon; none at all is a name to the client."""
 
 
 class FastClient(Client):
