@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 
 from pydantic import AwareDatetime, ValidationError
 
@@ -34,18 +35,23 @@ class Event(Value):
     causation: EventId | None = None
     traceparent: str | None = None
 
-    @property
+    @cached_property
     def subject(self) -> str:
         return subject_of(self.fact, self.tenant)
 
-    @property
+    @cached_property
     def type(self) -> str:
         return row_of(self.fact).type
+
+    @cached_property
+    def body(self) -> str:
+        """The fact as JSON: the text that is published, kept in the log and hashed."""
+        return self.fact.model_dump_json()
 
 
 def encode(event: Event) -> tuple[str, dict[str, str], bytes]:
     """Subject, headers and body of an event. Raises `Rejected` when the body is too large."""
-    body = event.fact.model_dump_json().encode()
+    body = event.body.encode()
     if len(body) > MAX_BODY_BYTES:
         raise Rejected(
             f"{event.type} of {len(body)} bytes is over the limit of {MAX_BODY_BYTES}",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from nats.errors import ConnectionClosedError, ConnectionDrainingError
 
+from optiinfra.events.acks import Acks, Outgoing
 from optiinfra.events.bus import Bus
 from optiinfra.events.envelope import Event, encode
 from optiinfra.events.facts import Fact, TimerFired, TimerSet, change_of
@@ -43,6 +44,7 @@ class Publisher:
         give_up_after_s: float = GIVE_UP_AFTER_S,
     ) -> None:
         self._bus = bus
+        self._acks = Acks(bus)
         self._source = source
         self._clock = clock
         self._new_id = new_id
@@ -75,22 +77,32 @@ class Publisher:
         Tries again on timeouts and reconnections. Raises `Unavailable` when the broker has not
         acknowledged it within `give_up_after_s`, or has no room; `Rejected` when it never can.
         """
-        return await self._publish(event, self._deadline())
+        message = Outgoing(*encode(event))
+        if row_of(event.fact).stream is None:
+            await self._say(message)
+            return 0
+        return await self._persist(message)
 
     async def publish_many(self, events: Sequence[Event]) -> list[int | OptiInfraError]:
-        """Publishes all, several at a time; gives the sequence or the error of each, in order."""
-        deadline, turns = self._deadline(), asyncio.Semaphore(MAX_OUTSTANDING)
+        """Publishes all, in order; gives the sequence or the error of each, in order.
 
-        async def one(event: Event) -> int | OptiInfraError:
-            async with turns:
-                try:
-                    return await self._publish(event, deadline)
-                except OptiInfraError as failed:
-                    return failed
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(event)) for event in events]
-        return [task.result() for task in tasks]
+        What is not kept by a stream has the sequence 0. Of those that are tried again after a
+        timeout or a reconnection, order is not kept.
+        """
+        results: dict[int, int | OptiInfraError] = {}
+        kept: dict[int, Outgoing] = {}
+        for position, event in enumerate(events):
+            try:
+                message = Outgoing(*encode(event))
+                if row_of(event.fact).stream is None:
+                    await self._say(message)
+                    results[position] = 0
+                else:
+                    kept[position] = message
+            except OptiInfraError as failed:
+                results[position] = failed
+        results |= await self._persist_many(kept)
+        return [results[position] for position in range(len(events))]
 
     async def schedule(self, event: Event, fire_at: datetime, target_event: Event) -> int:
         """Has the broker say `target_event` at `fire_at`; gives the schedule's sequence.
@@ -110,37 +122,72 @@ class Publisher:
         if key == target:
             raise Rejected(f"{target!r} is not on the stream of timers")
         subject = f"{SCHEDULES}.{key}.{event.id}"
-        return await self._persist(subject, headers, body, deadline=self._deadline())
+        return await self._persist(Outgoing(subject, headers, body))
 
-    def _deadline(self) -> float:
-        return asyncio.get_running_loop().time() + self._give_up_after_s
+    async def _say(self, message: Outgoing) -> None:
+        await self._bus.ask(
+            lambda: self._bus.client.publish(
+                message.subject, message.body, headers=message.headers
+            ),
+            f"cannot say {message.subject}",
+        )
 
-    async def _publish(self, event: Event, deadline: float) -> int:
-        subject, headers, body = encode(event)
-        if row_of(event.fact).stream is None:
-            await self._bus.ask(
-                lambda: self._bus.client.publish(subject, body, headers=headers),
-                f"cannot say {subject}",
-            )
-            return 0
-        return await self._persist(subject, headers, body, deadline=deadline)
+    async def _persist(self, message: Outgoing) -> int:
+        result = (await self._persist_many({0: message}))[0]
+        if isinstance(result, OptiInfraError):
+            raise result
+        return result
 
-    async def _persist(
-        self, subject: str, headers: dict[str, str], body: bytes, *, deadline: float
-    ) -> int:
-        now, delay_s = asyncio.get_running_loop().time, FIRST_DELAY_S
-        while True:
-            try_s = max(0.01, min(self._try_timeout_s, deadline - now()))
-            try:
-                async with self._bus.attempt(try_s):
-                    ack = await self._bus.js.publish(subject, body, try_s, headers=headers)
-                return ack.seq
-            except BROKER_ERRORS as failed:
-                over = isinstance(failed, (ConnectionClosedError, ConnectionDrainingError))
-                if over or not is_passing(failed) or now() + delay_s >= deadline:
-                    raise translated(failed, f"cannot publish {subject}") from failed
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+    async def _persist_many(
+        self, messages: Mapping[int, Outgoing]
+    ) -> dict[int, int | OptiInfraError]:
+        """Until each is acknowledged or refused for good, or the time is over."""
+        loop = asyncio.get_running_loop()
+        deadline, delay_s = loop.time() + self._give_up_after_s, FIRST_DELAY_S
+        results: dict[int, int | OptiInfraError] = {}
+        left = dict(messages)
+        while left:
+            try_s = max(0.01, min(self._try_timeout_s, deadline - loop.time()))
+            answers = await self._try(left, try_s)
+            over = loop.time() + delay_s >= deadline
+            for position in tuple(left):
+                answer = answers.get(position, _NO_ANSWER)
+                if isinstance(answer, Exception) and not over and _may_pass(answer):
+                    continue
+                results[position] = _result(answer, left.pop(position))
+            if left:
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+        return results
+
+    async def _try(
+        self, messages: Mapping[int, Outgoing], timeout_s: float
+    ) -> dict[int, int | Exception]:
+        """One try of all, in parts, so that the broker has a bounded number to answer at once."""
+        answers: dict[int, int | Exception] = {}
+        positions = tuple(messages)
+        try:
+            for start in range(0, len(positions), MAX_OUTSTANDING):
+                part = positions[start : start + MAX_OUTSTANDING]
+                sent = await self._acks.send([messages[one] for one in part], timeout_s)
+                answers |= {part[index]: answer for index, answer in sent.items()}
+        except BROKER_ERRORS as failed:
+            answers |= {position: failed for position in positions if position not in answers}
+        return answers
+
+
+_NO_ANSWER = TimeoutError()
+
+
+def _may_pass(failed: Exception) -> bool:
+    over = isinstance(failed, (ConnectionClosedError, ConnectionDrainingError))
+    return not over and is_passing(failed)
+
+
+def _result(answer: int | Exception, message: Outgoing) -> int | OptiInfraError:
+    if isinstance(answer, Exception):
+        return translated(answer, f"cannot publish {message.subject}")
+    return answer
 
 
 def fired_by(event: Event) -> Event:

@@ -58,12 +58,7 @@ class Pull:
     async def open(self) -> None:
         """Listens on the inbox. Raises `Unavailable` when the connection is closed."""
         self._subscription = await self._bus.ask(
-            lambda: self._bus.client.subscribe(
-                f"{self._inbox}.*",
-                cb=self._receive,
-                pending_msgs_limit=1 << 20,
-                pending_bytes_limit=1 << 30,
-            ),
+            lambda: self._bus.client.subscribe_direct(f"{self._inbox}.*", self._receive),
             "cannot subscribe",
         )
         self._removers = [
@@ -115,7 +110,7 @@ class Pull:
                 await self._subscription.unsubscribe()
         self._subscription = None
 
-    async def _receive(self, message: Msg) -> None:
+    def _receive(self, message: Msg) -> None:
         self._heard_at = asyncio.get_running_loop().time()
         if message.subject.startswith(self._inbox):
             self._read_status(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
@@ -32,7 +33,7 @@ class Publishes(StrEnum):
     ANYONE = "anyone"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """One row: `pattern` is `<noun>.<fact>.<tenant>.<id>`; no stream means "not kept"."""
 
@@ -49,7 +50,7 @@ class Subject:
     def pattern(self) -> str:
         return f"{self.prefix}.*.*"
 
-    @property
+    @cached_property
     def type(self) -> str:
         """The CloudEvents type."""
         return f"optiinfra.{kind_of(self.payload)}.v{self.version}"
