@@ -18,7 +18,7 @@ from optiinfra.storage.postgres.access import (
     issue_one_time_token,
 )
 from optiinfra.storage.postgres.database import Database, open_database
-from optiinfra.storage.postgres.journal import publishable
+from optiinfra.storage.postgres.journal import unsent
 from tests.factories import AT, recommendation
 from tests.integration.api_stand import Stand, standing
 
@@ -151,7 +151,8 @@ async def test_a_decision_outlives_a_bus_that_is_down(stand: Stand, postgres: Da
     async with stand.client() as client:
         answer = await approve(client, proposal)
     assert answer.status_code == 202
-    waiting = await publishable(postgres, limit=10, older_than_s=0)
+    async with unsent(postgres, limit=10, older_than_s=0) as (waiting, _):
+        pass
     assert [event.id for event in waiting if event.source == "portal-api"] == [
         answer.json()["event_id"]
     ]

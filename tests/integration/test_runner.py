@@ -10,7 +10,7 @@ import pytest
 from optiinfra.coordinator.runner import Runner
 from optiinfra.coordinator.saga.evolve import fold
 from optiinfra.coordinator.saga.state import Saga
-from optiinfra.coordinator.timekeeping import reconcile, relay_outbox, sweep_timers
+from optiinfra.coordinator.timekeeping import reconcile, relay_outbox, relay_timers, sweep_timers
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
@@ -187,13 +187,15 @@ async def test_what_the_bus_refuses_is_relayed_later(postgres: Database) -> None
     await story.open(proposal)
     assert story.bus.events == []
     story.bus.down = False
-    assert await relay_outbox(postgres, story.bus, older_than_s=0) == 4
+    assert await relay_outbox(postgres, story.bus, older_than_s=0) == 2
+    assert await relay_timers(postgres, story.bus, older_than_s=0) == 2
     assert {e.fact.kind for e in story.bus.events} == {
         "change.opened",
         "vote.requested",
         "timer.set",
     }
     assert await relay_outbox(postgres, story.bus, older_than_s=0) == 0
+    assert await relay_timers(postgres, story.bus, older_than_s=0) == 0
 
 
 async def test_a_lost_tail_of_the_stream_is_published_again(postgres: Database) -> None:

@@ -102,6 +102,8 @@ def test_ids_are_single_lower_case_tokens() -> None:
             TypeAdapter(TenantId).validate_python(bad)
     ids: TypeAdapter[str] = TypeAdapter(EventId)
     assert ids.validate_python(derived_id("x")) == derived_id("x")
+    space = UUID("6f1c1f0e-9c58-5b0e-8f6e-2f9f3a0d7b11")
+    assert derived_id("é", 7) == uuid5(space, "é\x1f7").hex
     with pytest.raises(ValidationError):
         ids.validate_python("not-a-uuid")
 

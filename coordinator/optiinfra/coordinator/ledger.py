@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
+from optiinfra.coordinator.known import KnownSagas
 from optiinfra.coordinator.saga.decide import advance
 from optiinfra.coordinator.saga.state import Context, Saga, World
 from optiinfra.events import facts as f
@@ -13,8 +14,9 @@ from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.errors import Invariant, Rejected
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.rules import Rules
+from optiinfra.storage.postgres.append import LogEntry, SagaRecord, SagaWrite
 from optiinfra.storage.postgres.chain import GENESIS
-from optiinfra.storage.postgres.journal import Batch, LogEntry, Moving, SagaRecord, SagaWrite
+from optiinfra.storage.postgres.journal import Batch, Moving
 
 _SOURCE = "coordinator"
 _IN_MOTION = frozenset({ChangeState.EXECUTING.value, ChangeState.ROLLING_BACK.value})
@@ -30,9 +32,10 @@ _DECIDING = frozenset(
 class Ledger:
     """What a batch knows, and what it has done so far; made with `read`."""
 
-    def __init__(self, now: datetime, rules: Rules) -> None:
+    def __init__(self, now: datetime, rules: Rules, known: KnownSagas | None = None) -> None:
         self._now = now
         self._rules = rules
+        self._known = known or KnownSagas()
         self._records: dict[str, SagaRecord] = {}
         self._sagas: dict[str, Saga] = {}
         self._writes: dict[str, SagaWrite] = {}
@@ -43,8 +46,10 @@ class Ledger:
         self.freed: set[tuple[str, str]] = set()
 
     @classmethod
-    async def read(cls, batch: Batch, events: Sequence[Event], rules: Rules) -> Ledger:
-        ledger = cls(batch.now, rules)
+    async def read(
+        cls, batch: Batch, events: Sequence[Event], rules: Rules, known: KnownSagas
+    ) -> Ledger:
+        ledger = cls(batch.now, rules, known)
         tenants = sorted({event.tenant for event in events})
         changes = {change for event in events if (change := f.change_of(event.fact))}
         await ledger.read_more(batch, sorted(changes))
@@ -55,9 +60,18 @@ class Ledger:
 
     async def read_more(self, batch: Batch, changes: Iterable[str]) -> None:
         missing = [change for change in changes if change not in self._sagas]
-        for change, record in (await batch.sagas(missing)).items() if missing else ():
+        if not missing:
+            return
+        known = self._known.lookup(missing)
+        hashes = {change: head for change, (head, _) in known.items()}
+        for change, record in (await batch.sagas(missing, hashes)).items():
             self._records[change] = record
-            self._sagas[change] = Saga.model_validate_json(record.body)
+            self._sagas[change] = self._read(record) if record.body else known[change][1]
+
+    def _read(self, record: SagaRecord) -> Saga:
+        saga = Saga.model_validate_json(record.body)
+        self._known.remember(record.change, record.hash, saga)
+        return saga
 
     def saga(self, change: str) -> Saga:
         return self._sagas.get(change) or Saga(change=change)
@@ -83,6 +97,9 @@ class Ledger:
         self._save(record, before, step.saga, entries)
 
     def writes(self) -> Mapping[str, SagaWrite]:
+        """What is to be written of each change that has moved on."""
+        for change, write in self._writes.items():
+            write.body = self._sagas[change].model_dump_json()
         return self._writes
 
     def _check_tenant(self, change: str, tenant: str) -> None:
@@ -167,7 +184,6 @@ class Ledger:
         )
         write.state = after.state.value
         write.deployment = proposal.deployment if proposal else None
-        write.body = after.model_dump_json()
         write.entries.extend(entries)
         if after.touched and not before.touched:
             write.moving_since = self._now

@@ -10,10 +10,12 @@ from datetime import datetime
 import structlog
 
 from optiinfra.coordinator.announcer import Announcer
-from optiinfra.coordinator.runner import CONSUMER, CrashPoint, Runner
+from optiinfra.coordinator.outlet import CrashPoint
+from optiinfra.coordinator.runner import CONSUMER, Runner
 from optiinfra.coordinator.timekeeping import (
     reconcile,
     relay_outbox,
+    relay_timers,
     sweep_agents,
     sweep_timers,
     tidy,
@@ -108,6 +110,7 @@ class Coordinator:
         async with asyncio.TaskGroup() as group:
             for consumer in self._consumers():
                 group.create_task(consumer.run(), name=consumer.spec.name)
+            group.create_task(self.runner.outlet.run(), name="outlet")
             group.create_task(self._hear_heartbeats(), name="heartbeats")
             for name, every_s, work in (
                 ("timers", pace.timers_s, self._sweep_timers),
@@ -150,7 +153,8 @@ class Coordinator:
         return await sweep_timers(self._ports.database, self.runner.handle)
 
     async def _relay(self) -> int:
-        return await relay_outbox(self._ports.database, self._announcer)
+        relayed = await relay_outbox(self._ports.database, self._announcer)
+        return relayed + await relay_timers(self._ports.database, self._announcer)
 
     async def _reconcile(self) -> int:
         sequence = await last_sequence(self._ports.bus, Stream.CHANGES)

@@ -1,38 +1,29 @@
-"""Takes batches of events through their sagas: one transaction a batch, then publishes."""
+"""Takes batches of events through their sagas: one transaction a batch, then it is said."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import structlog
 
 from optiinfra.coordinator.conflicts import next_in_line
+from optiinfra.coordinator.known import KnownSagas
 from optiinfra.coordinator.ledger import Ledger
+from optiinfra.coordinator.outlet import CrashPoint, Outlet, Publishes
 from optiinfra.coordinator.saga.state import STOP_SWITCH
 from optiinfra.events import facts as f
 from optiinfra.events.commands import ControlRequested
 from optiinfra.events.envelope import Event
 from optiinfra.schemas.change import ControlVerb
-from optiinfra.schemas.errors import Conflict, OptiInfraError, Unavailable
+from optiinfra.schemas.errors import Conflict, OptiInfraError
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.rules import Rules
 from optiinfra.storage.postgres.database import Database
-from optiinfra.storage.postgres.journal import Batch, Journal, mark_sent
+from optiinfra.storage.postgres.journal import Batch, Journal
 
 CONSUMER = "coordinator"
 
 log = structlog.get_logger()
-
-
-class Publishes(Protocol):
-    """What the runner needs of the bus."""
-
-    async def publish_many(self, events: Sequence[Event]) -> list[int | OptiInfraError]: ...
-
-
-CrashPoint = Callable[[str], None]
-"""Called at named points of a batch; tests kill the process there. Does nothing otherwise."""
 
 
 class Runner:
@@ -46,11 +37,11 @@ class Runner:
         *,
         crash_point: CrashPoint = lambda _name: None,
     ) -> None:
-        self._database = database
         self._journal = Journal(database)
-        self._publisher = publisher
         self._rules = rules
+        self._known = KnownSagas()
         self._crash_point = crash_point
+        self.outlet = Outlet(database, publisher, crash_point=crash_point)
 
     async def handle(self, events: Sequence[Event]) -> list[BaseException | None]:
         """Handles a batch; gives, for each event, None or why it cannot be handled.
@@ -66,7 +57,7 @@ class Runner:
                 if attempt == _ATTEMPTS - 1:
                     raise
         self._crash_point("committed")
-        await self._publish(said)
+        await self.outlet.take(said)
         return [failures.get(event.id) for event in events]
 
     async def _transact(
@@ -76,7 +67,7 @@ class Runner:
         tenants = sorted({event.tenant for event in events})
         async with self._journal.batch(tenants) as batch:
             new = await _fresh(batch, events)
-            ledger = await Ledger.read(batch, new, self._rules())
+            ledger = await Ledger.read(batch, new, self._rules(), self._known)
             of_tenants = [event for event in new if f.change_of(event.fact) is None]
             for event in new:
                 if f.change_of(event.fact) is not None:
@@ -87,9 +78,11 @@ class Runner:
             await batch.forget(CONSUMER, list(failures))
             await batch.write_tenant_events(of_tenants, own_source=CONSUMER)
             ledger.said.extend(event for event in of_tenants if event.source == CONSUMER)
-            await batch.write(ledger.writes())
+            heads = await batch.write(ledger.writes())
             await self._wake_waiting(batch, ledger)
             self._crash_point("written")
+        for change, head in heads.items():
+            self._known.remember(change, head, ledger.saga(change))
         return ledger.said
 
     async def _turn_switch(self, batch: Batch, ledger: Ledger, event: Event) -> None:
@@ -133,24 +126,6 @@ class Runner:
                 chosen = next_in_line(waiting)
                 if chosen is not None:
                     await batch.nudge(chosen)
-
-    async def _publish(self, said: Sequence[Event]) -> None:
-        """What cannot be published now stays in the outbox, where the relay finds it."""
-        if not said:
-            return
-        results = await self._publisher.publish_many(said)
-        self._crash_point("published")
-        sent = {
-            event.id: result
-            for event, result in zip(said, results, strict=True)
-            if isinstance(result, int)
-        }
-        if len(sent) < len(said):
-            log.warning("outbox.left_to_relay", unsent=len(said) - len(sent))
-        try:
-            await mark_sent(self._database, sent)
-        except Unavailable as lost:
-            log.warning("outbox.not_marked", reason=str(lost), sent=len(sent))
 
 
 _ATTEMPTS = 3

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
+from optiinfra.coordinator.outlet import Publishes
 from optiinfra.events.envelope import Event
 from optiinfra.events.facts import AgentLost
-from optiinfra.schemas.errors import OptiInfraError, Unavailable
+from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.ids import NewId, derived_id
 from optiinfra.storage.postgres.database import Database
-from optiinfra.storage.postgres.journal import mark_sent, publishable, sent_after
+from optiinfra.storage.postgres.journal import mark_sent, sent_after, unsent
 from optiinfra.storage.postgres.registry import database_clock, silent_agents
 from optiinfra.storage.postgres.retention import forget_received, forget_sent
-from optiinfra.storage.postgres.timers import due_timers
+from optiinfra.storage.postgres.timers import StandingTimer, due_timers, unscheduled
 
 log = structlog.get_logger()
 
@@ -23,10 +23,6 @@ Handle = Callable[[Sequence[Event]], Awaitable[Sequence[BaseException | None]]]
 _SOURCE = "coordinator"
 _BATCH = 256
 _TIDY_BATCH = 5_000
-
-
-class Publishes(Protocol):
-    async def publish_many(self, events: Sequence[Event]) -> list[int | OptiInfraError]: ...
 
 
 async def sweep_timers(database: Database, handle: Handle) -> int:
@@ -72,9 +68,38 @@ async def sweep_agents(
 async def relay_outbox(
     database: Database, publisher: Publishes, *, older_than_s: float = 2.0
 ) -> int:
-    """Publishes what was committed but not acknowledged; repeats are dropped by message id."""
-    events = await publishable(database, limit=_BATCH, older_than_s=older_than_s)
-    return await _send(database, publisher, events)
+    """Publishes what was committed but not acknowledged; repeats are dropped by message id.
+
+    What another coordinator publishes now is left out.
+    """
+    async with unsent(database, limit=_BATCH, older_than_s=older_than_s) as (events, sent):
+        sent.update(await _published(publisher, events))
+        _require_some(events, sent)
+    return len(sent)
+
+
+async def relay_timers(
+    database: Database, publisher: Publishes, *, older_than_s: float = 1.0
+) -> int:
+    """Hands timers to the broker that still stand after a while; gives how many it took."""
+    async with unscheduled(database, limit=_BATCH, older_than_s=older_than_s) as (timers, done):
+        events = [_set_event(timer) for timer in timers]
+        taken = await _published(publisher, events)
+        _require_some(events, taken)
+        done.extend(taken)
+    return len(taken)
+
+
+def _set_event(timer: StandingTimer) -> Event:
+    """The event that set a timer; its time counts for nothing here."""
+    return Event(
+        id=timer.event_id,
+        source=_SOURCE,
+        tenant=timer.tenant,
+        time=timer.fact.fire_at,
+        fact=timer.fact,
+        correlation=timer.fact.change,
+    )
 
 
 async def reconcile(database: Database, publisher: Publishes, last_sequence: int) -> int:
@@ -102,9 +127,17 @@ async def tidy(database: Database, *, keep_s: float) -> int:
 async def _send(database: Database, publisher: Publishes, events: Sequence[Event]) -> int:
     if not events:
         return 0
-    results = await publisher.publish_many(events)
-    sent = {e.id: r for e, r in zip(events, results, strict=True) if isinstance(r, int)}
+    sent = await _published(publisher, events)
     await mark_sent(database, sent)
-    if not sent:
-        raise Unavailable(f"none of {len(events)} events in the outbox could be published")
+    _require_some(events, sent)
     return len(sent)
+
+
+async def _published(publisher: Publishes, events: Sequence[Event]) -> dict[str, int]:
+    results = await publisher.publish_many(events) if events else []
+    return {e.id: r for e, r in zip(events, results, strict=True) if isinstance(r, int)}
+
+
+def _require_some(events: Sequence[Event], sent: Mapping[str, int]) -> None:
+    if events and not sent:
+        raise Unavailable(f"none of {len(events)} events in the outbox could be published")

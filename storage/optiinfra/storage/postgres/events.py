@@ -11,7 +11,7 @@ from optiinfra.events.facts import FACT
 from optiinfra.storage.postgres.chain import Link
 from optiinfra.storage.postgres.database import Database
 
-_COLUMNS = (
+LINK_COLUMNS = (
     "event_id, tenant, chain, version, type, subject, source, at, said_at, correlation,"
     " causation, body, prev_hash, hash"
 )
@@ -21,7 +21,7 @@ async def links_of_chain(database: Database, chain: str) -> list[Link]:
     """The links of one chain, in their order."""
     async with database.connection() as connection:
         rows = await connection.fetch(
-            f"SELECT {_COLUMNS} FROM event_log WHERE chain = $1 ORDER BY version",  # noqa: S608
+            f"SELECT {LINK_COLUMNS} FROM event_log WHERE chain = $1 ORDER BY version",  # noqa: S608
             chain,
         )
     return [Link(**dict(row)) for row in rows]
@@ -32,8 +32,8 @@ async def log_of_chain(database: Database, chain: str) -> list[tuple[Event, date
     return [(event_of(link), link.at) for link in await links_of_chain(database, chain)]
 
 
-def event_of(link: Link) -> Event:
-    """The event that a link was made from."""
+def event_of(link: Link, *, traceparent: str | None = None) -> Event:
+    """The event that a link was made from; its trace is not kept in the log."""
     return Event(
         id=link.event_id,
         source=link.source,
@@ -42,6 +42,7 @@ def event_of(link: Link) -> Event:
         fact=FACT.validate_json(link.body),
         correlation=link.correlation,
         causation=link.causation,
+        traceparent=traceparent,
     )
 
 

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import asyncpg
 
 from optiinfra.events.envelope import Event
-from optiinfra.events.subjects import row_of
 from optiinfra.schemas.errors import Conflict, Unavailable
+from optiinfra.schemas.ids import token
+from optiinfra.storage.postgres.append import (
+    SagaRecord,
+    SagaWrite,
+    append,
+    append_changes,
+)
 from optiinfra.storage.postgres.chain import GENESIS, Link
-from optiinfra.storage.postgres.database import Connection, Database
+from optiinfra.storage.postgres.database import LOST_CONNECTION, Connection, Database
+from optiinfra.storage.postgres.events import LINK_COLUMNS, event_of
 from optiinfra.storage.postgres.projections import project
-
-
-@dataclass(frozen=True, slots=True)
-class SagaRecord:
-    """A saga row; `body` is the saga as JSON, which only the coordinator understands.
-
-    `version` and `hash` are those of the last link of the change's chain.
-    """
-
-    change: str
-    tenant: str
-    deployment: str | None
-    state: str
-    version: int
-    hash: str
-    body: str
-    moving_since: datetime | None
-    opened_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +35,6 @@ class Moving:
     state: str
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
-    """An event as it goes into the log; `said` ones are published through the outbox too."""
-
-    event: Event
-    said: bool
-
-
-@dataclass(slots=True)
-class SagaWrite:
-    """What one batch did to one change: the new row, and the entries since `base`."""
-
-    base: SagaRecord
-    state: str
-    deployment: str | None
-    body: str
-    moving_since: datetime | None
-    entries: list[LogEntry] = field(default_factory=list)
-
-
 class Journal:
     """Opens batches; one batch is one transaction, and serial with others of its tenants."""
 
@@ -75,12 +45,40 @@ class Journal:
     async def batch(self, tenants: Iterable[str]) -> AsyncIterator[Batch]:
         """Raises `Conflict` when another coordinator was faster, `Unavailable` without server."""
         try:
-            async with self._database.transaction() as connection:
-                await connection.execute(_LOCK_TENANTS, sorted(set(tenants)))
-                now: datetime = await connection.fetchval("SELECT clock_timestamp()")
-                yield Batch(connection, now)
-        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError) as raced:
+            async with self._database.connection() as connection:
+                await connection.execute(_begin(tenants))
+                try:
+                    now: datetime = await connection.fetchval(_CLOCK)
+                    yield Batch(connection, now)
+                    await connection.execute("COMMIT")
+                except BaseException:
+                    await _roll_back(connection)
+                    raise
+        except _RACED as raced:
             raise Conflict(f"another coordinator was faster: {raced}") from raced
+
+
+_RACED = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.UniqueViolationError,
+)
+
+
+def _begin(tenants: Iterable[str]) -> str:
+    """One round trip for the transaction and the locks of its tenants, always in one order."""
+    locks = (
+        f"SELECT pg_advisory_xact_lock(hashtextextended('{token(tenant)}', 7))"
+        for tenant in sorted(set(tenants))
+    )
+    return ";".join(("BEGIN", *locks))
+
+
+async def _roll_back(connection: Connection) -> None:
+    """A connection that is lost has rolled back by itself."""
+    with contextlib.suppress(*LOST_CONNECTION):
+        if connection.is_in_transaction():
+            await connection.execute("ROLLBACK")
 
 
 class Batch:
@@ -100,8 +98,12 @@ class Batch:
         if event_ids:
             await self._connection.execute(_FORGET, consumer, list(event_ids))
 
-    async def sagas(self, changes: Sequence[str]) -> dict[str, SagaRecord]:
-        rows = await self._connection.fetch(_SAGAS, list(changes))
+    async def sagas(
+        self, changes: Sequence[str], known: Mapping[str, str]
+    ) -> dict[str, SagaRecord]:
+        """The rows of changes; without their bodies where the hash is the `known` one."""
+        hashes = [known.get(change) for change in changes]
+        rows = await self._connection.fetch(_SAGAS, list(changes), hashes)
         return {row["change_id"]: _record(row) for row in rows}
 
     async def moving(self, tenants: Sequence[str]) -> list[Moving]:
@@ -127,22 +129,19 @@ class Batch:
         """Lets a waiting change's turn come now instead of at its next retry."""
         await self._connection.execute(_NUDGE, change)
 
-    async def write(self, writes: Mapping[str, SagaWrite]) -> None:
+    async def write(self, writes: Mapping[str, SagaWrite]) -> dict[str, str]:
         """Appends to the chains, saves the rows, fills outbox, timers and projections.
 
-        Raises `Conflict` when a row is no longer at the version that was read.
+        Gives the hash of the new head of each chain. Raises `Conflict` when a row is no longer at
+        the version that was read.
         """
         if not writes:
-            return
-        links: list[tuple[Link, LogEntry]] = []
-        heads: dict[str, Link] = {}
-        for change, write in writes.items():
-            chained = list(_chained(write, self.now))
-            links.extend(zip(chained, write.entries, strict=True))
-            heads[change] = chained[-1]
-        await self._save_rows(writes, heads)
-        await self._append(links)
-        await project(self._connection, [entry.event for _, entry in links])
+            return {}
+        chained = {change: list(_chained(write, self.now)) for change, write in writes.items()}
+        await append_changes(self._connection, writes, chained, self.now)
+        entries = (entry for write in writes.values() for entry in write.entries)
+        await project(self._connection, ((entry.event, self.now) for entry in entries))
+        return {change: links[-1].hash for change, links in chained.items()}
 
     async def write_tenant_events(self, events: Sequence[Event], own_source: str) -> None:
         """Appends events that belong to no change to their tenants' chains.
@@ -155,27 +154,8 @@ class Batch:
             version, prev = (head["version"], head["hash"]) if head else (0, GENESIS)
             link = link_of(event, chain, version + 1, prev, self.now)
             await self._connection.execute(_SET_HEAD, chain, link.version, link.hash)
-            await self._append([(link, LogEntry(event, said=event.source == own_source))])
-        await project(self._connection, events)
-
-    async def _append(self, links: Sequence[tuple[Link, LogEntry]]) -> None:
-        await self._connection.executemany(_LOG, [_log_row(link) for link, _ in links])
-        said = [_outbox_row(entry.event) for _, entry in links if entry.said]
-        if said:
-            await self._connection.executemany(_OUTBOX, said)
-
-    async def _save_rows(self, writes: Mapping[str, SagaWrite], heads: Mapping[str, Link]) -> None:
-        new = [w for w in writes.values() if w.base.version == 0]
-        old = [w for w in writes.values() if w.base.version > 0]
-        for statement, group in ((_INSERT_SAGAS, new), (_UPDATE_SAGAS, old)):
-            if not group:
-                continue
-            columns = zip(
-                *(_saga_row(w, heads[w.base.change], self.now) for w in group), strict=True
-            )
-            done = await self._connection.fetch(statement, *(list(c) for c in columns))
-            if len(done) != len(group):
-                raise Conflict("another coordinator has moved a change on", hint="try again")
+            await append(self._connection, [link], [event] if event.source == own_source else [])
+        await project(self._connection, ((event, self.now) for event in events))
 
 
 def link_of(event: Event, chain: str, version: int, prev_hash: str, at: datetime) -> Link:
@@ -192,10 +172,10 @@ def link_of(event: Event, chain: str, version: int, prev_hash: str, at: datetime
         said_at=event.time,
         correlation=event.correlation,
         causation=event.causation,
-        body=event.fact.model_dump_json(),
+        body=event.body,
         prev_hash=prev_hash,
     )
-    return Link(**{**{n: getattr(link, n) for n in link.__slots__}, "hash": link.computed_hash()})
+    return replace(link, hash=link.computed_hash())
 
 
 def _chained(write: SagaWrite, at: datetime) -> Iterable[Link]:
@@ -220,52 +200,31 @@ def _record(row: asyncpg.Record) -> SagaRecord:
     )
 
 
-def _saga_row(write: SagaWrite, head: Link, now: datetime) -> tuple[object, ...]:
-    base = write.base
-    return (
-        base.change,
-        base.tenant,
-        write.deployment,
-        write.state,
-        head.version,
-        head.hash,
-        write.body,
-        write.moving_since,
-        base.opened_at,
-        now,
-        base.version,
-    )
+@asynccontextmanager
+async def unsent(
+    database: Database, *, limit: int, older_than_s: float
+) -> AsyncIterator[tuple[list[Event], dict[str, int]]]:
+    """What stands in the outbox unsent for `older_than_s` seconds, oldest first.
 
-
-def _outbox_row(event: Event) -> tuple[str, str, str]:
-    stream = row_of(event.fact).stream
-    return event.id, stream.value if stream else "", event.model_dump_json()
-
-
-def _log_row(link: Link) -> tuple[object, ...]:
-    return (
-        link.event_id,
-        link.tenant,
-        link.chain,
-        link.version,
-        link.type,
-        link.subject,
-        link.source,
-        link.at,
-        link.said_at,
-        link.correlation,
-        link.causation,
-        link.body,
-        link.prev_hash,
-        link.hash,
-    )
-
-
-async def publishable(database: Database, *, limit: int, older_than_s: float) -> list[Event]:
-    """What stands in the outbox unsent for `older_than_s` seconds, oldest first."""
+    The events are ours alone until the block ends; what is put into the mapping by then (id to
+    stream sequence) is marked as sent.
+    """
     async with database.transaction() as connection:
         rows = await connection.fetch(_UNSENT, limit, older_than_s)
-    return [Event.model_validate_json(row["event"]) for row in rows]
+        sent: dict[str, int] = {}
+        yield [_event(row) for row in rows], sent
+        if sent:
+            await connection.execute(_SENT, list(sent), list(sent.values()))
+
+
+def _event(row: asyncpg.Record) -> Event:
+    """An event of the outbox: what we said ourselves stands in the log, once."""
+    if row["event"] is not None:
+        return Event.model_validate_json(row["event"])
+    columns = dict(row)
+    del columns["event"]
+    traceparent = columns.pop("traceparent")
+    return event_of(Link(**columns), traceparent=traceparent)
 
 
 async def mark_sent(database: Database, sent: Mapping[str, int]) -> None:
@@ -289,7 +248,7 @@ async def sent_after(database: Database, sequence: int, limit: int) -> list[Even
     """
     async with database.connection() as connection:
         rows = await connection.fetch(_SENT_AFTER, sequence, limit)
-    return [Event.model_validate_json(row["event"]) for row in rows]
+    return [_event(row) for row in rows]
 
 
 async def require_journal(database: Database) -> None:
@@ -299,18 +258,18 @@ async def require_journal(database: Database) -> None:
             raise Unavailable("the database has no tables", hint="run `optiinfra migrate`")
 
 
-_LOCK_TENANTS = """
-SELECT pg_advisory_xact_lock(hashtextextended(name, 7)) FROM unnest($1::text[]) AS name
-"""
+_CLOCK = "SELECT clock_timestamp()"
 _INBOX = """
 INSERT INTO inbox (consumer, event_id) SELECT $1, id FROM unnest($2::text[]) AS id
 ON CONFLICT DO NOTHING RETURNING event_id
 """
 _FORGET = "DELETE FROM inbox WHERE consumer = $1 AND event_id = ANY($2)"
 _SAGA_COLUMNS = "change_id, tenant, deployment, state, version, hash, body, moving_since, opened_at"
-_SAGAS = f"""
-SELECT {_SAGA_COLUMNS} FROM sagas WHERE change_id = ANY($1) ORDER BY change_id FOR UPDATE
-"""  # noqa: S608 - a constant
+_SAGAS = """
+SELECT change_id, tenant, deployment, state, version, hash, moving_since, opened_at,
+    CASE WHEN hash = known THEN '' ELSE body END AS body
+FROM unnest($1::text[], $2::text[]) AS wanted(change_id, known) JOIN sagas USING (change_id)
+"""
 _MOVING = """
 SELECT change_id, tenant, deployment, state FROM sagas WHERE tenant = ANY($1)
 AND state IN ('voting', 'awaiting_approval', 'approved', 'executing', 'rolling_back')
@@ -328,41 +287,23 @@ ORDER BY opened_at
 _NUDGE = """
 UPDATE timers SET fire_at = clock_timestamp() WHERE change_id = $1 AND name = 'turn'
 """
-_INSERT_SAGAS = """
-INSERT INTO sagas (change_id, tenant, deployment, state, version, hash, body, moving_since,
-    opened_at, updated_at)
-SELECT a, b, c, d, e, f, g, h, i, j FROM unnest($1::text[], $2::text[], $3::text[], $4::text[],
-    $5::int[], $6::text[], $7::text[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
-    $11::int[]) AS n(a, b, c, d, e, f, g, h, i, j, k)
-ON CONFLICT DO NOTHING RETURNING change_id
-"""
-_UPDATE_SAGAS = """
-UPDATE sagas SET deployment = n.c, state = n.d, version = n.e, hash = n.f, body = n.g,
-    moving_since = n.h, updated_at = n.j
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[],
-    $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::int[])
-    AS n(a, b, c, d, e, f, g, h, i, j, k)
-WHERE sagas.change_id = n.a AND sagas.version = n.k RETURNING change_id
-"""
 _HEAD = "SELECT version, hash FROM chain_heads WHERE chain = $1 FOR UPDATE"
 _SET_HEAD = """
 INSERT INTO chain_heads (chain, version, hash) VALUES ($1, $2, $3)
 ON CONFLICT (chain) DO UPDATE SET version = $2, hash = $3
 """
-_LOG = """
-INSERT INTO event_log (event_id, tenant, chain, version, type, subject, source, at, said_at,
-    correlation, causation, body, prev_hash, hash)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+_OUTBOX_EVENTS = f"""
+SELECT o.event, o.traceparent, {LINK_COLUMNS}
+FROM outbox o LEFT JOIN event_log USING (event_id)
+"""  # noqa: S608 - constants
+_UNSENT = f"""
+{_OUTBOX_EVENTS} WHERE o.sent_seq IS NULL AND coalesce(o.event, body) IS NOT NULL
+AND o.created_at <= clock_timestamp() - make_interval(secs => $2)
+ORDER BY o.id LIMIT $1 FOR UPDATE OF o SKIP LOCKED
 """
-_OUTBOX = "INSERT INTO outbox (event_id, stream, event) VALUES ($1, $2, $3)"
-_UNSENT = """
-SELECT event FROM outbox WHERE sent_seq IS NULL
-AND created_at <= clock_timestamp() - make_interval(secs => $2)
-ORDER BY id LIMIT $1
-"""
-_SENT_AFTER = """
-SELECT event FROM outbox WHERE sent_seq > $1 AND stream = 'CHANGES'
-ORDER BY id LIMIT $2
+_SENT_AFTER = f"""
+{_OUTBOX_EVENTS} WHERE o.sent_seq > $1 AND o.stream = 'CHANGES'
+ORDER BY o.id LIMIT $2
 """
 _SENT = """
 UPDATE outbox SET sent_seq = n.seq FROM unnest($1::text[], $2::bigint[]) AS n(id, seq)

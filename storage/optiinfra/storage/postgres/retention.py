@@ -27,12 +27,12 @@ async def _count(database: Database, statement: str, older_than_s: float, limit:
 _RECEIVED = """
 DELETE FROM inbox WHERE (consumer, event_id) IN (
     SELECT consumer, event_id FROM inbox
-    WHERE at < clock_timestamp() - make_interval(secs => $1) ORDER BY at LIMIT $2
+    WHERE at < clock_timestamp() - make_interval(secs => $1) LIMIT $2
 )
 """
 _SENT = """
 DELETE FROM outbox WHERE id IN (
     SELECT id FROM outbox WHERE sent_seq IS NOT NULL
-    AND created_at < clock_timestamp() - make_interval(secs => $1) ORDER BY created_at LIMIT $2
+    AND created_at < clock_timestamp() - make_interval(secs => $1) ORDER BY id LIMIT $2
 )
 """

@@ -99,7 +99,7 @@ class EventRow(Table):
         UniqueConstraint("chain", "version"),
         UniqueConstraint("event_id"),
         Index("ix_event_log_tenant_position", "tenant", "position"),
-        Index("ix_event_log_at", "at"),
+        Index("ix_event_log_at", "at", postgresql_using="brin"),
     )
 
     position: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
@@ -157,19 +157,27 @@ class SagaRow(Table):
 
 
 class TimerRow(Table):
+    """Timers that are set; `scheduled` once the broker holds a schedule of it."""
+
     __tablename__ = "timers"
-    __table_args__ = (Index("ix_timers_fire_at", "fire_at"),)
+    __table_args__ = (
+        Index("ix_timers_fire_at", "fire_at"),
+        Index("ix_timers_unscheduled", "set_at", postgresql_where=text("NOT scheduled")),
+    )
 
     change_id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str]
     tenant: Mapped[str]
     fire_at: Mapped[datetime]
+    event_id: Mapped[str]
+    set_at: Mapped[datetime]
+    scheduled: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
 
 
 class InboxRow(Table):
     __tablename__ = "inbox"
-    __table_args__ = (Index("ix_inbox_at", "at"),)
+    __table_args__ = (Index("ix_inbox_at", "at", postgresql_using="brin"),)
 
     consumer: Mapped[str] = mapped_column(primary_key=True)
     event_id: Mapped[str] = mapped_column(primary_key=True)
@@ -177,19 +185,22 @@ class InboxRow(Table):
 
 
 class OutboxRow(Table):
-    """What is to be published; `sent_seq` is the stream sequence of the broker's ack."""
+    """What is to be published; `sent_seq` is the stream sequence of the broker's ack.
+
+    `event` is empty for what the coordinator says: that stands in the log.
+    """
 
     __tablename__ = "outbox"
     __table_args__ = (
         UniqueConstraint("event_id"),
         Index("ix_outbox_unsent", "id", postgresql_where=text("sent_seq IS NULL")),
-        Index("ix_outbox_created_at", "created_at"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     event_id: Mapped[str]
     stream: Mapped[str]
-    event: Mapped[str]
+    event: Mapped[str | None]
+    traceparent: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     sent_seq: Mapped[int | None] = mapped_column(BigInteger)
 

@@ -1,11 +1,24 @@
-"""Timers that are due, by the database's clock."""
+"""Timers that are due by the database's clock, and those that the broker does not know yet."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from optiinfra.events.facts import TimerFired, TimerName
+import asyncpg
+
+from optiinfra.events.facts import TimerFired, TimerName, TimerSet
 from optiinfra.storage.postgres.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class StandingTimer:
+    """A timer that is set; `event_id` is that of its `timer.set` event."""
+
+    tenant: str
+    event_id: str
+    fact: TimerSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +44,33 @@ async def due_timers(database: Database, limit: int = 64) -> list[DueTimer]:
     ]
 
 
+@asynccontextmanager
+async def unscheduled(
+    database: Database, *, limit: int, older_than_s: float
+) -> AsyncIterator[tuple[list[StandingTimer], list[str]]]:
+    """Timers that the broker does not know yet and that have stood for `older_than_s` seconds.
+
+    They are ours alone until the block ends; those whose event ids are put into the list by then
+    are marked as scheduled. What is due within a second is left to the sweep.
+    """
+    async with database.transaction() as connection:
+        rows = await connection.fetch(_UNSCHEDULED, limit, older_than_s)
+        done: list[str] = []
+        yield [_standing(row) for row in rows], done
+        if done:
+            await connection.execute(_SCHEDULED, done)
+
+
+def _standing(row: asyncpg.Record) -> StandingTimer:
+    fact = TimerSet(
+        change=row["change_id"],
+        name=TimerName(row["name"]),
+        key=row["key"],
+        fire_at=row["fire_at"],
+    )
+    return StandingTimer(row["tenant"], row["event_id"], fact)
+
+
 async def is_due(database: Database, fired: TimerFired) -> bool:
     """Whether the timer's time has come; a timer that no longer stands counts as due (and void)."""
     async with database.connection() as connection:
@@ -42,3 +82,12 @@ async def is_due(database: Database, fired: TimerFired) -> bool:
             fired.key,
         )
     return not early
+
+
+_UNSCHEDULED = """
+SELECT change_id, name, key, tenant, fire_at, event_id FROM timers WHERE NOT scheduled
+AND set_at <= clock_timestamp() - make_interval(secs => $2)
+AND fire_at > clock_timestamp() + interval '1 second'
+ORDER BY set_at LIMIT $1 FOR UPDATE SKIP LOCKED
+"""
+_SCHEDULED = "UPDATE timers SET scheduled = true WHERE event_id = ANY($1)"

@@ -1,5 +1,8 @@
 """What trust needs: policies, dead letters, leaner delivery."""
 
+import sqlalchemy as sa
+from alembic import op
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -7,4 +10,24 @@ depends_on = None
 
 
 def upgrade() -> None:
-    pass
+    _deliver_leaner()
+
+
+def _deliver_leaner() -> None:
+    """The outbox points into the log; timers say whether the broker knows them."""
+    op.alter_column("outbox", "event", nullable=True)
+    op.add_column("outbox", sa.Column("traceparent", sa.Text(), nullable=True))
+    op.drop_index("ix_outbox_created_at", "outbox")
+    for table in ("inbox", "event_log"):
+        op.drop_index(f"ix_{table}_at", table)
+        op.create_index(f"ix_{table}_at", table, ["at"], postgresql_using="brin")
+    no = sa.text("false")
+    op.add_column("timers", sa.Column("event_id", sa.Text(), nullable=True))
+    op.add_column("timers", sa.Column("set_at", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("timers", sa.Column("scheduled", sa.Boolean(), server_default=no, nullable=False))
+    op.execute("UPDATE timers SET event_id = md5(change_id || name || key), set_at = now()")
+    op.alter_column("timers", "event_id", nullable=False)
+    op.alter_column("timers", "set_at", nullable=False)
+    op.create_index(
+        "ix_timers_unscheduled", "timers", ["set_at"], postgresql_where=sa.text("NOT scheduled")
+    )

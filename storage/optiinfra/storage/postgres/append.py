@@ -1,0 +1,167 @@
+"""Writes what a batch did: log, saga rows and outbox in one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from optiinfra.events.envelope import Event
+from optiinfra.events.facts import TimerSet
+from optiinfra.events.subjects import row_of
+from optiinfra.schemas.errors import Conflict
+from optiinfra.storage.postgres.chain import Link
+from optiinfra.storage.postgres.database import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class SagaRecord:
+    """A saga row; `body` is the saga as JSON, which only the coordinator understands.
+
+    `version` and `hash` are those of the last link of the change's chain. `body` is empty when
+    the reader had named this very hash as known.
+    """
+
+    change: str
+    tenant: str
+    deployment: str | None
+    state: str
+    version: int
+    hash: str
+    body: str
+    moving_since: datetime | None
+    opened_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """An event as it goes into the log; `said` ones are published through the outbox too."""
+
+    event: Event
+    said: bool
+
+
+@dataclass(slots=True)
+class SagaWrite:
+    """What one batch did to one change: the new row, and the entries since `base`."""
+
+    base: SagaRecord
+    state: str
+    deployment: str | None
+    body: str
+    moving_since: datetime | None
+    entries: list[LogEntry] = field(default_factory=list)
+
+
+async def append(connection: Connection, links: Sequence[Link], said: Iterable[Event]) -> None:
+    """Appends to the log, and fills the outbox with what we have said ourselves."""
+    await connection.execute(_APPEND, *_columns(_log_row(link) for link in links), *_outbox(said))
+
+
+async def append_changes(
+    connection: Connection,
+    writes: Mapping[str, SagaWrite],
+    chained: Mapping[str, Sequence[Link]],
+    now: datetime,
+) -> None:
+    """Appends to the chains of changes, fills the outbox, and saves the saga rows.
+
+    Raises `Conflict` when a row is no longer at the version that was read.
+    """
+    links = [link for change in writes for link in chained[change]]
+    said = (entry.event for write in writes.values() for entry in write.entries if entry.said)
+    rows = (_saga_row(write, chained[change][-1], now) for change, write in writes.items())
+    saved = await connection.fetchval(
+        _APPEND_CHANGES, *_columns(_log_row(link) for link in links), *_outbox(said),
+        *_columns(rows),
+    )  # fmt: skip
+    if saved != len(writes):
+        raise Conflict("another coordinator has moved a change on", hint="try again")
+
+
+def _columns(rows: Iterable[Sequence[object]]) -> list[list[object]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _outbox(said: Iterable[Event]) -> list[list[object]]:
+    """Timers stand in a table of their own and are handed to the broker from there."""
+    rows = [
+        (event.id, stream.value if stream else "", event.traceparent)
+        for event in said
+        if not isinstance(event.fact, TimerSet)
+        for stream in (row_of(event.fact).stream,)
+    ]
+    return _columns(rows) if rows else [[], [], []]
+
+
+def _saga_row(write: SagaWrite, head: Link, now: datetime) -> tuple[object, ...]:
+    base = write.base
+    return (
+        base.change,
+        base.tenant,
+        write.deployment,
+        write.state,
+        head.version,
+        head.hash,
+        write.body,
+        write.moving_since,
+        base.opened_at,
+        now,
+        base.version,
+    )
+
+
+def _log_row(link: Link) -> tuple[object, ...]:
+    return (
+        link.event_id,
+        link.tenant,
+        link.chain,
+        link.version,
+        link.type,
+        link.subject,
+        link.source,
+        link.at,
+        link.said_at,
+        link.correlation,
+        link.causation,
+        link.body,
+        link.prev_hash,
+        link.hash,
+    )
+
+
+_LOG = """
+INSERT INTO event_log (event_id, tenant, chain, version, type, subject, source, at, said_at,
+    correlation, causation, body, prev_hash, hash)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::text[], $6::text[],
+    $7::text[], $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::text[],
+    $13::text[], $14::text[])
+"""
+_OUTBOX = """
+INSERT INTO outbox (event_id, stream, traceparent)
+SELECT * FROM unnest($15::text[], $16::text[], $17::text[])
+"""
+_APPEND = f"WITH said AS ({_OUTBOX}) {_LOG}"
+_APPEND_CHANGES = f"""
+WITH log AS ({_LOG}), said AS ({_OUTBOX}),
+new AS (
+    SELECT * FROM unnest($18::text[], $19::text[], $20::text[], $21::text[], $22::int[],
+        $23::text[], $24::text[], $25::timestamptz[], $26::timestamptz[], $27::timestamptz[],
+        $28::int[]) AS n(change_id, tenant, deployment, state, version, hash, body,
+        moving_since, opened_at, updated_at, base_version)
+),
+inserted AS (
+    INSERT INTO sagas (change_id, tenant, deployment, state, version, hash, body, moving_since,
+        opened_at, updated_at)
+    SELECT change_id, tenant, deployment, state, version, hash, body, moving_since, opened_at,
+        updated_at FROM new WHERE base_version = 0
+    ON CONFLICT DO NOTHING RETURNING 1
+),
+updated AS (
+    UPDATE sagas SET deployment = n.deployment, state = n.state, version = n.version,
+        hash = n.hash, body = n.body, moving_since = n.moving_since, updated_at = n.updated_at
+    FROM new AS n WHERE n.base_version > 0
+    AND sagas.change_id = n.change_id AND sagas.version = n.base_version RETURNING 1
+)
+SELECT (SELECT count(*) FROM inserted) + (SELECT count(*) FROM updated)
+"""  # noqa: S608 - constants
