@@ -162,6 +162,17 @@ PAYLOADS: dict[str, f.Fact] = {
         tenant="acme", agent="cost", instance="i-1", version="1", capabilities=(), at=AT
     ),
     "control.requested": c.ControlRequested(change=CHANGE, verb=ControlVerb.PAUSE, by="person:ada"),
+    "policy.changed": f.PolicyChanged(
+        tenant="acme",
+        number=2,
+        version="default@0123456789ab",
+        previous="default@ba9876543210",
+        sha256="0" * 64,
+        policy={"name": "default", "max_moving": 1},
+        by="file:policy.yaml",
+        written_at=LATER,
+        at=LATER,
+    ),
     "switch.turned": f.SwitchTurned(
         tenant="acme", stopped=True, by="person:ada", reason="incident", at=AT
     ),

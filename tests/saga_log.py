@@ -21,7 +21,7 @@ from optiinfra.schemas.tenant import person
 from optiinfra.schemas.vote import VOTERS, AgentName, Verdict
 from tests.factories import AT, gate_answer, recommendation, rollout, step_result, vote
 
-AUTO = Rules(version="v7", approvals=(ApprovalRule(name="low", max_risk="low"),))
+AUTO = Rules(name="v7", approvals=(ApprovalRule(name="low", max_risk="low"),))
 ASK = Rules()
 GATES = (AgentName.PERFORMANCE, AgentName.APPLICATION)
 SOAKED = rollout(soak_s=30.0, hold_limit_s=60.0)

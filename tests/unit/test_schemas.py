@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import pytest
 from hypothesis import given
@@ -32,13 +32,11 @@ from optiinfra.schemas.ids import EventId, TenantId, derived_id, token, uuid7
 from optiinfra.schemas.money import Interval
 from optiinfra.schemas.recommendation import (
     ChangeSpec,
-    CommitmentPurchase,
     Risk,
     StagePlan,
 )
 from optiinfra.schemas.rollout import GateVerdict, Step
 from optiinfra.schemas.routing import Backend, RouteTable
-from optiinfra.schemas.rules import ApprovalRule, Rules
 from optiinfra.schemas.telemetry import Known, Reading, Unknown, UnknownReason, is_known
 from optiinfra.schemas.tenant import Role, person, policy
 from optiinfra.schemas.vote import VOTERS, AgentName
@@ -179,35 +177,6 @@ def test_a_replica_stands_once_in_a_route_table() -> None:
     assert table.backends == (backend,)
     with pytest.raises(ValidationError, match="stands twice"):
         RouteTable(tenant="acme", deployment="chat", model="m", backends=(backend, backend))
-
-
-def test_the_first_rule_that_matches_decides() -> None:
-    low, high = recommendation(), recommendation(risk=Risk.HIGH)
-    approve = ApprovalRule(name="auto", kinds=("spot_migration",), deployments=("chat",))
-    ask = ApprovalRule(name="ask", decision="ask")
-    assert Rules(approvals=(approve, ask)).automatic(low) is approve
-    assert Rules(approvals=(ask, approve)).automatic(low) is None
-    assert Rules(approvals=(approve,)).automatic(high) is None
-    assert Rules().automatic(low) is None
-    elsewhere = ApprovalRule(name="auto", deployments=("other",))
-    assert Rules(approvals=(elsewhere,)).automatic(low) is None
-    other_kind = ApprovalRule(name="auto", kinds=("idle_shutdown",))
-    assert Rules(approvals=(other_kind,)).automatic(low) is None
-
-
-def test_no_rule_approves_what_cannot_be_undone() -> None:
-    purchase = CommitmentPurchase.model_validate(
-        {
-            "provider": "aws",
-            "instance_type": "p5.48xlarge",
-            "region": "us-east-1",
-            "count": 1,
-            "term_years": 1,
-            "payment": "no_upfront",
-        }
-    )
-    rules = Rules(approvals=(ApprovalRule(name="all", max_risk=Risk.CRITICAL),))
-    assert rules.automatic(recommendation(spec=purchase)) is None
 
 
 def test_a_role_may_do_what_those_before_it_may() -> None:

@@ -70,7 +70,7 @@ def test_the_change_of_a_fact_is_found_wherever_it_stands() -> None:
     without = {
         "metrics.performance", "metrics.resource", "metrics.cost", "metrics.quality",
         "sample.answer", "telemetry.gap", "quality.assessed", "agent.registered", "agent.lost",
-        "agent.heartbeat", "switch.turned", "dlq",
+        "agent.heartbeat", "switch.turned", "policy.changed", "dlq",
     }  # fmt: skip
     for prefix, fact in PAYLOADS.items():
         assert f.change_of(fact) == (None if prefix in without else CHANGE)

@@ -1,4 +1,4 @@
-"""Writes AsyncAPI 3 and the JSON Schemas of all payloads from the subject table."""
+"""Writes AsyncAPI 3, and the JSON Schemas of all payloads in the subject table and of policies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from optiinfra.events.envelope import CONTENT_TYPE
 from optiinfra.events.subjects import SUBJECTS, Subject, kind_of
 from optiinfra.schemas.base import Value
+from optiinfra.schemas.rules import Rules
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 VERSION = "1.0.0"
@@ -39,6 +40,11 @@ def schema_of(payload: type[Value]) -> dict[str, Any]:
     """The JSON Schema of a payload, as it is written to the bus."""
     schema = payload.model_json_schema(mode="serialization")
     return {"$schema": SCHEMA_DIALECT, "$id": f"{kind_of(payload)}.json", **schema}
+
+
+def policy_schema() -> dict[str, Any]:
+    """The JSON Schema of a policy file, for editors and checks outside."""
+    return {"$schema": SCHEMA_DIALECT, "$id": "policy.json", **Rules.model_json_schema()}
 
 
 def document() -> dict[str, Any]:
@@ -106,6 +112,7 @@ def files() -> dict[str, str]:
     made = {"asyncapi.json": document()}
     for row in SUBJECTS:
         made[f"schemas/{kind_of(row.payload)}.json"] = schema_of(row.payload)
+    made["schemas/policy.json"] = policy_schema()
     return {
         path: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for path, value in made.items()
     }

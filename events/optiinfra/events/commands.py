@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
+from optiinfra.events.decided import Decided
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.change import ControlVerb
 from optiinfra.schemas.ids import ChangeId, DeploymentId
@@ -14,7 +15,7 @@ from optiinfra.schemas.rollout import Arms, Step
 from optiinfra.schemas.vote import AgentName
 
 
-class VoteRequested(Value):
+class VoteRequested(Decided):
     """Asks `agents` to vote; sent again to those who are missing at half of the deadline."""
 
     kind: Literal["vote.requested"] = "vote.requested"
@@ -25,7 +26,7 @@ class VoteRequested(Value):
     deadline: AwareDatetime
 
 
-class ExecutionRequested(Value):
+class ExecutionRequested(Decided):
     """Asks `executor` to bring the target to `step`; `fence` is the saga version that says so.
 
     An executor refuses a fence that is lower than one it has seen for the same target.
@@ -40,7 +41,7 @@ class ExecutionRequested(Value):
     deadline: AwareDatetime
 
 
-class RollbackRequested(Value):
+class RollbackRequested(Decided):
     """Asks `executor` to bring the target back to what it captured before its first step."""
 
     kind: Literal["rollback.requested"] = "rollback.requested"
@@ -52,7 +53,7 @@ class RollbackRequested(Value):
     deadline: AwareDatetime
 
 
-class GateRequested(Value):
+class GateRequested(Decided):
     """Look number `look` at a stage: each assessor answers from the evidence up to now."""
 
     kind: Literal["gate.requested"] = "gate.requested"

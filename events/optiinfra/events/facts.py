@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, TypeAdapter
@@ -14,6 +13,13 @@ from optiinfra.events.commands import (
     RollbackRequested,
     VoteRequested,
 )
+from optiinfra.events.decided import Decided
+from optiinfra.events.tenant_facts import AgentHeartbeat as AgentHeartbeat
+from optiinfra.events.tenant_facts import AgentLost as AgentLost
+from optiinfra.events.tenant_facts import AgentRegistered as AgentRegistered
+from optiinfra.events.tenant_facts import AgentStatus as AgentStatus
+from optiinfra.events.tenant_facts import PolicyChanged as PolicyChanged
+from optiinfra.events.tenant_facts import SwitchTurned as SwitchTurned
 from optiinfra.events.timers import TimerFired as TimerFired
 from optiinfra.events.timers import TimerName as TimerName
 from optiinfra.events.timers import TimerSet as TimerSet
@@ -63,14 +69,14 @@ class RecommendationProposed(Value):
     recommendation: Recommendation
 
 
-class RecommendationSuperseded(Value):
+class RecommendationSuperseded(Decided):
     kind: Literal["recommendation.superseded"] = "recommendation.superseded"
     change: ChangeId
     by: ChangeId
     reason: str
 
 
-class RecommendationExpired(Value):
+class RecommendationExpired(Decided):
     kind: Literal["recommendation.expired"] = "recommendation.expired"
     change: ChangeId
     reason: str
@@ -81,15 +87,19 @@ class VoteCast(Value):
     vote: Vote
 
 
-class ApprovalRequested(Value):
+class ApprovalRequested(Decided):
     kind: Literal["approval.requested"] = "approval.requested"
     change: ChangeId
     version_hash: str
     risk: Risk
     expires_at: AwareDatetime
+    needed: int = Field(default=1, ge=1)
+    """How many different people must say yes."""
+    reason: str = ""
+    """Why people are asked, in words."""
 
 
-class ApprovalGranted(Value):
+class ApprovalGranted(Decided):
     kind: Literal["approval.granted"] = "approval.granted"
     approval: Approval
 
@@ -106,7 +116,7 @@ class ChangeOpened(Value):
     rules_version: str
 
 
-class ChangeDeferred(Value):
+class ChangeDeferred(Decided):
     """The change waits for its turn; it is voted on afresh when the turn comes."""
 
     kind: Literal["change.deferred"] = "change.deferred"
@@ -115,52 +125,52 @@ class ChangeDeferred(Value):
     reason: str
 
 
-class ChangeVetoed(Value):
+class ChangeVetoed(Decided):
     kind: Literal["change.vetoed"] = "change.vetoed"
     change: ChangeId
     by: tuple[Token, ...] = Field(min_length=1)
     reasons: tuple[str, ...] = Field(min_length=1)
 
 
-class ChangeApproved(Value):
+class ChangeApproved(Decided):
     kind: Literal["change.approved"] = "change.approved"
     change: ChangeId
     by: str
 
 
-class ChangeRejected(Value):
+class ChangeRejected(Decided):
     kind: Literal["change.rejected"] = "change.rejected"
     change: ChangeId
     by: str
     reason: str
 
 
-class ChangePaused(Value):
+class ChangePaused(Decided):
     kind: Literal["change.paused"] = "change.paused"
     change: ChangeId
     by: str
     reason: str
 
 
-class ChangeResumed(Value):
+class ChangeResumed(Decided):
     kind: Literal["change.resumed"] = "change.resumed"
     change: ChangeId
     by: str
 
 
-class ChangeCompleted(Value):
+class ChangeCompleted(Decided):
     kind: Literal["change.completed"] = "change.completed"
     change: ChangeId
     arms: Arms
 
 
-class ChangeRolledBack(Value):
+class ChangeRolledBack(Decided):
     kind: Literal["change.rolled_back"] = "change.rolled_back"
     change: ChangeId
     reason: str
 
 
-class ChangeFailed(Value):
+class ChangeFailed(Decided):
     """The target's state could not be proved; a person is needed."""
 
     kind: Literal["change.failed"] = "change.failed"
@@ -168,7 +178,7 @@ class ChangeFailed(Value):
     reason: str
 
 
-class ChangeCancelled(Value):
+class ChangeCancelled(Decided):
     kind: Literal["change.cancelled"] = "change.cancelled"
     change: ChangeId
     by: str
@@ -216,7 +226,7 @@ class GateAnswered(Value):
     answer: GateAnswer
 
 
-class GateClosed(Value):
+class GateClosed(Decided):
     """The coordinator's reading of one look: all assessors' answers, or their absence."""
 
     kind: Literal["gate.closed"] = "gate.closed"
@@ -252,55 +262,6 @@ class QualityRegressed(Value):
 class OutcomeRecorded(Value):
     kind: Literal["outcome.recorded"] = "outcome.recorded"
     outcome: Outcome
-
-
-class AgentStatus(StrEnum):
-    ALIVE = "alive"
-    LOST = "lost"
-
-
-class AgentRegistered(Value):
-    kind: Literal["agent.registered"] = "agent.registered"
-    tenant: TenantId
-    agent: Token
-    instance: str
-    version: str
-    capabilities: tuple[str, ...]
-    at: AwareDatetime
-
-
-class AgentHeartbeat(Value):
-    """Not kept: sent on a plain subject every few seconds."""
-
-    kind: Literal["agent.heartbeat"] = "agent.heartbeat"
-    tenant: TenantId
-    agent: Token
-    instance: str
-    version: str
-    capabilities: tuple[str, ...]
-    busy_with: str | None = None
-    handled: int = Field(default=0, ge=0)
-    failed: int = Field(default=0, ge=0)
-    at: AwareDatetime
-
-
-class AgentLost(Value):
-    kind: Literal["agent.lost"] = "agent.lost"
-    tenant: TenantId
-    agent: Token
-    instance: str
-    last_seen_at: AwareDatetime
-
-
-class SwitchTurned(Value):
-    """The stop switch: off halts every new stage; rollbacks still run."""
-
-    kind: Literal["switch.turned"] = "switch.turned"
-    tenant: TenantId
-    stopped: bool
-    by: str
-    reason: str
-    at: AwareDatetime
 
 
 class DeadLettered(Value):
@@ -359,6 +320,7 @@ Fact = Annotated[
     | AgentLost
     | ControlRequested
     | SwitchTurned
+    | PolicyChanged
     | TimerSet
     | TimerFired
     | DeadLettered,

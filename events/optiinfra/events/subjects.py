@@ -144,6 +144,7 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("agent.heartbeat", f.AgentHeartbeat, None, _AGENT, _agent, "alive; not kept"),
     Subject("control.requested", c.ControlRequested, _CHANGES, Publishes.PORTAL, _change, "an operator's wish for one change"),
     Subject("switch.turned", f.SwitchTurned, _CHANGES, Publishes.PORTAL, _tenant_wide, "the stop switch was turned"),
+    Subject("policy.changed", f.PolicyChanged, _CHANGES, _COORD, _tenant_wide, "another policy is in force"),
     Subject("timer.set", f.TimerSet, Stream.TIMERS, _COORD, _change, "a message schedule"),
     Subject("timer.fired", f.TimerFired, Stream.TIMERS, _COORD, _change, "a schedule came due"),
     Subject("dlq", f.DeadLettered, Stream.DLQ, Publishes.ANYONE, _consumer, "a message that could not be handled"),

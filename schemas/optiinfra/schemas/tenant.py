@@ -27,6 +27,10 @@ class Tenant(Value):
     name: str
 
 
+PERSON, POLICY = "person", "policy"
+"""The kinds of actors whose word lets a change begin."""
+
+
 class Actor(Value):
     """Who did something: a person, a policy, an agent or the system itself."""
 
@@ -38,8 +42,8 @@ class Actor(Value):
 
 
 def person(name: str) -> Actor:
-    return Actor(kind="person", name=name)
+    return Actor(kind=PERSON, name=name)
 
 
 def policy(name: str) -> Actor:
-    return Actor(kind="policy", name=name)
+    return Actor(kind=POLICY, name=name)

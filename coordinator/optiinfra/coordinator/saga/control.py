@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from optiinfra.coordinator.saga.freeze import FREEZE
 from optiinfra.coordinator.saga.staging import close_look_as, proceed, roll_back
 from optiinfra.coordinator.saga.state import STOP_SWITCH
 from optiinfra.coordinator.saga.turn import Turn
@@ -19,8 +20,10 @@ def controlled(turn: Turn, fact: c.ControlRequested) -> None:
 
 
 def _pause(turn: Turn, fact: c.ControlRequested) -> None:
-    """A person's pause takes the place of the stop switch's, so that only a person ends it."""
-    by_person = turn.saga.paused_by not in (None, STOP_SWITCH)
+    """A person's pause takes the place of the stop switch's or a freeze's, so that only a person
+    ends it.
+    """
+    by_person = turn.saga.paused_by not in (None, STOP_SWITCH, FREEZE)
     again = by_person or turn.saga.paused_by == fact.by
     if not again and turn.saga.state is not ChangeState.ROLLING_BACK:
         reason = fact.reason or "paused by an operator"

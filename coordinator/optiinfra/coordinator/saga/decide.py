@@ -8,6 +8,7 @@ from typing import Any
 
 from optiinfra.coordinator.saga import control, staging, voting
 from optiinfra.coordinator.saga.evolve import counted, evolve
+from optiinfra.coordinator.saga.freeze import FREEZE
 from optiinfra.coordinator.saga.state import Context, Saga
 from optiinfra.coordinator.saga.turn import Turn
 from optiinfra.events import commands as c
@@ -48,6 +49,8 @@ def advance(saga: Saga, fact: f.Fact, context: Context) -> Advance:
 def _turn_came(turn: Turn, fact: f.TimerFired) -> None:
     if turn.saga.state is ChangeState.DEFERRED:
         voting.take_turn(turn)
+    elif turn.saga.paused_by == FREEZE:
+        staging.thaw(turn)
 
 
 _TIMERS: dict[TimerName, Callable[[Turn, f.TimerFired], None]] = {

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
+from optiinfra.coordinator.saga.floor_check import BADNESS
 from optiinfra.coordinator.saga.state import Pending, Saga
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
+from optiinfra.schemas.approval import Approval
 from optiinfra.schemas.change import ChangeState, Phase
 from optiinfra.schemas.errors import Rejected
-from optiinfra.schemas.rollout import GateVerdict, Step, StepKind
+from optiinfra.schemas.rollout import Step, StepKind
+from optiinfra.schemas.tenant import PERSON, POLICY
 from optiinfra.schemas.vote import VOTERS, Vote
 
 _UNDECIDED = frozenset(
@@ -52,10 +55,13 @@ def _with(saga: Saga, **changes: Any) -> Saga:
 def _proposed(saga: Saga, fact: f.RecommendationProposed, at: datetime) -> Saga:
     if saga.recommendation is not None:
         return saga
-    approval = saga.approval
-    if approval is not None and approval.version_hash != fact.recommendation.version_hash():
+    approval, version = saga.approval, fact.recommendation.version_hash()
+    if approval is not None and approval.version_hash != version:
         approval = None
-    return _with(saga, recommendation=fact.recommendation, approval=approval)
+    grants = tuple(grant for grant in saga.grants if grant.version_hash == version)
+    if approval is None and grants:
+        approval = grants[0]
+    return _with(saga, recommendation=fact.recommendation, approval=approval, grants=grants)
 
 
 def _deferred(saga: Saga, fact: f.ChangeDeferred, at: datetime) -> Saga:
@@ -94,20 +100,40 @@ def _same_vote(one: Vote, other: Vote) -> bool:
 
 
 def _approval_requested(saga: Saga, fact: f.ApprovalRequested, at: datetime) -> Saga:
-    return _with(saga, state=ChangeState.AWAITING_APPROVAL)
+    return _with(saga, state=ChangeState.AWAITING_APPROVAL, needed=fact.needed)
 
 
 def _decided(saga: Saga, fact: f.ApprovalGranted | f.ApprovalDenied, at: datetime) -> Saga:
+    """A denial stands against every grant; the grants of different people are kept as a set."""
     approval = fact.approval
-    if approval.granted is not isinstance(fact, f.ApprovalGranted):
-        raise Rejected("the fact and the approval in it contradict each other")
+    _check_word(fact)
     if saga.state not in _UNDECIDED:
         return saga
     if saga.recommendation and approval.version_hash != saga.recommendation.version_hash():
         return saga
-    if saga.approval and (saga.approval.granted == approval.granted or approval.granted):
+    if saga.approval is not None and not saga.approval.granted:
         return saga
-    return _with(saga, approval=approval)
+    if not approval.granted:
+        return _with(saga, approval=approval, grants=())
+    grants = _with_grant(saga.grants, approval)
+    if grants is saga.grants and saga.approval is not None:
+        return saga
+    return _with(saga, approval=saga.approval or approval, grants=grants)
+
+
+def _check_word(fact: f.ApprovalGranted | f.ApprovalDenied) -> None:
+    if fact.approval.granted is not isinstance(fact, f.ApprovalGranted):
+        raise Rejected("the fact and the approval in it contradict each other")
+    if fact.approval.by.kind not in (PERSON, POLICY):
+        raise Rejected(f"{fact.approval.by} is neither a person nor a policy")
+
+
+def _with_grant(grants: tuple[Approval, ...], new: Approval) -> tuple[Approval, ...]:
+    """The same tuple when this person has granted this version before, or when it is no person."""
+    known = any((g.by, g.version_hash) == (new.by, new.version_hash) for g in grants)
+    if known or new.by.kind != PERSON:
+        return grants
+    return tuple(sorted((*grants, new), key=lambda grant: (grant.by.name, grant.version_hash)))
 
 
 def _approved(saga: Saga, fact: f.ChangeApproved, at: datetime) -> Saga:
@@ -188,13 +214,10 @@ def _gate_answered(saga: Saga, fact: f.GateAnswered, at: datetime) -> Saga:
     if saga.phase is not Phase.GATING or named != last:
         return saga
     known = next((a for a in saga.answers if a.assessor == answer.assessor), None)
-    if known is not None and _BADNESS[known.verdict] >= _BADNESS[answer.verdict]:
+    if known is not None and BADNESS[known.verdict] >= BADNESS[answer.verdict]:
         return saga
     others = (a for a in saga.answers if a.assessor != answer.assessor)
     return _with(saga, answers=tuple(sorted((*others, answer), key=lambda a: a.assessor)))
-
-
-_BADNESS = {GateVerdict.PASS: 0, GateVerdict.HOLD: 1, GateVerdict.ROLL_BACK: 2}
 
 
 def _gate_closed(saga: Saga, fact: f.GateClosed, at: datetime) -> Saga:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
+from optiinfra.coordinator.saga.floor_check import counted_answer
+from optiinfra.coordinator.saga.freeze import FREEZE, frozen
 from optiinfra.coordinator.saga.state import STOP_SWITCH, Saga, later
 from optiinfra.coordinator.saga.turn import Turn
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
 from optiinfra.schemas.change import ChangeState, Phase
-from optiinfra.schemas.rollout import GateVerdict, Step, StepKind
+from optiinfra.schemas.rollout import GateAnswer, GateVerdict, Step, StepKind
 from optiinfra.schemas.vote import AgentName
 
 _EXECUTOR_GRACE_S = 5.0
@@ -22,11 +26,32 @@ def proceed(turn: Turn) -> None:
         turn.say(f.ChangePaused(change=turn.saga.change, by=STOP_SWITCH, reason=reason))
     if turn.saga.paused_by is not None:
         return
-    hindered = hindrance(turn) if turn.saga.state is ChangeState.APPROVED else None
+    begins = turn.saga.state is ChangeState.APPROVED
+    hindered = hindrance(turn) if begins else None
     if hindered is not None:
         defer(turn, hindered)
-    else:
+    elif begins or not _halted(turn):
         _request_step(turn, _next_step(turn.saga))
+
+
+def _halted(turn: Turn) -> bool:
+    """Pauses a change under way where a freeze halts stages; the end of the freeze wakes it."""
+    held = frozen(turn.saga.proposal, turn.context, urgent=is_urgent(turn), stages=True)
+    if held is None:
+        return False
+    turn.say(f.ChangePaused(change=turn.saga.change, by=FREEZE, reason=held.reason))
+    turn.set_timer(TimerName.TURN, turn.saga.version, seconds_to(turn, held.until))
+    return True
+
+
+def thaw(turn: Turn) -> None:
+    """Lets a change go on that a freeze has paused, unless another one begins."""
+    turn.say(f.ChangeResumed(change=turn.saga.change, by=FREEZE))
+    proceed(turn)
+
+
+def seconds_to(turn: Turn, at: datetime) -> float:
+    return (at - turn.context.at).total_seconds()
 
 
 def defer(turn: Turn, reason: str) -> None:
@@ -34,20 +59,38 @@ def defer(turn: Turn, reason: str) -> None:
     if turn.saga.state is not ChangeState.DEFERRED or turn.saga.waiting != reason:
         behind = turn.context.world.executing or turn.context.world.deciding
         turn.say(f.ChangeDeferred(change=turn.saga.change, behind=behind, reason=reason))
-    turn.set_timer(TimerName.TURN, turn.saga.version, turn.context.rules.retry_turn_s)
+    turn.set_timer(TimerName.TURN, turn.saga.version, _turn_in_s(turn, reason))
+
+
+def _turn_in_s(turn: Turn, reason: str) -> float:
+    """When a deferred change looks again: at the end of the freeze that it waits for."""
+    held = frozen(turn.saga.proposal, turn.context, urgent=is_urgent(turn))
+    if held is not None and held.reason == reason:
+        return seconds_to(turn, held.until)
+    return turn.context.rules.retry_turn_s
 
 
 def hindrance(turn: Turn) -> str | None:
     """Why an approved change may not begin now; what is urgent is not counted against limits."""
-    world, rules = turn.context.world, turn.context.rules
+    world = turn.context.world
     if world.executing:
         return f"change {world.executing} is being carried out on the same target"
-    if is_urgent(turn):
-        return None
+    held = frozen(turn.saga.proposal, turn.context, urgent=is_urgent(turn))
+    if held is not None:
+        return held.reason
+    return None if is_urgent(turn) else _limit_reached(turn)
+
+
+def _limit_reached(turn: Turn) -> str | None:
+    world, rules = turn.context.world, turn.context.rules
     if world.moving >= rules.max_moving:
         return f"{world.moving} changes are being carried out, the policy allows {rules.max_moving}"
     if world.moved_last_hour >= rules.movers_per_hour:
         return f"{world.moved_last_hour} changes in the last hour, the policy's limit"
+    here, most = world.moved_last_hour_here, rules.movers_per_hour_per_target
+    if most is not None and here >= most:
+        target = turn.saga.proposal.deployment
+        return f"{here} changes of {target} in the last hour, the policy allows {most} a target"
     return None
 
 
@@ -154,9 +197,15 @@ def _look_key(saga: Saga) -> str:
 
 
 def answered(turn: Turn, fact: f.GateAnswered) -> None:
-    bad = any(answer.verdict is GateVerdict.ROLL_BACK for answer in turn.saga.answers)
+    bad = any(answer.verdict is GateVerdict.ROLL_BACK for answer in _answers(turn))
     if bad or not _silent(turn.saga):
         _close_look(turn)
+
+
+def _answers(turn: Turn) -> list[GateAnswer]:
+    """The answers to this look, as the policy's floors leave them."""
+    proposal, rules = turn.saga.proposal, turn.context.rules
+    return [counted_answer(answer, proposal, rules) for answer in turn.saga.answers]
 
 
 def _silent(saga: Saga) -> tuple[AgentName, ...]:
@@ -172,11 +221,11 @@ def look_deadline(turn: Turn, fact: f.TimerFired) -> None:
 
 def _close_look(turn: Turn) -> None:
     """One bad answer undoes; all must be good to go on; anything missing is unknown: hold."""
-    saga = turn.saga
+    saga, answers = turn.saga, _answers(turn)
     missing = _silent(saga)
-    bad = [a for a in saga.answers if a.verdict is GateVerdict.ROLL_BACK]
-    held = [a for a in saga.answers if a.verdict is GateVerdict.HOLD]
-    reasons = tuple(f"{a.assessor}: {a.reason}" for a in (bad or held or saga.answers))
+    bad = [a for a in answers if a.verdict is GateVerdict.ROLL_BACK]
+    held = [a for a in answers if a.verdict is GateVerdict.HOLD]
+    reasons = tuple(f"{a.assessor}: {a.reason}" for a in (bad or held or answers))
     if bad:
         close_look_as(turn, GateVerdict.ROLL_BACK, reasons)
         roll_back(turn, "; ".join(reasons))

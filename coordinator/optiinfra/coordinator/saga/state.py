@@ -45,6 +45,11 @@ class Saga(Value):
     voted_at: AwareDatetime | None = None
     """When the oldest vote that counts was taken in."""
     approval: Approval | None = None
+    """The first grant, or the denial that took its place."""
+    grants: tuple[Approval, ...] = ()
+    """What different people granted, by name; how many it takes is the policy's matter."""
+    needed: int = 1
+    """How many people were asked for."""
     step: Step | None = None
     fence: int = 0
     begun_fence: int = 0
@@ -94,6 +99,11 @@ class World(Value):
     moving: int = 0
     """Other changes of the tenant that are being carried out now."""
     moved_last_hour: int = 0
+    moved_last_hour_here: int = 0
+    """Those of them that were on the same target."""
+    approved_last_hour: dict[str, int] = Field(default_factory=dict)
+    """How many changes each rule of the policy has approved, by its name."""
+    approved_last_day: dict[str, int] = Field(default_factory=dict)
 
 
 class Context(Value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from optiinfra.coordinator.saga.evolve import counted, evolve
 from optiinfra.coordinator.saga.state import Context, Saga, later
 from optiinfra.events import facts as f
+from optiinfra.events.decided import Decided
 from optiinfra.events.facts import TimerName
 
 
@@ -17,6 +18,9 @@ class Turn:
         self.said: list[f.Fact] = []
 
     def say(self, fact: f.Fact) -> None:
+        """Takes a fact in and says it; a decision says under which policy it was made."""
+        if isinstance(fact, Decided):
+            fact = fact.model_copy(update={"rules_version": self.context.rules.version})
         self.saga = counted(evolve(self.saga, fact, self.context.at))
         self.said.append(fact)
 

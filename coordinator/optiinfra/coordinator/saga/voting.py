@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from optiinfra.coordinator.saga.floor_check import Counted, counted_vote
+from optiinfra.coordinator.saga.leave import Leave, approval_of, leave_for, people, stands
 from optiinfra.coordinator.saga.staging import defer, hindrance, is_urgent, proceed
 from optiinfra.coordinator.saga.state import Saga, later
 from optiinfra.coordinator.saga.turn import Turn
@@ -9,6 +13,7 @@ from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
 from optiinfra.schemas.approval import Approval
+from optiinfra.schemas.approval_rules import Decision
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.recommendation import APPROVAL_EXPIRY_S
 from optiinfra.schemas.tenant import policy
@@ -32,8 +37,17 @@ def proposed(turn: Turn, fact: f.RecommendationProposed) -> None:
     elif not proposal.rollout.gates and proposal.spec.kind not in UNGATED_KINDS:
         reason = "its rollout names no assessor, so no stage of it could be judged"
         turn.say(f.ChangeRejected(change=proposal.id, by="coordinator", reason=reason))
-    else:
+    elif not _refused(turn, leave_for(proposal, turn.context)):
         take_turn(turn)
+
+
+def _refused(turn: Turn, leave: Leave) -> bool:
+    """Rejects what a rule of the policy denies, whoever has approved it."""
+    if leave.decision is not Decision.DENY or leave.rule is None:
+        return False
+    by = str(policy(f"{leave.rule.name}@{turn.context.rules.version}"))
+    turn.say(f.ChangeRejected(change=turn.saga.change, by=by, reason=leave.reason))
+    return True
 
 
 def take_turn(turn: Turn) -> None:
@@ -81,34 +95,36 @@ def voted(turn: Turn, fact: f.VoteCast) -> None:
 
 
 def _tally(turn: Turn) -> None:
-    """Reads the votes of this round as a set; their order means nothing."""
+    """Reads the votes of this round as a set; their order means nothing.
+
+    A vote counts as the policy's floors leave it.
+    """
     votes = [vote for vote in turn.saga.votes if vote.round == turn.saga.round]
     by_agent = {agent: [v for v in votes if v.agent == agent] for agent in sorted(VOTERS)}
     twice = tuple(agent for agent, cast in by_agent.items() if len(cast) > 1)
-    against = [vote for vote in votes if vote.verdict is Verdict.REJECT]
+    counted = [counted_vote(v, turn.saga.proposal, turn.context.rules) for v in votes]
+    against = [vote for vote in counted if vote.verdict is Verdict.REJECT]
     if twice:
         _veto(turn, twice, tuple(f"{agent} cast two different votes" for agent in twice))
     elif against:
-        reasons = tuple(f"{vote.agent}: {reason}" for vote in against for reason in vote.reasons)
-        _veto(turn, tuple(vote.agent for vote in against), reasons)
+        _veto_by(turn, against)
     elif all(by_agent.values()):
-        _all_voted(turn, tuple(v.agent for v in votes if v.verdict is Verdict.ABSTAIN))
+        _all_voted(turn, [vote for vote in counted if vote.verdict is Verdict.ABSTAIN])
 
 
-def _all_voted(turn: Turn, abstained: tuple[str, ...]) -> None:
+def _all_voted(turn: Turn, abstained: Sequence[Counted]) -> None:
     rules = turn.context.rules
     if not abstained:
         _seek_approval(turn)
     elif turn.saga.round - turn.saga.ballot + 1 < rules.max_vote_rounds:
         turn.set_timer(TimerName.REVOTE, turn.saga.round, rules.revote_after_s)
     else:
-        reasons = tuple(
-            f"{vote.agent}: {reason}"
-            for vote in turn.saga.votes
-            if vote.round == turn.saga.round and vote.verdict is Verdict.ABSTAIN
-            for reason in vote.reasons
-        )
-        _veto(turn, abstained, reasons)
+        _veto_by(turn, abstained)
+
+
+def _veto_by(turn: Turn, against: Sequence[Counted]) -> None:
+    by = tuple(dict.fromkeys(vote.by for vote in against))
+    _veto(turn, by, tuple(reason for vote in against for reason in vote.reasons))
 
 
 def _veto(turn: Turn, by: tuple[str, ...], reasons: tuple[str, ...]) -> None:
@@ -148,15 +164,39 @@ def revote(turn: Turn, fact: f.TimerFired) -> None:
 
 
 def _seek_approval(turn: Turn) -> None:
-    approval = turn.saga.approval or _approval_by_policy(turn)
-    if approval is not None:
-        _approve(turn, approval)
+    """Goes on when the policy or people enough have said yes; else asks for those that it takes."""
+    leave = leave_for(turn.saga.proposal, turn.context)
+    if _refused(turn, leave):
+        return
+    by = _granted_by(turn, leave)
+    if by is None:
+        _ask_people(turn, leave)
     else:
-        _ask_a_person(turn)
+        _approve(turn, by)
 
 
-def _ask_a_person(turn: Turn) -> None:
+def _granted_by(turn: Turn, leave: Leave) -> str | None:
+    """In whose name the change may begin; a rule grants it now where it may."""
+    said_yes = people(turn.saga)
+    if said_yes and len(said_yes) >= leave.needed:
+        return ", ".join(said_yes)
+    standing = turn.saga.approval
+    if standing is not None and stands(standing, turn.context.rules):
+        return str(standing.by)
+    if leave.decision is not Decision.APPROVE:
+        return None
+    approval = approval_of(leave, turn.saga, turn.context)
+    turn.say(f.ApprovalGranted(approval=approval))
+    return str(approval.by)
+
+
+def _ask_people(turn: Turn, leave: Leave) -> None:
+    """Asks, unless as many are being asked already: their time runs from the first asking."""
     saga, rules = turn.saga, turn.context.rules
+    asked = saga.timers.get(TimerName.APPROVAL_EXPIRY)
+    waits = saga.state is ChangeState.AWAITING_APPROVAL and asked is not None
+    if waits and saga.needed == leave.needed:
+        return
     risk = saga.proposal.risk
     seconds = rules.approval_expiry_s.get(risk, APPROVAL_EXPIRY_S[risk])
     turn.say(
@@ -164,40 +204,26 @@ def _ask_a_person(turn: Turn) -> None:
             change=saga.change,
             version_hash=saga.proposal.version_hash(),
             risk=risk,
-            expires_at=later(turn.context.at, seconds),
+            expires_at=asked.fire_at if waits and asked else later(turn.context.at, seconds),
+            needed=leave.needed,
+            reason=leave.reason,
         )
     )
-    turn.set_timer(TimerName.APPROVAL_EXPIRY, turn.saga.round, seconds)
-
-
-def _approval_by_policy(turn: Turn) -> Approval | None:
-    rules, proposal = turn.context.rules, turn.saga.proposal
-    rule = rules.automatic(proposal)
-    if rule is None:
-        return None
-    approval = Approval(
-        change=turn.saga.change,
-        granted=True,
-        by=policy(f"{rule.name}@{rules.version}"),
-        version_hash=proposal.version_hash(),
-        reason=f"rule {rule.name!r} of policy {rules.version!r}",
-        at=turn.context.at,
-    )
-    turn.say(f.ApprovalGranted(approval=approval))
-    return approval
+    if not waits:
+        turn.set_timer(TimerName.APPROVAL_EXPIRY, saga.round, seconds)
 
 
 def granted(turn: Turn, fact: f.ApprovalGranted) -> None:
     if turn.saga.state is ChangeState.AWAITING_APPROVAL:
-        _approve(turn, fact.approval)
+        _seek_approval(turn)
 
 
-def _approve(turn: Turn, approval: Approval) -> None:
+def _approve(turn: Turn, by: str) -> None:
     """The votes must still be fresh when the approval comes: else they are asked for again."""
     if _votes_are_stale(turn):
         _request_votes(turn)
     else:
-        turn.say(f.ChangeApproved(change=turn.saga.change, by=str(approval.by)))
+        turn.say(f.ChangeApproved(change=turn.saga.change, by=by))
         proceed(turn)
 
 
