@@ -12,6 +12,8 @@ from optiinfra.events.subjects import row_of
 from optiinfra.schemas.errors import Conflict
 from optiinfra.storage.postgres.chain import Link
 from optiinfra.storage.postgres.database import Connection
+from optiinfra.storage.postgres.projections import projected
+from optiinfra.storage.postgres.together import Part, columns, run_together
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class SagaWrite:
 
 async def append(connection: Connection, links: Sequence[Link], said: Iterable[Event]) -> None:
     """Appends to the log, and fills the outbox with what we have said ourselves."""
-    await connection.execute(_APPEND, *_columns(_log_row(link) for link in links), *_outbox(said))
+    await run_together(connection, [_log(links), *_outbox(said)])
 
 
 async def append_changes(
@@ -64,26 +66,30 @@ async def append_changes(
     chained: Mapping[str, Sequence[Link]],
     now: datetime,
 ) -> None:
-    """Appends to the chains of changes, fills the outbox, and saves the saga rows.
+    """Appends to the chains of changes, saves their rows, fills the outbox and the projections.
 
     Raises `Conflict` when a row is no longer at the version that was read.
     """
-    links = [link for change in writes for link in chained[change]]
-    said = (entry.event for write in writes.values() for entry in write.entries if entry.said)
+    entries = [entry for write in writes.values() for entry in write.entries]
     rows = (_saga_row(write, chained[change][-1], now) for change, write in writes.items())
-    saved = await connection.fetchval(
-        _APPEND_CHANGES, *_columns(_log_row(link) for link in links), *_outbox(said),
-        *_columns(rows),
-    )  # fmt: skip
-    if saved != len(writes):
+    parts = [
+        _log([link for change in writes for link in chained[change]]),
+        *_outbox(entry.event for entry in entries if entry.said),
+        Part("given", _GIVEN, columns(rows, 11)),
+        Part("inserted", _INSERTED, ()),
+        Part("updated", _UPDATED, ()),
+        *projected((entry.event, now) for entry in entries),
+    ]
+    saved = await run_together(connection, parts, _SAVED)
+    if saved is None or saved[0] != len(writes):
         raise Conflict("another coordinator has moved a change on", hint="try again")
 
 
-def _columns(rows: Iterable[Sequence[object]]) -> list[list[object]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+def _log(links: Sequence[Link]) -> Part:
+    return Part("log", _LOG, columns((_log_row(link) for link in links), 14))
 
 
-def _outbox(said: Iterable[Event]) -> list[list[object]]:
+def _outbox(said: Iterable[Event]) -> list[Part]:
     """Timers stand in a table of their own and are handed to the broker from there."""
     rows = [
         (event.id, stream.value if stream else "", event.traceparent)
@@ -91,7 +97,7 @@ def _outbox(said: Iterable[Event]) -> list[list[object]]:
         if not isinstance(event.fact, TimerSet)
         for stream in (row_of(event.fact).stream,)
     ]
-    return _columns(rows) if rows else [[], [], []]
+    return [Part("outboxed", _OUTBOX, columns(rows, 3))] if rows else []
 
 
 def _saga_row(write: SagaWrite, head: Link, now: datetime) -> tuple[object, ...]:
@@ -139,29 +145,25 @@ SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::text[], 
 """
 _OUTBOX = """
 INSERT INTO outbox (event_id, stream, traceparent)
-SELECT * FROM unnest($15::text[], $16::text[], $17::text[])
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
 """
-_APPEND = f"WITH said AS ({_OUTBOX}) {_LOG}"
-_APPEND_CHANGES = f"""
-WITH log AS ({_LOG}), said AS ({_OUTBOX}),
-new AS (
-    SELECT * FROM unnest($18::text[], $19::text[], $20::text[], $21::text[], $22::int[],
-        $23::text[], $24::text[], $25::timestamptz[], $26::timestamptz[], $27::timestamptz[],
-        $28::int[]) AS n(change_id, tenant, deployment, state, version, hash, body,
-        moving_since, opened_at, updated_at, base_version)
-),
-inserted AS (
-    INSERT INTO sagas (change_id, tenant, deployment, state, version, hash, body, moving_since,
-        opened_at, updated_at)
-    SELECT change_id, tenant, deployment, state, version, hash, body, moving_since, opened_at,
-        updated_at FROM new WHERE base_version = 0
-    ON CONFLICT DO NOTHING RETURNING 1
-),
-updated AS (
-    UPDATE sagas SET deployment = n.deployment, state = n.state, version = n.version,
-        hash = n.hash, body = n.body, moving_since = n.moving_since, updated_at = n.updated_at
-    FROM new AS n WHERE n.base_version > 0
-    AND sagas.change_id = n.change_id AND sagas.version = n.base_version RETURNING 1
-)
-SELECT (SELECT count(*) FROM inserted) + (SELECT count(*) FROM updated)
-"""  # noqa: S608 - constants
+_GIVEN = """
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[], $6::text[],
+    $7::text[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::int[]) AS n(
+    change_id, tenant, deployment, state, version, hash, body, moving_since, opened_at,
+    updated_at, base_version)
+"""
+_INSERTED = """
+INSERT INTO sagas (change_id, tenant, deployment, state, version, hash, body, moving_since,
+    opened_at, updated_at)
+SELECT change_id, tenant, deployment, state, version, hash, body, moving_since, opened_at,
+    updated_at FROM given WHERE base_version = 0
+ON CONFLICT DO NOTHING RETURNING 1
+"""
+_UPDATED = """
+UPDATE sagas SET deployment = g.deployment, state = g.state, version = g.version, hash = g.hash,
+    body = g.body, moving_since = g.moving_since, updated_at = g.updated_at
+FROM given AS g WHERE g.base_version > 0
+AND sagas.change_id = g.change_id AND sagas.version = g.base_version RETURNING 1
+"""
+_SAVED = "SELECT (SELECT count(*) FROM inserted) + (SELECT count(*) FROM updated)"

@@ -22,7 +22,7 @@ from optiinfra.storage.postgres.append import (
 from optiinfra.storage.postgres.chain import GENESIS, Link
 from optiinfra.storage.postgres.database import LOST_CONNECTION, Connection, Database
 from optiinfra.storage.postgres.events import LINK_COLUMNS, event_of
-from optiinfra.storage.postgres.projections import project
+from optiinfra.storage.postgres.projections import project_in_turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +139,6 @@ class Batch:
             return {}
         chained = {change: list(_chained(write, self.now)) for change, write in writes.items()}
         await append_changes(self._connection, writes, chained, self.now)
-        entries = (entry for write in writes.values() for entry in write.entries)
-        await project(self._connection, ((entry.event, self.now) for entry in entries))
         return {change: links[-1].hash for change, links in chained.items()}
 
     async def write_tenant_events(self, events: Sequence[Event], own_source: str) -> None:
@@ -155,7 +153,7 @@ class Batch:
             link = link_of(event, chain, version + 1, prev, self.now)
             await self._connection.execute(_SET_HEAD, chain, link.version, link.hash)
             await append(self._connection, [link], [event] if event.source == own_source else [])
-        await project(self._connection, ((event, self.now) for event in events))
+        await project_in_turn(self._connection, ((event, self.now) for event in events))
 
 
 def link_of(event: Event, chain: str, version: int, prev_hash: str, at: datetime) -> Link:

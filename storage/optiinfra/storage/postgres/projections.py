@@ -4,58 +4,79 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
 from optiinfra.storage.postgres.database import Connection
+from optiinfra.storage.postgres.together import Part, columns
 
-Row = tuple[str, tuple[Any, ...]]
-"""A statement and its arguments."""
+Row = tuple[Any, ...]
 
 
-async def project(connection: Connection, events: Iterable[tuple[Event, datetime]]) -> None:
-    """Applies events, each with the time at which the log took it in; a repeat changes nothing.
+def projected(events: Iterable[tuple[Event, datetime]]) -> list[Part]:
+    """What events of changes do to the tables, each with the time at which the log took it in.
 
-    Everything follows from the log alone, so that folding it again gives the same tables.
+    Everything follows from the log alone, so that folding it again gives the same tables; a
+    repeated event changes nothing.
     """
-    rows: dict[str, list[tuple[Any, ...]]] = {}
-    timers: dict[tuple[str, str], Row] = {}
+    rows: dict[_Table, list[Row]] = {}
+    timers: dict[tuple[str, str], tuple[_Table, Row]] = {}
     for event, at in events:
-        handler = _HANDLERS.get(type(event.fact))
-        if handler is not None:
-            statement, arguments = handler(event, event.fact, at)
-            rows.setdefault(statement, []).append(arguments)
+        found = _OF_CHANGES.get(type(event.fact))
+        if found is not None:
+            table, row = found
+            rows.setdefault(table, []).append(row(event, event.fact))
         _note_timers(timers, event, at)
-    for statement, arguments in timers.values():
-        rows.setdefault(statement, []).append(arguments)
-    for statement, several in rows.items():
-        await connection.executemany(statement, several)
+    for table, made in timers.values():
+        rows.setdefault(table, []).append(made)
+    return [
+        Part(table.name, table.text, columns(several, len(several[0])))
+        for table, several in rows.items()
+    ]
 
 
-def _note_timers(timers: dict[tuple[str, str], Row], event: Event, at: datetime) -> None:
+async def project_in_turn(connection: Connection, events: Iterable[tuple[Event, datetime]]) -> None:
+    """Applies events that belong to no change: in their order, as the last one counts."""
+    for event, at in events:
+        handler = _OF_TENANTS.get(type(event.fact))
+        if handler is not None:
+            statement, arguments = handler(event.fact, at)
+            await connection.execute(statement, *arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One way to write to one table."""
+
+    name: str
+    text: str
+
+
+def _note_timers(
+    timers: dict[tuple[str, str], tuple[_Table, Row]], event: Event, at: datetime
+) -> None:
     """What is left to do to each timer in the end; most are set and void within a few events."""
     match event.fact:
         case f.TimerSet() as fact:
-            arguments = (fact.change, fact.name.value, fact.key, event.tenant, fact.fire_at)
-            timers[fact.change, fact.name.value] = (_SET_TIMER, (*arguments, event.id, at))
+            row = (fact.change, fact.name.value, fact.key, event.tenant, fact.fire_at)
+            timers[fact.change, fact.name.value] = (_TIMER_SET, (*row, event.id, at))
         case f.TimerFired() as fact:
             named = (fact.change, fact.name.value)
-            pending = timers.get(named)
-            if pending is None or pending[1][2] == fact.key:
-                timers[named] = (_END_TIMER, (*named, fact.key))
+            if named not in timers or timers[named][1][2] == fact.key:
+                timers[named] = (_TIMER_ENDED, (*named, fact.key))
         case fact if fact.kind in f.TERMINAL_FACTS:
-            change = f.change_of(fact)
-            assert change is not None
+            change = f.change_of(fact) or ""
             for named in [one for one in timers if one[0] == change]:
                 del timers[named]
-            timers[change, ""] = (_END_TIMERS, (change,))
+            timers[change, ""] = (_TIMERS_ENDED, (change,))
 
 
-def _proposed(event: Event, fact: f.RecommendationProposed, at: datetime) -> Row:
+def _proposed(event: Event, fact: f.RecommendationProposed) -> Row:
     proposal = fact.recommendation
-    return _PROPOSED, (
+    return (
         proposal.id,
         proposal.tenant,
         proposal.deployment,
@@ -68,9 +89,9 @@ def _proposed(event: Event, fact: f.RecommendationProposed, at: datetime) -> Row
     )
 
 
-def _voted(event: Event, fact: f.VoteCast, at: datetime) -> Row:
+def _voted(event: Event, fact: f.VoteCast) -> Row:
     vote = fact.vote
-    return _VOTED, (
+    return (
         event.id,
         vote.change,
         vote.agent,
@@ -81,9 +102,9 @@ def _voted(event: Event, fact: f.VoteCast, at: datetime) -> Row:
     )
 
 
-def _decided(event: Event, fact: f.ApprovalGranted | f.ApprovalDenied, at: datetime) -> Row:
+def _decided(event: Event, fact: f.ApprovalGranted | f.ApprovalDenied) -> Row:
     approval = fact.approval
-    return _DECIDED, (
+    return (
         event.id,
         approval.change,
         approval.granted,
@@ -95,17 +116,17 @@ def _decided(event: Event, fact: f.ApprovalGranted | f.ApprovalDenied, at: datet
     )
 
 
-def _outcome(event: Event, fact: f.OutcomeRecorded, at: datetime) -> Row:
+def _outcome(event: Event, fact: f.OutcomeRecorded) -> Row:
     outcome = fact.outcome
     body = outcome.model_dump_json()
-    return _OUTCOME, (outcome.change, event.tenant, outcome.kind, body, outcome.at)
+    return (outcome.change, event.tenant, outcome.kind, body, outcome.at)
 
 
-def _switched(event: Event, fact: f.SwitchTurned, at: datetime) -> Row:
+def _switched(fact: f.SwitchTurned, at: datetime) -> tuple[str, Row]:
     return _SWITCHED, (fact.tenant, fact.stopped, fact.by, fact.reason, fact.at)
 
 
-def _registered(event: Event, fact: f.AgentRegistered, at: datetime) -> Row:
+def _registered(fact: f.AgentRegistered, at: datetime) -> tuple[str, Row]:
     return _REGISTERED, (
         fact.tenant,
         fact.agent,
@@ -117,45 +138,83 @@ def _registered(event: Event, fact: f.AgentRegistered, at: datetime) -> Row:
     )
 
 
-def _lost(event: Event, fact: f.AgentLost, at: datetime) -> Row:
+def _lost(fact: f.AgentLost, at: datetime) -> tuple[str, Row]:
     return _LOST, (fact.tenant, fact.agent, fact.instance)
 
 
-_HANDLERS: dict[type, Callable[[Event, Any, datetime], Row]] = {
-    f.RecommendationProposed: _proposed,
-    f.VoteCast: _voted,
-    f.ApprovalGranted: _decided,
-    f.ApprovalDenied: _decided,
-    f.OutcomeRecorded: _outcome,
+_RECOMMENDATIONS = _Table(
+    "proposed",
+    """
+INSERT INTO recommendations (id, tenant, deployment, proposer, kind, risk, version_hash, body,
+    proposed_at)
+SELECT a, b, c, d, e, f, g, h::jsonb, i FROM unnest($1::text[], $2::text[], $3::text[],
+    $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::timestamptz[])
+    AS n(a, b, c, d, e, f, g, h, i)
+ON CONFLICT DO NOTHING
+""",
+)
+_VOTES = _Table(
+    "voted",
+    """
+INSERT INTO votes (event_id, change_id, agent, round, verdict, body, cast_at)
+SELECT a, b, c, d, e, f::jsonb, g FROM unnest($1::text[], $2::text[], $3::text[], $4::int[],
+    $5::text[], $6::text[], $7::timestamptz[]) AS n(a, b, c, d, e, f, g)
+ON CONFLICT DO NOTHING
+""",
+)
+_APPROVALS = _Table(
+    "decided",
+    """
+INSERT INTO approvals (event_id, change_id, granted, by_kind, by_name, version_hash, reason, at)
+SELECT * FROM unnest($1::text[], $2::text[], $3::bool[], $4::text[], $5::text[], $6::text[],
+    $7::text[], $8::timestamptz[])
+ON CONFLICT DO NOTHING
+""",
+)
+_OUTCOMES = _Table(
+    "turned_out",
+    """
+INSERT INTO outcomes (change_id, tenant, kind, body, at)
+SELECT a, b, c, d::jsonb, e FROM unnest($1::text[], $2::text[], $3::text[], $4::text[],
+    $5::timestamptz[]) AS n(a, b, c, d, e)
+ON CONFLICT DO NOTHING
+""",
+)
+_TIMER_SET = _Table(
+    "timer_set",
+    """
+INSERT INTO timers (change_id, name, key, tenant, fire_at, event_id, set_at)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[],
+    $6::text[], $7::timestamptz[])
+ON CONFLICT (change_id, name) DO UPDATE SET key = excluded.key, fire_at = excluded.fire_at,
+    event_id = excluded.event_id, set_at = excluded.set_at, scheduled = false
+""",
+)
+_TIMER_ENDED = _Table(
+    "timer_ended",
+    """
+DELETE FROM timers USING unnest($1::text[], $2::text[], $3::text[]) AS n(change_id, name, key)
+WHERE timers.change_id = n.change_id AND timers.name = n.name AND timers.key = n.key
+""",
+)
+_TIMERS_ENDED = _Table(
+    "timers_ended",
+    """
+DELETE FROM timers USING unnest($1::text[]) AS n(change_id) WHERE timers.change_id = n.change_id
+""",
+)
+_OF_CHANGES: dict[type, tuple[_Table, Callable[[Event, Any], Row]]] = {
+    f.RecommendationProposed: (_RECOMMENDATIONS, _proposed),
+    f.VoteCast: (_VOTES, _voted),
+    f.ApprovalGranted: (_APPROVALS, _decided),
+    f.ApprovalDenied: (_APPROVALS, _decided),
+    f.OutcomeRecorded: (_OUTCOMES, _outcome),
+}
+_OF_TENANTS: dict[type, Callable[[Any, datetime], tuple[str, Row]]] = {
     f.SwitchTurned: _switched,
     f.AgentRegistered: _registered,
     f.AgentLost: _lost,
 }
-_PROPOSED = """
-INSERT INTO recommendations (id, tenant, deployment, proposer, kind, risk, version_hash, body,
-    proposed_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb, $9) ON CONFLICT DO NOTHING
-"""
-_VOTED = """
-INSERT INTO votes (event_id, change_id, agent, round, verdict, body, cast_at)
-VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7) ON CONFLICT DO NOTHING
-"""
-_DECIDED = """
-INSERT INTO approvals (event_id, change_id, granted, by_kind, by_name, version_hash, reason, at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING
-"""
-_SET_TIMER = """
-INSERT INTO timers (change_id, name, key, tenant, fire_at, event_id, set_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT (change_id, name) DO UPDATE SET key = $3, fire_at = $5, event_id = $6, set_at = $7,
-    scheduled = false
-"""
-_END_TIMER = "DELETE FROM timers WHERE change_id = $1 AND name = $2 AND key = $3"
-_END_TIMERS = "DELETE FROM timers WHERE change_id = $1"
-_OUTCOME = """
-INSERT INTO outcomes (change_id, tenant, kind, body, at) VALUES ($1, $2, $3, $4::text::jsonb, $5)
-ON CONFLICT DO NOTHING
-"""
 _SWITCHED = """
 INSERT INTO switches (tenant, stopped, by, reason, at) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (tenant) DO UPDATE SET stopped = $2, by = $3, reason = $4, at = $5
