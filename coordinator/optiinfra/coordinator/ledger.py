@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
+from optiinfra.coordinator.counts import Counts
 from optiinfra.coordinator.known import KnownSagas
 from optiinfra.coordinator.saga.decide import advance
 from optiinfra.coordinator.saga.state import Context, Saga, World
@@ -40,7 +41,7 @@ class Ledger:
         self._sagas: dict[str, Saga] = {}
         self._writes: dict[str, SagaWrite] = {}
         self._holding: dict[str, Moving] = {}
-        self._moved: dict[str, int] = {}
+        self._counts = Counts()
         self._stopped: set[str] = set()
         self.said: list[Event] = []
         self.freed: set[tuple[str, str]] = set()
@@ -54,7 +55,7 @@ class Ledger:
         changes = {change for event in events if (change := f.change_of(event.fact))}
         await ledger.read_more(batch, sorted(changes))
         ledger._holding = {moving.change: moving for moving in await batch.moving(tenants)}
-        ledger._moved = await batch.moved_last_hour(tenants)
+        ledger._counts = await Counts.read(batch, tenants, rules)
         ledger._stopped = await batch.stopped(tenants)
         return ledger
 
@@ -95,6 +96,7 @@ class Ledger:
         record = self._record(change, event.tenant)
         entries = [LogEntry(event, said=False), *self._entries(before, event, step.said)]
         self._save(record, before, step.saga, entries)
+        self._counts.note(event.tenant, before, step.saga, step.said)
 
     def writes(self) -> Mapping[str, SagaWrite]:
         """What is to be written of each change that has moved on."""
@@ -139,7 +141,7 @@ class Ledger:
             deciding=next((m.change for m in here if m.state in _DECIDING), None),
             stopped=event.tenant in self._stopped,
             moving=sum(moving.state in _IN_MOTION for moving in others),
-            moved_last_hour=self._moved.get(event.tenant, 0),
+            **self._counts.of(event.tenant, proposal.deployment),
         )
         return Context(at=self._now, rules=self._rules, world=world)
 
@@ -187,7 +189,6 @@ class Ledger:
         write.entries.extend(entries)
         if after.touched and not before.touched:
             write.moving_since = self._now
-            self._moved[record.tenant] = self._moved.get(record.tenant, 0) + 1
         self._hold(record.tenant, before, after)
 
     def _hold(self, tenant: str, before: Saga, after: Saga) -> None:

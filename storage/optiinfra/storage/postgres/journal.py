@@ -22,7 +22,9 @@ from optiinfra.storage.postgres.append import (
 from optiinfra.storage.postgres.chain import GENESIS, Link
 from optiinfra.storage.postgres.database import LOST_CONNECTION, Connection, Database
 from optiinfra.storage.postgres.events import LINK_COLUMNS, event_of
+from optiinfra.storage.postgres.policies import PolicyRecord, newest_policy
 from optiinfra.storage.postgres.projections import project_in_turn
+from optiinfra.storage.postgres.recent import RuleCount, approvals_by_rule, moves_last_hour
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +113,21 @@ class Batch:
         rows = await self._connection.fetch(_MOVING, list(tenants))
         return [Moving(r["change_id"], r["tenant"], r["deployment"], r["state"]) for r in rows]
 
-    async def moved_last_hour(self, tenants: Sequence[str]) -> dict[str, int]:
-        rows = await self._connection.fetch(_MOVED, list(tenants))
-        return {row["tenant"]: row["n"] for row in rows}
+    async def moves_last_hour(self, tenants: Sequence[str]) -> dict[tuple[str, str], int]:
+        """How many changes began to move, by (tenant, deployment)."""
+        return await moves_last_hour(self._connection, tenants)
+
+    async def approvals_by_rule(self, tenants: Sequence[str]) -> list[RuleCount]:
+        """How often each rule of the policy approved in the last hour and day."""
+        return await approvals_by_rule(self._connection, tenants)
+
+    async def newest_policy(self, tenant: str) -> PolicyRecord | None:
+        """The policy that is in force; None before the first one was recorded."""
+        return await newest_policy(self._connection, tenant)
+
+    async def nudge_all(self, tenant: str) -> None:
+        """Lets every waiting change of the tenant look again now."""
+        await self._connection.execute(_NUDGE_ALL, tenant)
 
     async def stopped(self, tenants: Sequence[str]) -> set[str]:
         """The tenants whose stop switch is on."""
@@ -272,10 +286,6 @@ _MOVING = """
 SELECT change_id, tenant, deployment, state FROM sagas WHERE tenant = ANY($1)
 AND state IN ('voting', 'awaiting_approval', 'approved', 'executing', 'rolling_back')
 """
-_MOVED = """
-SELECT tenant, count(*) AS n FROM sagas WHERE tenant = ANY($1)
-AND moving_since > clock_timestamp() - interval '1 hour' GROUP BY tenant
-"""
 _STOPPED = "SELECT tenant FROM switches WHERE tenant = ANY($1) AND stopped"
 _WAITING = f"""
 SELECT {_SAGA_COLUMNS} FROM sagas WHERE tenant = $1 AND state = 'deferred'
@@ -284,6 +294,9 @@ ORDER BY opened_at
 """  # noqa: S608 - a constant
 _NUDGE = """
 UPDATE timers SET fire_at = clock_timestamp() WHERE change_id = $1 AND name = 'turn'
+"""
+_NUDGE_ALL = """
+UPDATE timers SET fire_at = clock_timestamp() WHERE tenant = $1 AND name = 'turn'
 """
 _HEAD = "SELECT version, hash FROM chain_heads WHERE chain = $1 FOR UPDATE"
 _SET_HEAD = """

@@ -126,6 +126,19 @@ def _switched(fact: f.SwitchTurned, at: datetime) -> tuple[str, Row]:
     return _SWITCHED, (fact.tenant, fact.stopped, fact.by, fact.reason, fact.at)
 
 
+def _policy_changed(fact: f.PolicyChanged, at: datetime) -> tuple[str, Row]:
+    return _POLICY_CHANGED, (
+        fact.tenant,
+        fact.number,
+        fact.version,
+        fact.sha256,
+        json.dumps(fact.policy, ensure_ascii=False),
+        fact.by,
+        fact.written_at,
+        fact.at,
+    )
+
+
 def _registered(fact: f.AgentRegistered, at: datetime) -> tuple[str, Row]:
     return _REGISTERED, (
         fact.tenant,
@@ -212,12 +225,17 @@ _OF_CHANGES: dict[type, tuple[_Table, Callable[[Event, Any], Row]]] = {
 }
 _OF_TENANTS: dict[type, Callable[[Any, datetime], tuple[str, Row]]] = {
     f.SwitchTurned: _switched,
+    f.PolicyChanged: _policy_changed,
     f.AgentRegistered: _registered,
     f.AgentLost: _lost,
 }
 _SWITCHED = """
 INSERT INTO switches (tenant, stopped, by, reason, at) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (tenant) DO UPDATE SET stopped = $2, by = $3, reason = $4, at = $5
+"""
+_POLICY_CHANGED = """
+INSERT INTO policies (tenant, number, version, sha256, body, by, written_at, at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING
 """
 _REGISTERED = """
 INSERT INTO agents (tenant, agent, instance, version, capabilities, status, registered_at,

@@ -234,6 +234,9 @@ class VoteRow(Table):
 
 class ApprovalRow(Table):
     __tablename__ = "approvals"
+    __table_args__ = (
+        Index("ix_approvals_policy_at", "at", postgresql_where=text("by_kind = 'policy'")),
+    )
 
     event_id: Mapped[str] = mapped_column(primary_key=True)
     change_id: Mapped[str] = mapped_column(index=True)
@@ -280,6 +283,21 @@ class SwitchRow(Table):
     stopped: Mapped[bool]
     by: Mapped[str]
     reason: Mapped[str]
+    at: Mapped[datetime]
+
+
+class PolicyRow(Table):
+    """Every policy that was in force; the highest number of a tenant is. `body` is its JSON."""
+
+    __tablename__ = "policies"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    version: Mapped[str]
+    sha256: Mapped[str]
+    body: Mapped[str]
+    by: Mapped[str]
+    written_at: Mapped[datetime]
     at: Mapped[datetime]
 
 

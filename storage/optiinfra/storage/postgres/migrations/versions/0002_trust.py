@@ -11,6 +11,7 @@ depends_on = None
 
 def upgrade() -> None:
     _deliver_leaner()
+    _keep_policies()
 
 
 def _deliver_leaner() -> None:
@@ -30,4 +31,26 @@ def _deliver_leaner() -> None:
     op.alter_column("timers", "set_at", nullable=False)
     op.create_index(
         "ix_timers_unscheduled", "timers", ["set_at"], postgresql_where=sa.text("NOT scheduled")
+    )
+
+
+def _keep_policies() -> None:
+    """Every policy that was ever in force, and an index for how often rules have approved."""
+    op.create_table(
+        "policies",
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("version", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("by", sa.Text(), nullable=False),
+        sa.Column("written_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "number", name=op.f("pk_policies")),
+    )
+    op.create_index(
+        "ix_approvals_policy_at",
+        "approvals",
+        ["at"],
+        postgresql_where=sa.text("by_kind = 'policy'"),
     )

@@ -1,0 +1,58 @@
+"""How often what the policy limits has happened lately, what this batch does included."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from optiinfra.coordinator.saga.state import Saga
+from optiinfra.events import facts as f
+from optiinfra.schemas.rules import Rules
+from optiinfra.schemas.tenant import POLICY
+from optiinfra.storage.postgres.journal import Batch
+
+_Counts = Counter[tuple[str, str]]
+
+
+class Counts:
+    """Beginnings by (tenant, deployment); approvals by (tenant, rule) in an hour and in a day."""
+
+    def __init__(self) -> None:
+        self._moves: _Counts = Counter()
+        self._last_hour: _Counts = Counter()
+        self._last_day: _Counts = Counter()
+
+    @classmethod
+    async def read(cls, batch: Batch, tenants: Sequence[str], rules: Rules) -> Counts:
+        """What is in the tables; approvals only where a rule limits their number."""
+        counts = cls()
+        counts._moves.update(await batch.moves_last_hour(tenants))
+        if any(rule.counts for rule in rules.approvals):
+            for one in await batch.approvals_by_rule(tenants):
+                counts._last_hour[one.tenant, one.rule] = one.last_hour
+                counts._last_day[one.tenant, one.rule] = one.last_day
+        return counts
+
+    def note(self, tenant: str, before: Saga, after: Saga, said: Sequence[f.Fact]) -> None:
+        """Counts what one event led to."""
+        if after.touched and not before.touched:
+            self._moves[tenant, after.proposal.deployment] += 1
+        for fact in said:
+            if isinstance(fact, f.ApprovalGranted) and fact.approval.by.kind == POLICY:
+                rule = fact.approval.by.name.partition("@")[0]
+                self._last_hour[tenant, rule] += 1
+                self._last_day[tenant, rule] += 1
+
+    def of(self, tenant: str, deployment: str) -> dict[str, Any]:
+        """The counts as a `World` has them."""
+        return {
+            "moved_last_hour": sum(n for (whose, _), n in self._moves.items() if whose == tenant),
+            "moved_last_hour_here": self._moves[tenant, deployment],
+            "approved_last_hour": _of_tenant(self._last_hour, tenant),
+            "approved_last_day": _of_tenant(self._last_day, tenant),
+        }
+
+
+def _of_tenant(counts: _Counts, tenant: str) -> dict[str, int]:
+    return {name: n for (whose, name), n in counts.items() if whose == tenant}
