@@ -78,10 +78,11 @@ class Decisions:
         self._publisher = publisher
 
     async def decide(self, who: Principal, decision: Decision) -> Accepted:
-        """Approves or rejects; one word counts for each version, and repeating it changes nothing.
+        """Approves or rejects; each person has one word on a version, and repeating it changes
+        nothing. Several people may give theirs, as the policy may want two.
 
         Raises `NotFound`, `Stale` when another version stands, `Conflict` when nobody is asked or
-        another word was given.
+        this person has said the contrary.
         """
         verb = "approve" if decision.granted else "reject"
         attempt = Attempt(
@@ -89,7 +90,7 @@ class Decisions:
             decision.change,
             {"version": decision.version_hash, "reason": decision.reason, "key": decision.key},
         )
-        event_id = derived_id("decision", decision.change, decision.version_hash)
+        event_id = derived_id("decision", decision.change, decision.version_hash, person(who.name))
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(_AWAITED, decision.change, who.tenant)
             if row is None:
@@ -100,7 +101,7 @@ class Decisions:
                 _require_awaited(row, decision)
                 known = await _write(connection, event, who, attempt)
         if known is not None:
-            _require_same_word(known, who, decision)
+            _require_same_word(known, decision)
         return await self._say(known or event, repeated=known is not None)
 
     async def control(
@@ -231,11 +232,11 @@ def _require_awaited(row: asyncpg.Record, decision: Decision) -> None:
         raise Conflict(f"no decision is awaited: the change is {row['state']}")
 
 
-def _require_same_word(known: Event, who: Principal, decision: Decision) -> None:
+def _require_same_word(known: Event, decision: Decision) -> None:
     fact = known.fact
     assert isinstance(fact, ApprovalGranted | ApprovalDenied)
     word = fact.approval
-    if (word.granted, word.by) != (decision.granted, person(who.name)):
+    if word.granted != decision.granted:
         said = "approved" if word.granted else "rejected"
         raise Conflict(f"it has been {said} by {word.by} already")
 
