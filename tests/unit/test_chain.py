@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -49,6 +50,28 @@ def test_a_chain_that_nobody_touched_holds() -> None:
 def test_a_hash_is_known_for_good() -> None:
     """Recorded logs must verify under every later version: the format may never change."""
     assert chain(1)[0].hash == ("6790a42e1d701275c26b9646b020c929bbe3254e6dabc4ae70aee6cb5462a405")
+
+
+@given(
+    texts=st.lists(st.text(), min_size=10, max_size=10),
+    version=st.integers(1, 1 << 31),
+    hours=st.integers(-12, 12),
+    known=st.booleans(),
+)
+def test_the_canonical_text_is_the_json_that_it_claims_to_be(
+    texts: list[str], version: int, hours: int, known: bool
+) -> None:
+    at = datetime(2026, 1, 31, 23, 59, tzinfo=timezone(timedelta(hours=hours)))
+    names = ("event_id", "tenant", "chain", "type", "subject", "source", "body", "prev_hash")
+    values: dict[str, Any] = dict(zip(names, texts, strict=False))
+    ends = {"correlation": texts[8] if known else None, "causation": None if known else texts[9]}
+    made = Link(version=version, at=at, said_at=AT, **values, **ends)
+    content = {**values, **ends, "version": version, "prev": values["prev_hash"]}
+    del content["prev_hash"]
+    for name, time in (("at", at), ("said_at", AT)):
+        content[name] = time.astimezone(UTC).isoformat(timespec="microseconds")
+    plain = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert made.canonical() == plain
 
 
 CHANGED: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 import asyncpg
@@ -187,7 +187,7 @@ def link_of(event: Event, chain: str, version: int, prev_hash: str, at: datetime
         body=event.body,
         prev_hash=prev_hash,
     )
-    return replace(link, hash=link.computed_hash())
+    return link.sealed()
 
 
 def _chained(write: SagaWrite, at: datetime) -> Iterable[Link]:
