@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +12,7 @@ import structlog
 
 from optiinfra.coordinator.announcer import Announcer
 from optiinfra.coordinator.outlet import CrashPoint
+from optiinfra.coordinator.policy_keeper import PolicyKeeper
 from optiinfra.coordinator.runner import CONSUMER, Runner
 from optiinfra.coordinator.timekeeping import (
     reconcile,
@@ -68,6 +70,8 @@ class CoordinatorPorts:
     clock: Callable[[], datetime]
     new_id: NewId
     jitter: Callable[[], float]
+    policies: PolicyKeeper | None = None
+    """Keeps what `rules` gives; without it they are what they are for as long as the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class Pace:
     agents_s: float = 15.0
     reconcile_s: float = 30.0
     agent_lost_after_s: float = 45.0
+    policy_s: float = 1.0
     tidy_s: float = 3_600.0
     keep_s: float = 31 * 86_400.0
     """Longer than the streams keep events: what comes again must still be known."""
@@ -97,6 +102,7 @@ class Coordinator:
         self._ports = ports
         self._pace = pace or Pace()
         self._announcer = Announcer(ports.publisher)
+        self._reload = asyncio.Event()
         self.runner = Runner(ports.database, self._announcer, ports.rules, crash_point=crash_point)
 
     async def run(self) -> None:
@@ -105,6 +111,7 @@ class Coordinator:
         Raises `Unavailable` when the database has no tables or a store stays away.
         """
         await require_journal(self._ports.database)
+        await self._refresh_policy()
         await self._recover()
         pace = self._pace
         async with asyncio.TaskGroup() as group:
@@ -112,6 +119,7 @@ class Coordinator:
                 group.create_task(consumer.run(), name=consumer.spec.name)
             group.create_task(self.runner.outlet.run(), name="outlet")
             group.create_task(self._hear_heartbeats(), name="heartbeats")
+            group.create_task(self._keep_policy(), name="policy")
             for name, every_s, work in (
                 ("timers", pace.timers_s, self._sweep_timers),
                 ("relay", pace.relay_s, self._relay),
@@ -120,6 +128,26 @@ class Coordinator:
                 ("tidying", pace.tidy_s, self._tidy),
             ):
                 group.create_task(_every(name, every_s, work), name=name)
+
+    def reload(self) -> None:
+        """Looks at the policy file now instead of within a second."""
+        self._reload.set()
+
+    async def _refresh_policy(self) -> None:
+        if self._ports.policies is not None:
+            await self._ports.policies.refresh(self.runner.outlet.take)
+
+    async def _keep_policy(self) -> None:
+        """As `_every`, and at once when `reload` is called."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pace.policy_s):
+                    await self._reload.wait()
+            self._reload.clear()
+            try:
+                await self._refresh_policy()
+            except OptiInfraError as failed:
+                log.warning("coordinator.work_failed", work="policy", reason=str(failed))
 
     async def _recover(self) -> None:
         relayed = await relay_outbox(self._ports.database, self._announcer, older_than_s=0)

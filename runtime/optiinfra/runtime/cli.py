@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from optiinfra.runtime import cli_changes, cli_events, cli_fleet, cli_recs, console
-from optiinfra.runtime.cli_options import Config, Home, Json, Yes, give, settings_of
+from optiinfra.runtime.cli_options import Config, Home, Json, Policy, Yes, give, settings_of
 from optiinfra.schemas.errors import (
     Conflict,
     Denied,
@@ -62,12 +62,13 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
 def before(
     home: Home = None,
     config: Config = None,
+    policy: Policy = None,
     version: Annotated[  # noqa: ARG001 - its callback acts
         bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")
     ] = False,
 ) -> None:
     """Keeps an LLM-serving fleet cheap and fast without making its answers worse."""
-    give(home=home, config=config)
+    give(home=home, config=config, policy=policy)
 
 
 @app.command()
@@ -94,9 +95,9 @@ def given_home() -> Any:
 
 
 @app.command()
-def up(home: Home = None, config: Config = None) -> int:
+def up(home: Home = None, config: Config = None, policy: Policy = None) -> int:
     """Runs everything on this machine for the fleet that `--config` names."""
-    return _call("optiinfra.runtime.up", "run", settings_of(home, config))
+    return _call("optiinfra.runtime.up", "run", settings_of(home, config, policy))
 
 
 @app.command()
@@ -112,9 +113,11 @@ def status(as_json: Json = False, home: Home = None) -> int:
 
 
 @app.command()
-def doctor(as_json: Json = False, home: Home = None, config: Config = None) -> int:
+def doctor(
+    as_json: Json = False, home: Home = None, config: Config = None, policy: Policy = None
+) -> int:
     """Checks this machine and the configuration, and says what to do."""
-    return _call("optiinfra.runtime.doctor", "run", settings_of(home, config), as_json)
+    return _call("optiinfra.runtime.doctor", "run", settings_of(home, config, policy), as_json)
 
 
 @app.command()
@@ -135,8 +138,9 @@ def agent(
 
 
 def _role(role: str, about: str) -> None:
-    def run_role(home: Home = None, config: Config = None) -> int:
-        return _call("optiinfra.runtime.roles", "run_role", role, settings_of(home, config))
+    def run_role(home: Home = None, config: Config = None, policy: Policy = None) -> int:
+        settings = settings_of(home, config, policy)
+        return _call("optiinfra.runtime.roles", "run_role", role, settings)
 
     app.command(role, help=about)(run_role)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from optiinfra.runtime import console
-from optiinfra.runtime.cli_options import Config, Home, Json, settings_of
+from optiinfra.runtime.cli_options import Config, Home, Json, Policy, settings_of
 from optiinfra.schemas.errors import Rejected
+
+if TYPE_CHECKING:
+    from optiinfra.schemas.rules import Rules
 
 agents = typer.Typer(help="Agents: ls.", no_args_is_help=True, rich_markup_mode=None)
 switch = typer.Typer(
@@ -91,19 +94,28 @@ def _turn(body: dict[str, object], home: Path | None, *, as_json: bool) -> None:
 
 
 @config.command("show")
-def show_config(as_json: Json = False, home: Home = None, config: Config = None) -> None:
-    """Shows the settings in force, without their secrets."""
+def show_config(
+    as_json: Json = False, home: Home = None, config: Config = None, policy: Policy = None
+) -> None:
+    """Shows the settings and the policy in force, without secrets."""
     from optiinfra.events.bus import without_password
+    from optiinfra.runtime.policy_show import policy_lines, policy_of
 
-    shown = settings_of(home, config).model_dump(mode="json")
+    settings = settings_of(home, config, policy)
+    shown = settings.model_dump(mode="json")
     for name in URLS:
         shown[name] = without_password(shown[name]) if shown[name] else None
     for name in SECRETS:
         shown[name] = "(set)" if shown[name] else None
+    rules = policy_of(settings)
     if as_json:
-        console.data(shown)
-    else:
-        console.table(("setting", "value"), sorted(shown.items()))
+        effective = rules.model_dump(mode="json") if rules else None
+        version = rules.version if rules else None
+        console.data({**shown, "rules": effective, "rules_version": version})
+        return
+    console.table(("setting", "value"), sorted(shown.items()))
+    for line in policy_lines(rules) if rules else ():
+        console.line(line)
 
 
 @config.command()
@@ -112,20 +124,58 @@ def check(
     as_json: Json = False,
     home: Home = None,
     config: Config = None,
+    policy: Policy = None,
 ) -> None:
-    """Checks settings and fleet file; exits with 2 and names the key that is wrong."""
-    from optiinfra.runtime.fleet_file import load_fleet
-
-    settings = settings_of(home, config)
+    """Checks settings, fleet and policy; exits with 2 and names the key that is wrong."""
+    settings = settings_of(home, config, policy)
     chosen = path or settings.config
-    if chosen is None:
+    if chosen is not None:
+        _check_fleet(chosen, settings.policy, as_json=as_json)
+    elif settings.policy is not None:
+        _check_policy(settings.policy, as_json=as_json)
+    else:
         raise Rejected("there is no fleet file to check", hint="name it: --config fleet.yaml")
-    fleet = load_fleet(chosen)
+
+
+def _check_fleet(path: Path, policy: Path | None, *, as_json: bool) -> None:
+    from optiinfra.runtime.fleet_file import load_governed
+
+    fleet = load_governed(path, policy)
     if as_json:
-        console.data({"ok": True, **fleet.model_dump(mode="json")})
+        console.data({**_policy_told(fleet.rules), **fleet.model_dump(mode="json")})
         return
     served = ", ".join(deployment.id for deployment in fleet.deployments)
-    console.line(f"{chosen} is good: tenant {fleet.tenant}, mode {fleet.mode}, serves {served}")
+    console.line(f"{path} is good: tenant {fleet.tenant}, mode {fleet.mode}, serves {served}")
+    _tell_policy(fleet.policy or path, fleet.rules)
+
+
+def _check_policy(path: Path, *, as_json: bool) -> None:
+    """A policy by itself; whether the fleet has what it names is not known."""
+    from optiinfra.runtime.policy_file import load_policy
+
+    rules = load_policy(path)
+    if as_json:
+        console.data({**_policy_told(rules), "rules": rules.model_dump(mode="json")})
+    else:
+        _tell_policy(path, rules)
+
+
+def _policy_told(rules: Rules) -> dict[str, object]:
+    return {"ok": True, "warnings": _doubts(rules), "rules_version": rules.version}
+
+
+def _tell_policy(path: Path, rules: Rules) -> None:
+    console.line(f"{path} holds a good policy: {rules.version}")
+    for doubt in _doubts(rules):
+        console.say(f"warning: {doubt}")
+
+
+def _doubts(rules: Rules) -> tuple[str, ...]:
+    from datetime import UTC, datetime
+
+    from optiinfra.schemas.policy_review import warnings
+
+    return warnings(rules, datetime.now(tz=UTC))
 
 
 @topology.command()

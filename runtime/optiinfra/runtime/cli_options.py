@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Home = Annotated[Path | None, typer.Option("--home", help="Where embedded stores keep their data.")]
 Config = Annotated[Path | None, typer.Option("--config", help="The fleet file.")]
+Policy = Annotated[
+    Path | None, typer.Option("--policy", help="The policy file, in place of the fleet's.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Data as JSON on stdout.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
@@ -28,10 +31,12 @@ def give(**given: object) -> None:
     _GIVEN.set({name: value for name, value in given.items() if value is not None})
 
 
-def settings_of(home: Path | None = None, config: Path | None = None) -> Settings:
+def settings_of(
+    home: Path | None = None, config: Path | None = None, policy: Path | None = None
+) -> Settings:
     """The settings with what the command line gave. Raises `Rejected` naming a bad key."""
     from optiinfra.runtime.settings import load_settings
 
-    here = {"home": home, "config": config}
+    here = {"home": home, "config": config, "policy": policy}
     after = {name: value for name, value in here.items() if value is not None}
     return load_settings(**{**_GIVEN.get(), **after})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from optiinfra.agents.memory import OutcomeMemory
+from optiinfra.coordinator.policy_keeper import PolicyKeeper
 from optiinfra.coordinator.process import Coordinator, CoordinatorPorts, Pace
 from optiinfra.events.consume import Consumer, ConsumerSpec
 from optiinfra.events.subjects import Stream
 from optiinfra.runtime.fleet import Fleet
+from optiinfra.runtime.policy_file import WatchedFile
 from optiinfra.runtime.stores import Stores, jitter, new_id, now
 from optiinfra.storage.postgres.inbox import PostgresInbox
 from optiinfra.storage.telemetry import MetricSink
@@ -14,16 +16,22 @@ from optiinfra.storage.telemetry import MetricSink
 _FAMILIES = ("performance", "resource", "cost", "quality")
 
 
-def coordinator(fleet: Fleet, stores: Stores) -> Coordinator:
+def coordinator(fleet: Fleet, stores: Stores, file: WatchedFile) -> Coordinator:
+    """Decides under the policy that stands in `file`, as it is and as it will be edited.
+
+    Raises `Rejected` when the file has become wrong since it was checked.
+    """
+    policies = PolicyKeeper(fleet.tenant, file.first(), file, stores.database)
     ports = CoordinatorPorts(
         bus=stores.bus,
         publisher=stores.publisher("coordinator"),
         database=stores.database,
         cache=stores.cache,
-        rules=lambda: fleet.rules,
+        rules=policies.rules,
         clock=now,
         new_id=new_id,
         jitter=jitter,
+        policies=policies,
     )
     return Coordinator(ports, Pace(agent_lost_after_s=fleet.timing.lost_after_s))
 

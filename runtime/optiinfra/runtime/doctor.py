@@ -7,14 +7,16 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TextIO
 
 from optiinfra.runtime.findings import Finding, Level, checked, checking, failed
 from optiinfra.runtime.fleet import Fleet
-from optiinfra.runtime.fleet_file import load_fleet
+from optiinfra.runtime.fleet_file import load_governed
 from optiinfra.runtime.logs import configure_logs
 from optiinfra.runtime.machine import look_at_machine
 from optiinfra.runtime.outside import look_at_clouds, look_at_gateway
+from optiinfra.runtime.policy_checks import look_at_policy, look_at_recorded_policy
 from optiinfra.runtime.preflight import require_golden
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.store_checks import look_at_stores
@@ -36,6 +38,9 @@ async def examine(settings: Settings) -> list[Finding]:
     found += await look_at_stores(settings)
     if fleet is None:
         return found
+    assert settings.config is not None
+    found += look_at_policy(fleet, settings.config, datetime.now(tz=UTC))
+    found += await look_at_recorded_policy(settings, fleet)
     found.append(checked("golden set", lambda: f"{require_golden(fleet)} prompts"))
     found += await look_at_gateway(settings, fleet)
     found += await look_at_clouds(settings, fleet)
@@ -54,7 +59,7 @@ def _read_fleet(settings: Settings, found: list[Finding]) -> Fleet | None:
         )
         return None
     try:
-        fleet = load_fleet(settings.config)
+        fleet = load_governed(settings.config, settings.policy)
     except Rejected as bad:
         found.append(failed("fleet file", bad))
         return None

@@ -197,7 +197,13 @@ class Fleet(Value):
     gateway: Gateway | None = Field(default=None, description="a gateway that runs already")
     clouds: Clouds = Field(default=Clouds(), description="where replicas run")
     deployments: tuple[DeploymentConfig, ...] = Field(min_length=1, description="what is served")
-    rules: Rules = Field(default=Rules(), description="deadlines, limits, and who approves what")
+    rules: Rules = Field(
+        default=Rules(), description="the policy, inline: the keys stand in docs/policy.md"
+    )
+    policy: Path | None = Field(
+        default=None,
+        description="the policy in a file of its own, in place of `rules`; relative to this file",
+    )
     timing: Timing = Field(default=Timing(), description="how long things take")
     sample_fraction: float = Field(
         default=0.05, ge=0, le=1, description="part of the live answers that is scored"
@@ -205,7 +211,11 @@ class Fleet(Value):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        names = [deployment.id for deployment in self.deployments]
+        if self.policy is not None and "rules" in self.model_fields_set:
+            raise ValueError(
+                "give the policy under rules or in the file that policy names, not both"
+            )
+        names = self.deployment_ids
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"deployments {sorted(twice)} are declared twice")
@@ -229,6 +239,11 @@ class Fleet(Value):
                 f"{where}.provider is {provider!r}, but the file has no clouds.{provider};"
                 " add it, or name another provider"
             )
+
+    @property
+    def deployment_ids(self) -> list[str]:
+        """The names of all deployments, in the file's order."""
+        return [deployment.id for deployment in self.deployments]
 
     @property
     def golden(self) -> Path | None:
@@ -279,4 +294,5 @@ def as_fleet(content: dict[str, Any], folder: Path) -> Fleet:
         one.model_copy(update={"golden": folder / one.golden}) if one.golden else one
         for one in fleet.deployments
     )
-    return fleet.model_copy(update={"deployments": placed})
+    policy = folder / fleet.policy if fleet.policy else None
+    return fleet.model_copy(update={"deployments": placed, "policy": policy})

@@ -1,112 +1,53 @@
-"""Reads the fleet file, and says in one line a key what is wrong with it."""
+"""Reads the fleet file, and the policy that it names or holds."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from optiinfra.runtime.fleet import Fleet, as_fleet
-from optiinfra.schemas.base import Value
-from optiinfra.schemas.errors import Rejected
+from optiinfra.runtime.policy_file import WatchedFile, load_policy, require_deployments
+from optiinfra.runtime.yaml_file import FileKind, content_of, wrong
+from optiinfra.schemas.rules import Rules
 
-_HINT = "docs/fleet.md lists every key; `optiinfra config check` checks the file"
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001 - the signature of PyYAML
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+FLEET_FILE = FileKind("fleet file", Fleet, "docs/fleet.md", needs="deployments")
 
 
 def load_fleet(path: Path) -> Fleet:
-    """Reads and checks the file. Raises `Rejected` naming each bad key and what to do."""
+    """Reads and checks the file; a policy that it only names is left where it is.
+
+    Raises `Rejected` naming each bad key and what to do.
+    """
     try:
-        return as_fleet(_content(path), path.absolute().parent)
+        fleet = as_fleet(content_of(path, FLEET_FILE), path.absolute().parent)
     except ValidationError as invalid:
-        errors = invalid.errors(include_url=False, include_input=False)
-        places = [error["loc"] for error in errors]
-        lines = [_told(error) for error in errors if not _is_echo(error["loc"], places)]
-        raise Rejected(f"{path}: {'; '.join(lines)}", hint=_HINT) from invalid
+        raise wrong(path, FLEET_FILE, invalid) from invalid
+    require_deployments(fleet.rules, fleet.deployment_ids, path)
+    return fleet
 
 
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content: Any = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
-    except FileNotFoundError as missing:
-        raise Rejected(
-            f"there is no fleet file {path}", hint="write one; docs/fleet.md shows how"
-        ) from missing
-    except (OSError, UnicodeDecodeError) as unreadable:
-        raise Rejected(
-            f"the fleet file {path} cannot be read: {unreadable}", hint="check path and rights"
-        ) from unreadable
-    except yaml.YAMLError as broken:
-        told = " ".join(str(broken).split())
-        raise Rejected(f"{path} is not YAML: {told}", hint="correct that line") from broken
-    if not isinstance(content, dict):
-        raise Rejected(f"{path} must hold a mapping with the key 'deployments'", hint=_HINT)
-    return content
+def load_governed(path: Path, policy: Path | None = None) -> Fleet:
+    """The fleet with its policy: that of the file `policy`, else of the one that it names, else
+    its own rules. Raises `Rejected` as `load_fleet` does.
+    """
+    fleet = load_fleet(path)
+    chosen = policy.absolute() if policy is not None else fleet.policy
+    if chosen is None:
+        return fleet
+    rules = load_policy(chosen)
+    require_deployments(rules, fleet.deployment_ids, chosen)
+    return fleet.model_copy(update={"policy": chosen, "rules": rules})
 
 
-def _is_echo(where: tuple[int | str, ...], places: list[tuple[int | str, ...]]) -> bool:
-    """Whether an error only repeats that something below its place is wrong."""
-    return any(len(one) > len(where) and one[: len(where)] == where for one in places if where)
+def watched_policy(path: Path, fleet: Fleet) -> WatchedFile:
+    """The file that holds the policy of a governed fleet: one of its own, or the fleet file."""
+    if fleet.policy is None:
+        return WatchedFile(path, lambda file: load_fleet(file).rules)
 
+    def read(file: Path) -> Rules:
+        rules = load_policy(file)
+        require_deployments(rules, fleet.deployment_ids, file)
+        return rules
 
-def _told(error: ErrorDetails) -> str:
-    """One error as `key: what is wrong, and what to do`."""
-    where = ".".join(str(part) for part in error["loc"]) or "file"
-    match error["type"]:
-        case "missing":
-            return f"{where}: this key is needed"
-        case "extra_forbidden":
-            return f"{where}: there is no such key{_meant(error['loc'])}"
-        case "value_error":
-            said = error["msg"].removeprefix("Value error, ")
-            return said if where == "file" else f"{where}: {said}"
-        case _:
-            return f"{where}: {error['msg']}"
-
-
-def _meant(where: tuple[int | str, ...]) -> str:
-    """The key that was probably meant, or those that there are."""
-    model = _model_at(Fleet, where[:-1])
-    names = list(model.model_fields) if model else []
-    near = get_close_matches(str(where[-1]), names, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there are {', '.join(names)}" if names else ""
-
-
-def _model_at(model: type[Value], where: tuple[int | str, ...]) -> type[Value] | None:
-    """The model that a path inside the file leads to."""
-    for part in where:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part)
-        found = _models_in(field.annotation) if field else []
-        if not found:
-            return None
-        model = found[0]
-    return model
-
-
-def _models_in(annotation: Any) -> list[type[Value]]:
-    if isinstance(annotation, type) and issubclass(annotation, Value):
-        return [annotation]
-    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+    return WatchedFile(fleet.policy, read)

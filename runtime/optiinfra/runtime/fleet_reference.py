@@ -1,4 +1,4 @@
-"""Writes the keys of the fleet file as a table into docs/fleet.md: run it when a model changes."""
+"""Writes the keys of fleet and policy files as tables into docs/: run it when a model changes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.schemas.base import Value
+from optiinfra.schemas.rules import Rules
 
 BEGIN, END = "<!-- keys: begin -->", "<!-- keys: end -->"
 _ABOUT = {
@@ -21,58 +22,45 @@ _ABOUT = {
     "deployments[].slo.tpot_p95_s": "time per output token, 95th percentile, s",
     "deployments[].slo.error_rate": "part of the requests that may fail",
     "deployments[].quality.max_relative_drop": "a relative drop of quality that is rolled back",
-    "rules.version": "your name for this set of rules; it stands in every approval by policy",
-    "rules.vote_deadline_s": "a vote that is missing after this is a veto, s",
-    "rules.urgent_vote_deadline_s": "the same while a spot machine is being reclaimed, s",
-    "rules.max_vote_rounds": "how often agents that abstain are asked again",
-    "rules.revote_after_s": "wait before they are, s",
-    "rules.votes_valid_s": "an approval that comes later has the votes cast again, s",
-    "rules.retry_turn_s": "how often a deferred change asks for its turn, s",
-    "rules.gate_answer_s": "a gate's assessor that is silent for longer counts as unknown, s",
-    "rules.approval_expiry_s": "how long an approval is waited for, by risk, s",
-    "rules.approvals": "who approves without a person; the first rule that matches decides",
-    "rules.approvals[].name": "stands in the approval",
-    "rules.approvals[].kinds": "kinds of change; none means all",
-    "rules.approvals[].deployments": "none means all",
-    "rules.approvals[].max_risk": "`low`, `medium`, `high` or `critical`",
-    "rules.approvals[].decision": "`approve`, or `ask` a person",
-    "rules.movers_per_hour": "changes that may begin to move in an hour",
-    "rules.max_moving": "changes that may be under way at once",
-    "rules.rollback_timeout_s": "an undo that takes longer calls a person, s",
-    "rules.fallback_market": "where to buy when spot has none",
 }
 """Words for models that stand in the room of schemas."""
 
 
 def rows(model: type[Value] = Fleet, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Key, type, default and words of every key, in the order of the file."""
+    """Key, type, default and words of every key, in the order of the file.
+
+    The keys of a policy stand in a document of their own.
+    """
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         inner, many = _inner(field.annotation)
         about = field.description or _ABOUT.get(key, "")
         yield key, _type(field.annotation), _default(field), about
-        if inner is not None:
+        if inner is not None and inner is not Rules:
             yield from rows(inner, f"{key}[]." if many else f"{key}.")
 
 
-def table() -> str:
+def table(model: type[Value]) -> str:
     """The rows as Markdown."""
     lines = ["| key | type | default | what it says |", "|---|---|---|---|"]
-    lines += [f"| `{key}` | {kind} | {default} | {about} |" for key, kind, default, about in rows()]
+    lines += [
+        f"| `{key}` | {kind} | {default} | {about} |" for key, kind, default, about in rows(model)
+    ]
     return "\n".join(lines)
 
 
-def written(text: str) -> str:
+def written(text: str, model: type[Value] = Fleet) -> str:
     """The document with a fresh table between its marks."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{table(model)}\n{END}{after}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Rewrites the files that are named."""
+    """Rewrites the files that are named; a `policy.md` gets the keys of policies."""
     for path in map(Path, arguments):
-        path.write_text(written(path.read_text()))
+        model = Rules if path.name == "policy.md" else Fleet
+        path.write_text(written(path.read_text(), model))
     return 0
 
 

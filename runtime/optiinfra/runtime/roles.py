@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -15,7 +16,7 @@ import structlog
 from optiinfra.events import topology as streams
 from optiinfra.events.bus import Bus
 from optiinfra.runtime.fleet import Fleet
-from optiinfra.runtime.fleet_file import load_fleet
+from optiinfra.runtime.fleet_file import load_fleet, load_governed, watched_policy
 from optiinfra.runtime.health import HealthServer
 from optiinfra.runtime.logs import configure_logs
 from optiinfra.runtime.settings import Settings
@@ -110,17 +111,27 @@ def _addresses(settings: Settings) -> Addresses:
     )
 
 
-def _fleet(settings: Settings) -> Fleet:
+def require_config(settings: Settings) -> Path:
+    """The fleet file. Raises `Rejected` when none is given."""
     if settings.config is None:
         raise Rejected("no fleet file is given", hint="set OPTIINFRA_CONFIG or --config")
-    return load_fleet(settings.config)
+    return settings.config
+
+
+def _fleet(settings: Settings) -> Fleet:
+    return load_fleet(require_config(settings))
 
 
 async def _coordinator(settings: Settings) -> None:
     from optiinfra.runtime.control import coordinator
 
+    path = require_config(settings)
+    fleet = load_governed(path, settings.policy)
+
     async def work(stores: Stores) -> None:
-        await coordinator(_fleet(settings), stores).run()
+        made = coordinator(fleet, stores, watched_policy(path, fleet))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, made.reload)
+        await made.run()
 
     await _with_stores(settings, "coordinator", work)
 

@@ -25,6 +25,7 @@ class Settings(BaseSettings):
 
     home: Path = Path(".optiinfra")
     config: Path | None = None
+    policy: Path | None = None
     nats_url: str | None = Field(default=None, repr=False)
     postgres_url: str | None = Field(default=None, repr=False)
     clickhouse_url: str | None = Field(default=None, repr=False)

@@ -28,7 +28,7 @@ from optiinfra.runtime.clouds import WholeFleet, engines_dir
 from optiinfra.runtime.control import collector, coordinator, remembering
 from optiinfra.runtime.engines import end_engines, start_first
 from optiinfra.runtime.fleet import Fleet
-from optiinfra.runtime.fleet_file import load_fleet
+from optiinfra.runtime.fleet_file import load_governed, watched_policy
 from optiinfra.runtime.gateway_process import GatewayProcess, write_private
 from optiinfra.runtime.logs import configure_logs
 from optiinfra.runtime.preflight import (
@@ -82,7 +82,7 @@ def run(settings: Settings) -> int:
     configure_logs(settings)
     if settings.config is None:
         raise Rejected("no fleet file is given", hint="optiinfra up --config fleet.yaml")
-    fleet = load_fleet(settings.config)
+    fleet = load_governed(settings.config, settings.policy)
     require_golden(fleet)
     token = gateway_token(fleet, settings)
     home = settings.home.expanduser().absolute()
@@ -268,8 +268,10 @@ class _Up:
     async def _roles(
         self, stores: Stores, wiring: Wiring, traffic: GatewayTraffic, memory: OutcomeMemory
     ) -> dict[str, Role]:
+        assert self._settings.config is not None
+        policy = watched_policy(self._settings.config, self._fleet)
         roles: dict[str, Role] = {
-            "coordinator": lambda: coordinator(self._fleet, stores).run(),
+            "coordinator": lambda: coordinator(self._fleet, stores, policy).run(),
             "collector": lambda: collector(stores).run(),
             "memory": lambda: remembering(stores, memory).run(),
             "routes": lambda: self._seed(wiring, traffic),

@@ -35,9 +35,10 @@ RuleName = Annotated[str, StringConstraints(pattern=r"^[^@\s]{1,63}$")]
 """It stands before an `@` in the approvals by policy."""
 
 
-class Scope(Value):
-    """What a part of the policy is about; nothing named means everything."""
+class Part(Value):
+    """A named part of the policy, and what it is about; nothing listed means everything."""
 
+    name: RuleName = Field(description="your name for it; it stands in reasons and approvals")
     kinds: tuple[Kind, ...] = Field(default=(), description="kinds of change; none means all")
     deployments: tuple[DeploymentId, ...] = Field(default=(), description="none means all")
 
@@ -47,7 +48,7 @@ class Scope(Value):
             not self.deployments or proposal.deployment in self.deployments
         )
 
-    def includes(self, other: Scope) -> bool:
+    def includes(self, other: Part) -> bool:
         """Whether everything that `other` is about is meant here too."""
         pairs = ((self.kinds, other.kinds), (self.deployments, other.deployments))
         return all(not mine or (theirs and set(theirs) <= set(mine)) for mine, theirs in pairs)
@@ -62,13 +63,12 @@ class Decision(StrEnum):
     DENY = "deny"
 
 
-class ApprovalRule(Scope):
+class ApprovalRule(Part):
     """One rule: the first whose every given condition matches decides.
 
     Its limits do not pass the proposal on to the next rule: beyond them a person is asked.
     """
 
-    name: RuleName = Field(description="stands in the approval")
     min_risk: Risk = Field(default=Risk.LOW, description="the lowest risk that it is about")
     max_risk: Risk | None = Field(
         default=None,

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from optiinfra.schemas.approval_rules import RuleName, Scope
+from optiinfra.schemas.approval_rules import Part
 from optiinfra.schemas.evidence_names import EVIDENCE
 from optiinfra.schemas.rollout import GateMetric
 from optiinfra.schemas.telemetry import Known, Reading
@@ -44,10 +44,9 @@ class Breach(StrEnum):
     ROLL_BACK = "roll_back"
 
 
-class Floor(Scope):
+class Floor(Part):
     """A bound on one quantity: a vote for a change that breaks it counts as a veto."""
 
-    name: RuleName = Field(description="stands in the reason")
     evidence: EvidenceKey = Field(description="the quantity, as votes and gates name it")
     max: float | None = Field(
         default=None, allow_inf_nan=False, description="it may be this at most, in its own unit"
@@ -55,7 +54,7 @@ class Floor(Scope):
     min: float | None = Field(
         default=None, allow_inf_nan=False, description="it must be this at least"
     )
-    on: Place = Field(default=Place.BOTH, description="where it is looked at")
+    where: Place = Field(default=Place.BOTH, description="where it is looked at")
     required: bool = Field(
         default=False,
         description="an approval without a known value counts as an abstention, a gate's as a hold",
@@ -71,19 +70,19 @@ class Floor(Scope):
         if self.max is not None and self.min is not None and self.min > self.max:
             raise ValueError(f"min ({self.min:g}) is above max ({self.max:g})")
         known = EVIDENCE[self.evidence]
-        if self.on is Place.VOTES and not known.votes:
-            raise ValueError(f"no vote carries {self.evidence}, only gates do; set on to 'gates'")
-        if self.on is Place.GATES and not known.gates:
-            raise ValueError(f"no gate carries {self.evidence}, only votes do; set on to 'votes'")
+        if self.where is Place.VOTES and not known.votes:
+            raise ValueError(f"no vote carries {self.evidence}, only gates do; set where to 'gates'")
+        if self.where is Place.GATES and not known.gates:
+            raise ValueError(f"no gate carries {self.evidence}, only votes do; set where to 'votes'")
         return self
 
     def voters(self) -> frozenset[AgentName]:
         """Whose votes it is looked at on."""
-        return frozenset() if self.on is Place.GATES else EVIDENCE[self.evidence].votes
+        return frozenset() if self.where is Place.GATES else EVIDENCE[self.evidence].votes
 
     def assessors(self) -> frozenset[AgentName]:
         """Whose answers to a gate it is looked at on."""
-        return frozenset() if self.on is Place.VOTES else EVIDENCE[self.evidence].gates
+        return frozenset() if self.where is Place.VOTES else EVIDENCE[self.evidence].gates
 
     def broken(self, carried: Iterable[Evidence | GateMetric]) -> str | None:
         """How the evidence breaks the floor, with its numbers; None where it does not."""

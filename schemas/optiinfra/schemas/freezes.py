@@ -7,14 +7,13 @@ from typing import Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from optiinfra.schemas.approval_rules import RuleName, Scope
+from optiinfra.schemas.approval_rules import Part
 from optiinfra.schemas.windows import WeeklyWindow
 
 
-class FreezeWindow(Scope):
+class FreezeWindow(Part):
     """No change begins inside: it waits for the end. What is undone is never held up."""
 
-    name: RuleName = Field(description="stands in the reason why a change waits")
     starts_at: AwareDatetime | None = Field(
         default=None, description="begin of a window that comes once, with its offset"
     )
