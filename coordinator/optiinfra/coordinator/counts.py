@@ -27,7 +27,7 @@ class Counts:
     async def read(cls, batch: Batch, tenants: Sequence[str], rules: Rules) -> Counts:
         """What is in the tables; approvals only where a rule limits their number."""
         counts = cls()
-        counts._moves.update(await batch.moves_last_hour(tenants))
+        counts._moves.update(batch.view.moves)
         if any(rule.counts for rule in rules.approvals):
             for one in await batch.approvals_by_rule(tenants):
                 counts._last_hour[one.tenant, one.rule] = one.last_hour

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from optiinfra.coordinator.counts import Counts
-from optiinfra.coordinator.known import KnownSagas
 from optiinfra.coordinator.saga.decide import advance
 from optiinfra.coordinator.saga.state import Context, Saga, World
 from optiinfra.events import facts as f
@@ -17,8 +16,11 @@ from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.rules import Rules
 from optiinfra.storage.postgres.append import LogEntry, SagaRecord, SagaWrite
 from optiinfra.storage.postgres.chain import GENESIS
-from optiinfra.storage.postgres.journal import Batch, Moving
+from optiinfra.storage.postgres.journal import Batch
+from optiinfra.storage.postgres.view import Moving
 
+Known = Mapping[str, tuple[str, Saga]]
+"""Sagas by change, each with the hash at which its row holds it."""
 _SOURCE = "coordinator"
 _IN_MOTION = frozenset({ChangeState.EXECUTING.value, ChangeState.ROLLING_BACK.value})
 _DECIDING = frozenset(
@@ -33,10 +35,9 @@ _DECIDING = frozenset(
 class Ledger:
     """What a batch knows, and what it has done so far; made with `read`."""
 
-    def __init__(self, now: datetime, rules: Rules, known: KnownSagas | None = None) -> None:
+    def __init__(self, now: datetime, rules: Rules) -> None:
         self._now = now
         self._rules = rules
-        self._known = known or KnownSagas()
         self._records: dict[str, SagaRecord] = {}
         self._sagas: dict[str, Saga] = {}
         self._writes: dict[str, SagaWrite] = {}
@@ -48,31 +49,29 @@ class Ledger:
 
     @classmethod
     async def read(
-        cls, batch: Batch, events: Sequence[Event], rules: Rules, known: KnownSagas
+        cls, batch: Batch, events: Sequence[Event], rules: Rules, known: Known
     ) -> Ledger:
-        ledger = cls(batch.now, rules, known)
+        """`known` are the sagas that the batch's question has named by their hashes."""
+        ledger = cls(batch.now, rules)
+        view = batch.view
+        ledger._note(view.records, known)
+        ledger._holding = {moving.change: moving for moving in view.moving}
         tenants = sorted({event.tenant for event in events})
-        changes = {change for event in events if (change := f.change_of(event.fact))}
-        await ledger.read_more(batch, sorted(changes))
-        ledger._holding = {moving.change: moving for moving in await batch.moving(tenants)}
         ledger._counts = await Counts.read(batch, tenants, rules)
-        ledger._stopped = await batch.stopped(tenants)
+        ledger._stopped = set(view.stopped)
         return ledger
 
     async def read_more(self, batch: Batch, changes: Iterable[str]) -> None:
         missing = [change for change in changes if change not in self._sagas]
         if not missing:
             return
-        known = self._known.lookup(missing)
-        hashes = {change: head for change, (head, _) in known.items()}
-        for change, record in (await batch.sagas(missing, hashes)).items():
-            self._records[change] = record
-            self._sagas[change] = self._read(record) if record.body else known[change][1]
+        self._note(await batch.sagas(missing), {})
 
-    def _read(self, record: SagaRecord) -> Saga:
-        saga = Saga.model_validate_json(record.body)
-        self._known.remember(record.change, record.hash, saga)
-        return saga
+    def _note(self, records: Mapping[str, SagaRecord], known: Known) -> None:
+        for change, record in records.items():
+            self._records[change] = record
+            body = record.body
+            self._sagas[change] = Saga.model_validate_json(body) if body else known[change][1]
 
     def saga(self, change: str) -> Saga:
         return self._sagas.get(change) or Saga(change=change)
@@ -97,6 +96,11 @@ class Ledger:
         entries = [LogEntry(event, said=False), *self._entries(before, event, step.said)]
         self._save(record, before, step.saga, entries)
         self._counts.note(event.tenant, before, step.saga, step.said)
+
+    @property
+    def defers(self) -> bool:
+        """Whether this batch leaves a change waiting."""
+        return any(write.state == ChangeState.DEFERRED for write in self._writes.values())
 
     def writes(self) -> Mapping[str, SagaWrite]:
         """What is to be written of each change that has moved on."""

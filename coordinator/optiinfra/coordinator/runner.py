@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -10,7 +10,7 @@ from optiinfra.coordinator.conflicts import next_in_line
 from optiinfra.coordinator.known import KnownSagas
 from optiinfra.coordinator.ledger import Ledger
 from optiinfra.coordinator.outlet import CrashPoint, Outlet, Publishes
-from optiinfra.coordinator.saga.state import STOP_SWITCH
+from optiinfra.coordinator.saga.state import STOP_SWITCH, Saga
 from optiinfra.events import facts as f
 from optiinfra.events.commands import ControlRequested
 from optiinfra.events.envelope import Event
@@ -20,6 +20,7 @@ from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.rules import Rules
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.journal import Batch, Journal
+from optiinfra.storage.postgres.view import Question, View
 
 CONSUMER = "coordinator"
 
@@ -64,10 +65,12 @@ class Runner:
         self, events: Sequence[Event], failures: dict[str, BaseException]
     ) -> list[Event]:
         failures.clear()
-        tenants = sorted({event.tenant for event in events})
-        async with self._journal.batch(tenants) as batch:
-            new = await _fresh(batch, events)
-            ledger = await Ledger.read(batch, new, self._rules(), self._known)
+        changes = sorted({change for e in events if (change := f.change_of(e.fact))})
+        known = self._known.lookup(changes)
+        asked = _question(events, changes, known)
+        async with self._journal.batch(asked.tenants, asked) as batch:
+            new = _fresh(batch.view, events)
+            ledger = await Ledger.read(batch, new, self._rules(), known)
             of_tenants = [event for event in new if f.change_of(event.fact) is None]
             for event in new:
                 if f.change_of(event.fact) is not None:
@@ -118,6 +121,8 @@ class Runner:
     async def _wake_waiting(self, batch: Batch, ledger: Ledger) -> None:
         """What became free is given at once: the target to its next in line, and the tenant's
         limit on movers to the tenant's next in line."""
+        if not (batch.view.waits or ledger.defers):
+            return
         for tenant, deployment in sorted(ledger.freed):
             for waiting in (
                 await batch.waiting(tenant, deployment),
@@ -132,12 +137,28 @@ _ATTEMPTS = 3
 """How often a batch is tried when another coordinator was faster."""
 
 
-async def _fresh(batch: Batch, events: Sequence[Event]) -> list[Event]:
-    """Events not handled before, each once. Timers need no inbox: their key makes them void."""
+def _question(
+    events: Sequence[Event], changes: Sequence[str], known: Mapping[str, tuple[str, Saga]]
+) -> Question:
+    """Timers need no mark in the inbox: their key makes a repeated one void."""
+    marked = {event.id for event in events if not isinstance(event.fact, f.TimerFired)}
+    return Question(
+        consumer=CONSUMER,
+        events=sorted(marked),
+        changes=changes,
+        known={change: head for change, (head, _) in known.items()},
+        tenants=sorted({event.tenant for event in events}),
+    )
+
+
+def _fresh(view: View, events: Sequence[Event]) -> list[Event]:
+    """Events not handled before, each once."""
     unique = {event.id: event for event in events}
-    timers = {i for i, event in unique.items() if isinstance(event.fact, f.TimerFired)}
-    fresh = timers | await batch.fresh(CONSUMER, sorted(unique.keys() - timers))
-    return [event for event in unique.values() if event.id in fresh]
+    return [
+        event
+        for event in unique.values()
+        if event.id in view.fresh or isinstance(event.fact, f.TimerFired)
+    ]
 
 
 def _take(ledger: Ledger, event: Event, failures: dict[str, BaseException]) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime
 
 import asyncpg
 
 from optiinfra.events.envelope import Event
-from optiinfra.schemas.errors import Conflict, Unavailable
+from optiinfra.schemas.errors import Conflict, Invariant, Unavailable
 from optiinfra.schemas.ids import token
 from optiinfra.storage.postgres.append import (
     SagaRecord,
@@ -24,17 +23,8 @@ from optiinfra.storage.postgres.database import LOST_CONNECTION, Connection, Dat
 from optiinfra.storage.postgres.events import LINK_COLUMNS, event_of
 from optiinfra.storage.postgres.policies import PolicyRecord, newest_policy
 from optiinfra.storage.postgres.projections import project_in_turn
-from optiinfra.storage.postgres.recent import RuleCount, approvals_by_rule, moves_last_hour
-
-
-@dataclass(frozen=True, slots=True)
-class Moving:
-    """A change that holds its target, as `World` needs it."""
-
-    change: str
-    tenant: str
-    deployment: str | None
-    state: str
+from optiinfra.storage.postgres.recent import RuleCount, approvals_by_rule
+from optiinfra.storage.postgres.view import Moving, Question, View, look
 
 
 class Journal:
@@ -44,14 +34,17 @@ class Journal:
         self._database = database
 
     @asynccontextmanager
-    async def batch(self, tenants: Iterable[str]) -> AsyncIterator[Batch]:
-        """Raises `Conflict` when another coordinator was faster, `Unavailable` without server."""
+    async def batch(
+        self, tenants: Iterable[str], asked: Question | None = None
+    ) -> AsyncIterator[Batch]:
+        """A batch of these tenants; its `view` is there when something was `asked`.
+
+        Raises `Conflict` when another coordinator was faster, `Unavailable` without server."""
         try:
             async with self._database.connection() as connection:
                 await connection.execute(_begin(tenants))
                 try:
-                    now: datetime = await connection.fetchval(_CLOCK)
-                    yield Batch(connection, now)
+                    yield await _opened(connection, asked)
                     await connection.execute("COMMIT")
                 except BaseException:
                     await _roll_back(connection)
@@ -83,39 +76,42 @@ async def _roll_back(connection: Connection) -> None:
             await connection.execute("ROLLBACK")
 
 
+async def _opened(connection: Connection, asked: Question | None) -> Batch:
+    if asked is None:
+        return Batch(connection, await connection.fetchval(_CLOCK))
+    view = await look(connection, asked)
+    return Batch(connection, view.now, view)
+
+
 class Batch:
     """One transaction of the coordinator; `now` is the database's clock, which alone decides."""
 
-    def __init__(self, connection: Connection, now: datetime) -> None:
+    def __init__(self, connection: Connection, now: datetime, view: View | None = None) -> None:
         self._connection = connection
+        self._view = view
         self.now = now
 
-    async def fresh(self, consumer: str, event_ids: Sequence[str]) -> set[str]:
-        """Marks events as received; gives those that were not received before."""
-        rows = await self._connection.fetch(_INBOX, consumer, list(event_ids))
-        return {row["event_id"] for row in rows}
+    @property
+    def view(self) -> View:
+        """What was asked for when the batch was opened."""
+        if self._view is None:
+            raise Invariant("this batch was opened without a question")
+        return self._view
 
     async def forget(self, consumer: str, event_ids: Sequence[str]) -> None:
         """Takes marks back: what failed may come again from the dead letters."""
         if event_ids:
             await self._connection.execute(_FORGET, consumer, list(event_ids))
 
-    async def sagas(
-        self, changes: Sequence[str], known: Mapping[str, str]
-    ) -> dict[str, SagaRecord]:
-        """The rows of changes; without their bodies where the hash is the `known` one."""
-        hashes = [known.get(change) for change in changes]
-        rows = await self._connection.fetch(_SAGAS, list(changes), hashes)
+    async def sagas(self, changes: Sequence[str]) -> dict[str, SagaRecord]:
+        """The rows of more changes than were asked for at the beginning."""
+        rows = await self._connection.fetch(_SAGAS, list(changes))
         return {row["change_id"]: _record(row) for row in rows}
 
     async def moving(self, tenants: Sequence[str]) -> list[Moving]:
         """Changes of these tenants that hold their targets now."""
         rows = await self._connection.fetch(_MOVING, list(tenants))
         return [Moving(r["change_id"], r["tenant"], r["deployment"], r["state"]) for r in rows]
-
-    async def moves_last_hour(self, tenants: Sequence[str]) -> dict[tuple[str, str], int]:
-        """How many changes began to move, by (tenant, deployment)."""
-        return await moves_last_hour(self._connection, tenants)
 
     async def approvals_by_rule(self, tenants: Sequence[str]) -> list[RuleCount]:
         """How often each rule of the policy approved in the last hour and day."""
@@ -128,11 +124,6 @@ class Batch:
     async def nudge_all(self, tenant: str) -> None:
         """Lets every waiting change of the tenant look again now."""
         await self._connection.execute(_NUDGE_ALL, tenant)
-
-    async def stopped(self, tenants: Sequence[str]) -> set[str]:
-        """The tenants whose stop switch is on."""
-        rows = await self._connection.fetch(_STOPPED, list(tenants))
-        return {row["tenant"] for row in rows}
 
     async def waiting(self, tenant: str, deployment: str | None) -> list[SagaRecord]:
         """Deferred changes of a target (None: of all the tenant's targets), oldest first."""
@@ -271,22 +262,13 @@ async def require_journal(database: Database) -> None:
 
 
 _CLOCK = "SELECT clock_timestamp()"
-_INBOX = """
-INSERT INTO inbox (consumer, event_id) SELECT $1, id FROM unnest($2::text[]) AS id
-ON CONFLICT DO NOTHING RETURNING event_id
-"""
 _FORGET = "DELETE FROM inbox WHERE consumer = $1 AND event_id = ANY($2)"
 _SAGA_COLUMNS = "change_id, tenant, deployment, state, version, hash, body, moving_since, opened_at"
-_SAGAS = """
-SELECT change_id, tenant, deployment, state, version, hash, moving_since, opened_at,
-    CASE WHEN hash = known THEN '' ELSE body END AS body
-FROM unnest($1::text[], $2::text[]) AS wanted(change_id, known) JOIN sagas USING (change_id)
-"""
+_SAGAS = f"SELECT {_SAGA_COLUMNS} FROM sagas WHERE change_id = ANY($1)"  # noqa: S608
 _MOVING = """
 SELECT change_id, tenant, deployment, state FROM sagas WHERE tenant = ANY($1)
 AND state IN ('voting', 'awaiting_approval', 'approved', 'executing', 'rolling_back')
 """
-_STOPPED = "SELECT tenant FROM switches WHERE tenant = ANY($1) AND stopped"
 _WAITING = f"""
 SELECT {_SAGA_COLUMNS} FROM sagas WHERE tenant = $1 AND state = 'deferred'
 AND ($2::text IS NULL OR deployment = $2)

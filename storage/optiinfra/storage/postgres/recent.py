@@ -18,24 +18,12 @@ class RuleCount:
     last_day: int
 
 
-async def moves_last_hour(
-    connection: Connection, tenants: Sequence[str]
-) -> dict[tuple[str, str], int]:
-    """How many changes began to move, by (tenant, deployment)."""
-    rows = await connection.fetch(_MOVED, list(tenants))
-    return {(row["tenant"], row["deployment"]): row["n"] for row in rows}
-
-
 async def approvals_by_rule(connection: Connection, tenants: Sequence[str]) -> list[RuleCount]:
     """What the policy's rules approved in the last day, rule by rule."""
     rows = await connection.fetch(_APPROVED, list(tenants))
     return [RuleCount(r["tenant"], r["rule"], r["last_hour"], r["last_day"]) for r in rows]
 
 
-_MOVED = """
-SELECT tenant, deployment, count(*) AS n FROM sagas WHERE tenant = ANY($1)
-AND moving_since > clock_timestamp() - interval '1 hour' GROUP BY tenant, deployment
-"""
 _APPROVED = """
 SELECT r.tenant, split_part(a.by_name, '@', 1) AS rule,
     count(*) FILTER (WHERE a.at > clock_timestamp() - interval '1 hour') AS last_hour,

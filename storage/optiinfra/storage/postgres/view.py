@@ -1,0 +1,118 @@
+"""What a batch must know of the database before it decides: one statement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from optiinfra.storage.postgres.append import SagaRecord
+from optiinfra.storage.postgres.database import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """A change that holds its target, as `World` needs it."""
+
+    change: str
+    tenant: str
+    deployment: str | None
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Events that came in for `consumer`, the changes that they are about, and their tenants.
+
+    `known` are the hashes at which changes are known already: their bodies are not read.
+    """
+
+    consumer: str
+    events: Sequence[str]
+    changes: Sequence[str]
+    known: Mapping[str, str]
+    tenants: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The answer, as of `now` on the database's clock."""
+
+    now: datetime
+    fresh: frozenset[str]
+    """Events that were not received before; they are marked as received from here on."""
+    records: Mapping[str, SagaRecord]
+    moving: Sequence[Moving]
+    """Changes of the tenants that hold their targets now."""
+    moves: Mapping[tuple[str, str], int]
+    """How many changes began to move in the last hour, by (tenant, deployment)."""
+    stopped: frozenset[str]
+    """The tenants whose stop switch is on."""
+    waits: bool
+    """Whether any change of the tenants is deferred."""
+
+
+async def look(connection: Connection, asked: Question) -> View:
+    """Marks the events as received and reads everything else as it was just before."""
+    hashes = [asked.known.get(change) for change in asked.changes]
+    row = await connection.fetchrow(
+        _LOOK, asked.consumer, asked.events, asked.changes, hashes, asked.tenants
+    )
+    assert row is not None
+    records = [_record(one) for one in json.loads(row["records"])]
+    moves = json.loads(row["moves"])
+    return View(
+        now=row["now"],
+        fresh=frozenset(row["fresh"]),
+        records={record.change: record for record in records},
+        moving=[Moving(*one) for one in json.loads(row["moving"])],
+        moves={(tenant, deployment): count for tenant, deployment, count in moves},
+        stopped=frozenset(row["stopped"]),
+        waits=row["waits"],
+    )
+
+
+def _record(row: dict[str, Any]) -> SagaRecord:
+    moving_since = row["moving_since"]
+    return SagaRecord(
+        change=row["change_id"],
+        tenant=row["tenant"],
+        deployment=row["deployment"],
+        state=row["state"],
+        version=row["version"],
+        hash=row["hash"],
+        body=row["body"],
+        moving_since=datetime.fromisoformat(moving_since) if moving_since else None,
+        opened_at=datetime.fromisoformat(row["opened_at"]),
+    )
+
+
+_LOOK = """
+WITH received AS (
+    INSERT INTO inbox (consumer, event_id) SELECT $1, id FROM unnest($2::text[]) AS id
+    ON CONFLICT DO NOTHING RETURNING event_id
+),
+wanted AS (
+    SELECT change_id, tenant, deployment, state, version, hash, moving_since, opened_at,
+        CASE WHEN hash = known THEN '' ELSE body END AS body
+    FROM unnest($3::text[], $4::text[]) AS asked(change_id, known) JOIN sagas USING (change_id)
+)
+SELECT clock_timestamp() AS now,
+    ARRAY(SELECT event_id FROM received) AS fresh,
+    (SELECT coalesce(json_agg(wanted), '[]') FROM wanted)::text AS records,
+    (
+        SELECT coalesce(json_agg(json_build_array(change_id, tenant, deployment, state)), '[]')
+        FROM sagas WHERE tenant = ANY($5::text[])
+        AND state IN ('voting', 'awaiting_approval', 'approved', 'executing', 'rolling_back')
+    )::text AS moving,
+    (
+        SELECT coalesce(json_agg(json_build_array(tenant, deployment, n)), '[]') FROM (
+            SELECT tenant, deployment, count(*) AS n FROM sagas WHERE tenant = ANY($5::text[])
+            AND moving_since > clock_timestamp() - interval '1 hour' GROUP BY tenant, deployment
+        ) AS moved
+    )::text AS moves,
+    ARRAY(SELECT tenant FROM switches WHERE tenant = ANY($5::text[]) AND stopped) AS stopped,
+    EXISTS (SELECT 1 FROM sagas WHERE tenant = ANY($5::text[]) AND state = 'deferred') AS waits
+"""
