@@ -112,6 +112,7 @@ class WeeklyWindow(Value):
 
     def contains(self, at: datetime) -> bool:
         """Whether `at` (with a zone) is inside; the start is, the end is not."""
+        at = at.astimezone(UTC)
         return any(start <= at < end for start, end in self._around(at))
 
     def until(self, at: datetime) -> datetime | None:
@@ -120,13 +121,14 @@ class WeeklyWindow(Value):
         Windows that touch count as one stretch. A window without an end gives a time at least a
         week ahead, at which it is asked again.
         """
+        at = at.astimezone(UTC)
         end = at
         for _ in range(len(Weekday) + 1):
             further = [stop for start, stop in self._around(end) if start <= end < stop]
             if not further:
                 break
             end = max(further)
-        return end.astimezone(UTC) if end > at else None
+        return end if end > at else None
 
     def _around(self, at: datetime) -> Iterator[tuple[datetime, datetime]]:
         """The windows that start on the local day of `at` or on one of the two days before it."""
