@@ -15,6 +15,7 @@ from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
 from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.tenant import POLICY
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,10 @@ class Advance:
 def advance(saga: Saga, fact: f.Fact, context: Context) -> Advance:
     """Takes one fact in. Raises `Rejected` for one that can never be true of this change.
 
-    What only the coordinator says is in the log already: hearing it again changes nothing.
+    What only the coordinator says is in the log already: hearing it again changes nothing, and
+    so does what claims to be its word, such as a rule's grant.
     """
-    if type(fact) not in _HEARD:
+    if type(fact) not in _HEARD or _is_a_rules_word(fact):
         return Advance(saga, (), changed=False)
     taken = evolve(saga, fact, context.at)
     if taken is saga:
@@ -44,6 +46,11 @@ def advance(saga: Saga, fact: f.Fact, context: Context) -> Advance:
     if react is not None and taken.recommendation is not None:
         react(turn, fact)
     return Advance(turn.saga, tuple(turn.said), changed=True)
+
+
+def _is_a_rules_word(fact: f.Fact) -> bool:
+    word = isinstance(fact, f.ApprovalGranted | f.ApprovalDenied)
+    return word and fact.approval.by.kind == POLICY
 
 
 def _turn_came(turn: Turn, fact: f.TimerFired) -> None:

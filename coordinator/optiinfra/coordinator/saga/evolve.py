@@ -115,8 +115,10 @@ def _decided(saga: Saga, fact: f.ApprovalGranted | f.ApprovalDenied, at: datetim
         return saga
     if not approval.granted:
         return _with(saga, approval=approval, grants=())
+    if approval.by.kind == POLICY:
+        return _with(saga, approval=approval)
     grants = _with_grant(saga.grants, approval)
-    if grants is saga.grants and saga.approval is not None:
+    if grants is saga.grants:
         return saga
     return _with(saga, approval=saga.approval or approval, grants=grants)
 
@@ -129,9 +131,8 @@ def _check_word(fact: f.ApprovalGranted | f.ApprovalDenied) -> None:
 
 
 def _with_grant(grants: tuple[Approval, ...], new: Approval) -> tuple[Approval, ...]:
-    """The same tuple when this person has granted this version before, or when it is no person."""
-    known = any((g.by, g.version_hash) == (new.by, new.version_hash) for g in grants)
-    if known or new.by.kind != PERSON:
+    """The same tuple when this person has granted this version before."""
+    if any((g.by, g.version_hash) == (new.by, new.version_hash) for g in grants):
         return grants
     return tuple(sorted((*grants, new), key=lambda grant: (grant.by.name, grant.version_hash)))
 
