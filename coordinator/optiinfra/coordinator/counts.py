@@ -13,6 +13,8 @@ from optiinfra.schemas.tenant import POLICY
 from optiinfra.storage.postgres.journal import Batch
 
 _Counts = Counter[tuple[str, str]]
+_ELSEWHERE = ""
+"""Stands for all deployments that are no targets of this batch."""
 
 
 class Counts:
@@ -20,6 +22,7 @@ class Counts:
 
     def __init__(self) -> None:
         self._moves: _Counts = Counter()
+        self._moves_in_all: Counter[str] = Counter()
         self._last_hour: _Counts = Counter()
         self._last_day: _Counts = Counter()
 
@@ -27,7 +30,9 @@ class Counts:
     async def read(cls, batch: Batch, tenants: Sequence[str], rules: Rules) -> Counts:
         """What is in the tables; approvals only where a rule limits their number."""
         counts = cls()
-        counts._moves.update(batch.view.moves)
+        for (tenant, deployment), count in batch.view.moves.items():
+            counts._moves[tenant, deployment or _ELSEWHERE] = count
+            counts._moves_in_all[tenant] += count
         if any(rule.counts for rule in rules.approvals):
             for one in await batch.approvals_by_rule(tenants):
                 counts._last_hour[one.tenant, one.rule] = one.last_hour
@@ -38,6 +43,7 @@ class Counts:
         """Counts what one event led to."""
         if after.touched and not before.touched:
             self._moves[tenant, after.proposal.deployment] += 1
+            self._moves_in_all[tenant] += 1
         for fact in said:
             if isinstance(fact, f.ApprovalGranted) and fact.approval.by.kind == POLICY:
                 rule = fact.approval.by.name.partition("@")[0]
@@ -47,7 +53,7 @@ class Counts:
     def of(self, tenant: str, deployment: str) -> dict[str, Any]:
         """The counts as a `World` has them."""
         return {
-            "moved_last_hour": sum(n for (whose, _), n in self._moves.items() if whose == tenant),
+            "moved_last_hour": self._moves_in_all[tenant],
             "moved_last_hour_here": self._moves[tenant, deployment],
             "approved_last_hour": _of_tenant(self._last_hour, tenant),
             "approved_last_day": _of_tenant(self._last_day, tenant),

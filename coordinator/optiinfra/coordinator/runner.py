@@ -146,6 +146,13 @@ def _question(
         consumer=CONSUMER,
         events=sorted(marked),
         changes=changes,
+        deployments=sorted(
+            {
+                event.fact.recommendation.deployment
+                for event in events
+                if isinstance(event.fact, f.RecommendationProposed)
+            }
+        ),
         known={change: head for change, (head, _) in known.items()},
         tenants=sorted({event.tenant for event in events}),
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import cached_property
 
-from pydantic import AwareDatetime, ValidationError
+from pydantic import AwareDatetime, ConfigDict, ValidationError
 
 from optiinfra.events.facts import FACT, Fact
+from optiinfra.events.kept import kept
 from optiinfra.events.subjects import row_of, subject_of
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.errors import Rejected
@@ -26,6 +26,8 @@ class Event(Value):
     that it follows from; `sequence` is the position in the change's log once it is written.
     """
 
+    model_config = ConfigDict(ignored_types=(kept,))
+
     id: EventId
     source: str
     tenant: TenantId
@@ -35,15 +37,15 @@ class Event(Value):
     causation: EventId | None = None
     traceparent: str | None = None
 
-    @cached_property
+    @kept
     def subject(self) -> str:
         return subject_of(self.fact, self.tenant)
 
-    @cached_property
+    @kept
     def type(self) -> str:
         return row_of(self.fact).type
 
-    @cached_property
+    @kept
     def body(self) -> str:
         """The fact as JSON: the text that is published, kept in the log and hashed."""
         return self.fact.model_dump_json()

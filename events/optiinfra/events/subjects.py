@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
+from optiinfra.events.kept import kept
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.errors import Invariant
 
@@ -50,7 +50,7 @@ class Subject:
     def pattern(self) -> str:
         return f"{self.prefix}.*.*"
 
-    @cached_property
+    @kept
     def type(self) -> str:
         """The CloudEvents type."""
         return f"optiinfra.{kind_of(self.payload)}.v{self.version}"

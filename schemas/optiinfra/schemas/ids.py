@@ -8,7 +8,7 @@ from hashlib import sha1
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AfterValidator, StringConstraints
+from pydantic import StringConstraints
 
 from optiinfra.schemas.errors import Rejected
 
@@ -20,13 +20,8 @@ DeploymentId = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 ReplicaId = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
 
-def _is_uuid_hex(value: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{32}", value):
-        raise ValueError("must be a UUID as 32 lower-case hexadecimal digits")
-    return value
-
-
-UuidHex = Annotated[str, AfterValidator(_is_uuid_hex)]
+UuidHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+"""A UUID as 32 lower-case hexadecimal digits."""
 EventId = UuidHex
 RecommendationId = UuidHex
 ChangeId = UuidHex

@@ -135,6 +135,13 @@ class SagaRow(Table):
     __tablename__ = "sagas"
     __table_args__ = (
         Index("ix_sagas_tenant_state", "tenant", "state"),
+        Index(
+            "ix_sagas_held",
+            "deployment",
+            postgresql_where=text(
+                "state IN ('voting', 'awaiting_approval', 'approved', 'executing', 'rolling_back')"
+            ),
+        ),
         Index("ix_sagas_tenant_updated_at", "tenant", "updated_at"),
         Index(
             "ix_sagas_tenant_moving_since",

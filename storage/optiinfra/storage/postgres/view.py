@@ -27,11 +27,13 @@ class Question:
     """Events that came in for `consumer`, the changes that they are about, and their tenants.
 
     `known` are the hashes at which changes are known already: their bodies are not read.
+    `deployments` are targets of changes that may have no row yet.
     """
 
     consumer: str
     events: Sequence[str]
     changes: Sequence[str]
+    deployments: Sequence[str]
     known: Mapping[str, str]
     tenants: Sequence[str]
 
@@ -45,9 +47,10 @@ class View:
     """Events that were not received before; they are marked as received from here on."""
     records: Mapping[str, SagaRecord]
     moving: Sequence[Moving]
-    """Changes of the tenants that hold their targets now."""
-    moves: Mapping[tuple[str, str], int]
-    """How many changes began to move in the last hour, by (tenant, deployment)."""
+    """Changes that hold a target of this batch, and all that are being carried out."""
+    moves: Mapping[tuple[str, str | None], int]
+    """How many changes began to move in the last hour, by (tenant, deployment); the deployment is
+    None for all that are no targets of this batch."""
     stopped: frozenset[str]
     """The tenants whose stop switch is on."""
     waits: bool
@@ -58,7 +61,13 @@ async def look(connection: Connection, asked: Question) -> View:
     """Marks the events as received and reads everything else as it was just before."""
     hashes = [asked.known.get(change) for change in asked.changes]
     row = await connection.fetchrow(
-        _LOOK, asked.consumer, asked.events, asked.changes, hashes, asked.tenants
+        _LOOK,
+        asked.consumer,
+        asked.events,
+        asked.changes,
+        hashes,
+        asked.tenants,
+        asked.deployments,
     )
     assert row is not None
     records = [_record(one) for one in json.loads(row["records"])]
@@ -98,21 +107,32 @@ wanted AS (
     SELECT change_id, tenant, deployment, state, version, hash, moving_since, opened_at,
         CASE WHEN hash = known THEN '' ELSE body END AS body
     FROM unnest($3::text[], $4::text[]) AS asked(change_id, known) JOIN sagas USING (change_id)
+),
+targets AS (
+    SELECT unnest($6::text[]) AS deployment UNION SELECT deployment FROM wanted
+),
+held AS (
+    SELECT change_id, tenant, deployment, state FROM sagas
+    WHERE tenant = ANY($5::text[]) AND state IN ('executing', 'rolling_back')
+    UNION
+    SELECT change_id, tenant, deployment, state FROM targets JOIN sagas USING (deployment)
+    WHERE tenant = ANY($5::text[])
+    AND state IN ('voting', 'awaiting_approval', 'approved', 'executing', 'rolling_back')
+),
+moved AS (
+    SELECT s.tenant, t.deployment, count(*) AS n FROM sagas s LEFT JOIN targets t USING (deployment)
+    WHERE s.tenant = ANY($5::text[]) AND moving_since > clock_timestamp() - interval '1 hour'
+    GROUP BY s.tenant, t.deployment
 )
 SELECT clock_timestamp() AS now,
     ARRAY(SELECT event_id FROM received) AS fresh,
     (SELECT coalesce(json_agg(wanted), '[]') FROM wanted)::text AS records,
     (
         SELECT coalesce(json_agg(json_build_array(change_id, tenant, deployment, state)), '[]')
-        FROM sagas WHERE tenant = ANY($5::text[])
-        AND state IN ('voting', 'awaiting_approval', 'approved', 'executing', 'rolling_back')
+        FROM held
     )::text AS moving,
-    (
-        SELECT coalesce(json_agg(json_build_array(tenant, deployment, n)), '[]') FROM (
-            SELECT tenant, deployment, count(*) AS n FROM sagas WHERE tenant = ANY($5::text[])
-            AND moving_since > clock_timestamp() - interval '1 hour' GROUP BY tenant, deployment
-        ) AS moved
-    )::text AS moves,
+    (SELECT coalesce(json_agg(json_build_array(tenant, deployment, n)), '[]') FROM moved)::text
+        AS moves,
     ARRAY(SELECT tenant FROM switches WHERE tenant = ANY($5::text[]) AND stopped) AS stopped,
     EXISTS (SELECT 1 FROM sagas WHERE tenant = ANY($5::text[]) AND state = 'deferred') AS waits
 """

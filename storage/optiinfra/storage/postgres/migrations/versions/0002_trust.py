@@ -22,6 +22,14 @@ def _deliver_leaner() -> None:
     for table in ("inbox", "event_log"):
         op.drop_index(f"ix_{table}_at", table)
         op.create_index(f"ix_{table}_at", table, ["at"], postgresql_using="brin")
+    op.create_index(
+        "ix_sagas_held",
+        "sagas",
+        ["deployment"],
+        postgresql_where=sa.text(
+            "state IN ('voting', 'awaiting_approval', 'approved', 'executing', 'rolling_back')"
+        ),
+    )
     no = sa.text("false")
     op.add_column("timers", sa.Column("event_id", sa.Text(), nullable=True))
     op.add_column("timers", sa.Column("set_at", sa.DateTime(timezone=True), nullable=True))
