@@ -71,9 +71,13 @@ class Floor(Part):
             raise ValueError(f"min ({self.min:g}) is above max ({self.max:g})")
         known = EVIDENCE[self.evidence]
         if self.where is Place.VOTES and not known.votes:
-            raise ValueError(f"no vote carries {self.evidence}, only gates do; set where to 'gates'")
+            raise ValueError(
+                f"no vote carries {self.evidence}, only gates do; set where to 'gates'"
+            )
         if self.where is Place.GATES and not known.gates:
-            raise ValueError(f"no gate carries {self.evidence}, only votes do; set where to 'votes'")
+            raise ValueError(
+                f"no gate carries {self.evidence}, only votes do; set where to 'votes'"
+            )
         return self
 
     def voters(self) -> frozenset[AgentName]:

@@ -33,18 +33,16 @@ def leave_for(proposal: Recommendation, context: Context) -> Leave:
     if rule is None:
         return Leave(Decision.ASK, needed, "no rule of the policy is about it")
     named = f"rule {rule.name!r} of policy {rules.version!r}"
-    match rule.decision:
-        case Decision.DENY:
-            return Leave(Decision.DENY, needed, f"{named} refuses it", rule)
-        case Decision.APPROVE:
-            why = _why_not_automatic(proposal, rule, rules, context.world)
-            if why is None:
-                return Leave(Decision.APPROVE, 0, named, rule)
-            return Leave(Decision.ASK, needed, f"{named} would approve, but {why}", rule)
-        case Decision.ASK:
-            return Leave(Decision.ASK, needed, f"{named} asks", rule)
-        case Decision.ASK_TWO:
-            return Leave(Decision.ASK, 2, f"{named} asks two people", rule)
+    if rule.decision is Decision.DENY:
+        return Leave(Decision.DENY, needed, f"{named} refuses it", rule)
+    if rule.decision is Decision.ASK_TWO:
+        return Leave(Decision.ASK, 2, f"{named} asks two people", rule)
+    if rule.decision is Decision.ASK:
+        return Leave(Decision.ASK, needed, f"{named} asks", rule)
+    why = _why_not_automatic(proposal, rule, rules, context.world)
+    if why is None:
+        return Leave(Decision.APPROVE, 0, named, rule)
+    return Leave(Decision.ASK, needed, f"{named} would approve, but {why}", rule)
 
 
 def _why_not_automatic(
