@@ -164,6 +164,7 @@ class BreakView(BaseModel):
     version: int
     event_id: str
     what: str
+    position: int
 
 
 class VerificationView(BaseModel):
