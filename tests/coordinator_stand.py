@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from optiinfra.coordinator.policy_keeper import PolicyKeeper
 from optiinfra.coordinator.process import Coordinator, CoordinatorPorts, Pace
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
@@ -16,6 +18,7 @@ from optiinfra.events.consume import Consumer, ConsumerSpec
 from optiinfra.events.envelope import Event
 from optiinfra.events.publish import Publisher
 from optiinfra.events.subjects import Stream
+from optiinfra.runtime.policy_file import WatchedFile, load_policy
 from optiinfra.runtime.stores import jitter, new_id, now
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.recommendation import Recommendation, Risk
@@ -48,23 +51,32 @@ class Stand:
     def publisher(self) -> Publisher:
         return Publisher(self.bus, "test", now, new_id)
 
-    async def coordinator(self, pace: Pace = BRISK, *, rules: Rules = RULES) -> None:
-        """Starts one more, on a connection of its own."""
+    async def coordinator(
+        self, pace: Pace = BRISK, *, rules: Rules = RULES, policy: Path | None = None
+    ) -> Coordinator:
+        """Starts one more, on a connection of its own; `policy` is a file that it watches."""
         bus = await Bus.connect(self.nats_url, name="coordinator")
         self.stack.push_async_callback(bus.close)
         cache = RegistryCache("memory://")
         self.stack.push_async_callback(cache.aclose)
+        policies = None
+        if policy is not None:
+            file = WatchedFile(policy, load_policy)
+            policies = PolicyKeeper("acme", file.first(), file, self.database)
         ports = CoordinatorPorts(
             bus=bus,
             publisher=Publisher(bus, "coordinator", now, new_id),
             database=self.database,
             cache=cache,
-            rules=lambda: rules,
+            rules=policies.rules if policies else lambda: rules,
             clock=now,
             new_id=new_id,
             jitter=jitter,
+            policies=policies,
         )
-        self.runs(Coordinator(ports, pace).run)
+        made = Coordinator(ports, pace)
+        self.runs(made.run)
+        return made
 
     async def cast(self) -> None:
         """Starts the agents: they approve, execute at once, and let every gate pass."""
