@@ -28,9 +28,10 @@ from optiinfra.events.envelope import Event
 from optiinfra.events.publish import Publisher
 from optiinfra.events.subjects import Stream
 from optiinfra.runtime.stores import jitter, new_id, now
+from optiinfra.schemas.approval_rules import ApprovalRule
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.recommendation import Risk
-from optiinfra.schemas.rules import ApprovalRule, Rules
+from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import VOTERS
 from optiinfra.storage.embedded.servers import Addresses, EmbeddedServers
 from optiinfra.storage.postgres.database import Database, open_database
@@ -39,7 +40,7 @@ from optiinfra.storage.redis import RegistryCache
 from tests.factories import gate_answer, recommendation, rollout, step_result, vote
 
 RULES = Rules(
-    version="bench",
+    name="bench",
     approvals=(ApprovalRule(name="all", max_risk=Risk.LOW),),
     max_moving=1_000_000,
     movers_per_hour=1_000_000,

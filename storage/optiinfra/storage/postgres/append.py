@@ -71,7 +71,7 @@ async def append_changes(
     Raises `Conflict` when a row is no longer at the version that was read.
     """
     entries = [entry for write in writes.values() for entry in write.entries]
-    rows = (_saga_row(write, chained[change][-1], now) for change, write in writes.items())
+    rows = (saga_row(write, chained[change][-1], now) for change, write in writes.items())
     parts = [
         _log([link for change in writes for link in chained[change]]),
         *_outbox(entry.event for entry in entries if entry.said),
@@ -86,7 +86,7 @@ async def append_changes(
 
 
 def _log(links: Sequence[Link]) -> Part:
-    return Part("log", _LOG, columns((_log_row(link) for link in links), 14))
+    return Part("log", _LOG, columns((log_row(link) for link in links), 14))
 
 
 def _outbox(said: Iterable[Event]) -> list[Part]:
@@ -100,7 +100,7 @@ def _outbox(said: Iterable[Event]) -> list[Part]:
     return [Part("outboxed", _OUTBOX, columns(rows, 3))] if rows else []
 
 
-def _saga_row(write: SagaWrite, head: Link, now: datetime) -> tuple[object, ...]:
+def saga_row(write: SagaWrite, head: Link, now: datetime) -> tuple[object, ...]:
     base = write.base
     return (
         base.change,
@@ -117,7 +117,7 @@ def _saga_row(write: SagaWrite, head: Link, now: datetime) -> tuple[object, ...]
     )
 
 
-def _log_row(link: Link) -> tuple[object, ...]:
+def log_row(link: Link) -> tuple[object, ...]:
     return (
         link.event_id,
         link.tenant,

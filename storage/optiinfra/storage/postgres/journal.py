@@ -142,9 +142,9 @@ class Batch:
         """
         if not writes:
             return {}
-        chained = {change: list(_chained(write, self.now)) for change, write in writes.items()}
-        await append_changes(self._connection, writes, chained, self.now)
-        return {change: links[-1].hash for change, links in chained.items()}
+        chains = {change: list(chained(write, self.now)) for change, write in writes.items()}
+        await append_changes(self._connection, writes, chains, self.now)
+        return {change: links[-1].hash for change, links in chains.items()}
 
     async def write_tenant_events(self, events: Sequence[Event], own_source: str) -> None:
         """Appends events that belong to no change to their tenants' chains.
@@ -181,7 +181,8 @@ def link_of(event: Event, chain: str, version: int, prev_hash: str, at: datetime
     return link.sealed()
 
 
-def _chained(write: SagaWrite, at: datetime) -> Iterable[Link]:
+def chained(write: SagaWrite, at: datetime) -> Iterable[Link]:
+    """The links that a write's entries become at `at`."""
     version, prev = write.base.version, write.base.hash
     for entry in write.entries:
         link = link_of(entry.event, write.base.change, version + 1, prev, at)
