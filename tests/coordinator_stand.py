@@ -20,9 +20,10 @@ from optiinfra.events.publish import Publisher
 from optiinfra.events.subjects import Stream
 from optiinfra.runtime.policy_file import WatchedFile, load_policy
 from optiinfra.runtime.stores import jitter, new_id, now
+from optiinfra.schemas.approval_rules import ApprovalRule
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.recommendation import Recommendation, Risk
-from optiinfra.schemas.rules import ApprovalRule, Rules
+from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import VOTERS
 from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.redis import RegistryCache

@@ -13,10 +13,11 @@ from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
 from optiinfra.schemas.approval import Approval
+from optiinfra.schemas.approval_rules import ApprovalRule
 from optiinfra.schemas.change import ControlVerb
 from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.rollout import GateVerdict
-from optiinfra.schemas.rules import ApprovalRule, Rules
+from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import person
 from optiinfra.schemas.vote import VOTERS, AgentName, Verdict
 from tests.factories import AT, gate_answer, recommendation, rollout, step_result, vote

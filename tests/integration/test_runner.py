@@ -14,11 +14,12 @@ from optiinfra.coordinator.timekeeping import reconcile, relay_outbox, relay_tim
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
+from optiinfra.schemas.approval_rules import ApprovalRule
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.rollout import GateVerdict
-from optiinfra.schemas.rules import ApprovalRule, Rules
+from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import VOTERS, Verdict
 from optiinfra.storage.postgres.chain import first_break
 from optiinfra.storage.postgres.database import Database, open_database

@@ -49,8 +49,9 @@ def advance(saga: Saga, fact: f.Fact, context: Context) -> Advance:
 
 
 def _is_a_rules_word(fact: f.Fact) -> bool:
-    word = isinstance(fact, f.ApprovalGranted | f.ApprovalDenied)
-    return word and fact.approval.by.kind == POLICY
+    if not isinstance(fact, f.ApprovalGranted | f.ApprovalDenied):
+        return False
+    return fact.approval.by.kind == POLICY
 
 
 def _turn_came(turn: Turn, fact: f.TimerFired) -> None:
