@@ -173,6 +173,23 @@ async def test_drift_is_named_refused_and_corrected_on_demand(nats_server: Make)
         await topology.require(s.bus)
 
 
+async def test_subjects_that_a_newer_release_brings_are_added_without_asking(
+    nats_server: Make,
+) -> None:
+    async with stand(nats_server().url) as s:
+        found = (await s.bus.js.stream_info("CHANGES")).config
+        older = [one for one in found.subjects or [] if not one.startswith("policy.changed")]
+        await s.bus.js.update_stream(found.evolve(subjects=older))
+        with pytest.raises(Conflict, match=r"CHANGES lacks policy\.changed"):
+            await topology.require(s.bus)
+        (done,) = await topology.apply(s.bus)
+        assert done.is_addition
+        await topology.require(s.bus)
+        await s.bus.js.update_stream(found.evolve(subjects=[*older, "more.*.*"]))
+        with pytest.raises(Conflict, match="--update"):
+            await topology.apply(s.bus)
+
+
 async def test_what_cannot_be_changed_in_place_is_said_so(nats_server: Make) -> None:
     async with stand(nats_server().url) as s:
         found = (await s.bus.js.stream_info("METRICS")).config

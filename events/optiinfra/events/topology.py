@@ -186,9 +186,25 @@ class Difference:
     wanted: object
     found: object
 
+    @property
+    def is_addition(self) -> bool:
+        """Whether only subjects are lacking: nothing that is kept changes when they are added."""
+        return bool(self._lacking) and set(self._subjects(self.found)) <= set(
+            self._subjects(self.wanted)
+        )
+
+    @property
+    def _lacking(self) -> list[str]:
+        return sorted(set(self._subjects(self.wanted)) - set(self._subjects(self.found)))
+
+    def _subjects(self, value: object) -> list[str]:
+        return value if self.field == "subjects" and isinstance(value, list) else []
+
     def __str__(self) -> str:
         if self.field == MISSING:
             return f"{self.stream} is missing"
+        if self.is_addition:
+            return f"{self.stream} lacks {', '.join(self._lacking)}"
         return f"{self.stream}.{self.field} is {self.found!r}, should be {self.wanted!r}"
 
 
@@ -212,12 +228,14 @@ async def apply(
 ) -> list[Difference]:
     """Creates what is missing, and with `allow_update` corrects what drifted; gives what it did.
 
+    Subjects that a newer release adds count as missing, not as drift.
+
     Raises `Conflict` naming each drifted field when updating is not allowed, or when the broker
     cannot change it in place; `Unavailable` when the broker has no room.
     """
     limits = limits or TopologyLimits()
     differences = await diff(bus, replicas=replicas, limits=limits)
-    drifted = [one for one in differences if one.field != MISSING]
+    drifted = [one for one in differences if not (one.field == MISSING or one.is_addition)]
     if drifted and not allow_update:
         raise _drift(drifted, "allow the update: optiinfra topology apply --update")
     for spec in STREAMS:
