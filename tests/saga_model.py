@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from optiinfra.coordinator.saga.state import Saga, World
@@ -10,6 +11,8 @@ from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
 from optiinfra.schemas.change import ChangeState, ControlVerb, Phase
 from optiinfra.schemas.rollout import GateVerdict
+from optiinfra.schemas.rules import Rules
+from optiinfra.schemas.tenant import person
 from optiinfra.schemas.vote import VOTERS, AgentName, Verdict
 from tests.factories import gate_answer, step_result, vote
 from tests.saga_log import Log, decision
@@ -30,9 +33,10 @@ WORLDS = (
 class Surroundings:
     """Delivers what is under way in any order, late and twice, and answers what is asked."""
 
-    def __init__(self, log: Log, random: Random) -> None:
+    def __init__(self, log: Log, random: Random, policies: Sequence[Rules] = ()) -> None:
         self.log = log
         self.random = random
+        self.policies = (log.rules, *policies)
         self.under_way: list[f.Fact] = [
             f.RecommendationProposed(recommendation=log.proposal),
         ]
@@ -90,8 +94,10 @@ class Surroundings:
 
     def _meddle(self) -> None:
         chance = self.random.random()
-        if chance < 0.5:
+        if chance < 0.4:
             self.log.world = self.random.choice(WORLDS)
+        elif chance < 0.5:
+            self.log.rules = self.random.choice(self.policies)
         elif chance < 0.6:
             self.log.regress()
             self._answer()
@@ -113,8 +119,7 @@ class Surroundings:
                     if self.random.random() < 0.95
                 ]
             case f.ApprovalRequested() if self.random.random() < 0.8:
-                granted = self.random.random() < 0.8
-                return [decision(self.log.proposal, granted=granted, at=self.log.at)]
+                return [self._word(name) for name in ("ana", "bob")[: fact.needed]]
             case c.ExecutionRequested():
                 return self._carry_out(fact)
             case c.GateRequested():
@@ -128,6 +133,10 @@ class Surroundings:
                 ]
             case _:
                 return []
+
+    def _word(self, name: str) -> f.Fact:
+        granted = self.random.random() < 0.8
+        return decision(self.log.proposal, granted=granted, by=person(name), at=self.log.at)
 
     def _is_awake(self) -> bool:
         return self.random.random() < 0.9

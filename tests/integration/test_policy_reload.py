@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from optiinfra.coordinator.policy_keeper import PolicyKeeper
 from optiinfra.events import facts as f
+from optiinfra.events.envelope import Event
+from optiinfra.runtime.policy_file import WatchedFile, load_policy
+from optiinfra.schemas.errors import Conflict
 from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rules import Rules, digest_of
 from optiinfra.schemas.tenant import person
@@ -200,6 +204,58 @@ async def test_two_coordinators_that_see_the_same_edit_record_it_once(
     (said,) = await stand.fetch("SELECT count(*) AS n FROM event_log WHERE type = $1", CHANGED)
     assert said["n"] == 5
     assert (await verify(stand.database)).ok
+
+
+async def test_a_record_that_only_a_newer_release_understands_leaves_what_is_in_force(
+    stand: Stand, tmp_path: Path
+) -> None:
+    await stand.coordinator(QUICK, policy=policy(tmp_path, **LOOSE))
+    await recorded(stand, 1)
+    await stand.fetch(
+        "INSERT INTO policies SELECT tenant, 9, 'later@0', sha256, $1, by, written_at, now()"
+        " FROM policies RETURNING number",
+        json.dumps({"a_key_of_tomorrow": 1}),
+    )
+    change = proposal("a")
+    await stand.propose(change)
+    await state(stand, change, "completed")
+    assert await versions_of(stand, change) == {version(LOOSE)}
+    policy(tmp_path, **STRICT)
+    await stand.until(
+        "SELECT number = 10 AND version = $1 FROM policies ORDER BY number DESC LIMIT 1",
+        version(STRICT),
+    )
+
+
+REFUSE_AT_COMMIT = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '40001'; END $$;
+CREATE CONSTRAINT TRIGGER refusal AFTER INSERT ON policies DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+
+
+async def test_a_policy_that_could_not_be_committed_is_not_in_force_and_is_tried_again(
+    stand: Stand, tmp_path: Path
+) -> None:
+    said: list[Event] = []
+
+    async def say(events: Sequence[Event]) -> None:
+        said.extend(events)
+
+    file = WatchedFile(policy(tmp_path, **LOOSE), load_policy)
+    keeper = PolicyKeeper("acme", file.first(), file, stand.database)
+    assert await keeper.refresh(say) == 1
+    policy(tmp_path, **STRICT)
+    async with stand.database.connection() as connection:
+        await connection.execute(REFUSE_AT_COMMIT)
+        with pytest.raises(Conflict):
+            await keeper.refresh(say)
+        assert keeper.rules().version == version(LOOSE)
+        await connection.execute("DROP TRIGGER refusal ON policies")
+    assert await keeper.refresh(say) == 1
+    assert keeper.rules().version == version(STRICT)
+    assert [event.fact.version for event in said] == [version(LOOSE), version(STRICT)]  # type: ignore[union-attr]
 
 
 async def test_a_freeze_that_is_lifted_wakes_what_waits_for_its_end(

@@ -103,6 +103,14 @@ async def until_ready(url: str, site: Site, path: str = "/readyz") -> None:
     raise AssertionError(site.errors[-3000:])
 
 
+async def until_told(word: str, site: Site) -> None:
+    for _ in range(300):
+        if word in site.errors:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(site.errors[-3000:])
+
+
 async def stopped(process: Process) -> int:
     process.send_signal(signal.SIGTERM)
     async with asyncio.timeout(15):
@@ -123,6 +131,27 @@ async def test_a_coordinator_of_its_own_decides_and_tells_its_health(site: Site)
             proposal.id,
         )
         assert await stopped(process) == 0
+
+
+async def test_a_coordinator_takes_an_edit_of_its_policy_over_and_outlives_a_broken_one(
+    site: Site,
+) -> None:
+    policy = site.folder / "policy.yaml"
+    policy.write_text("name: first\n")
+    async with site.role("coordinator", policy=str(policy)) as (process, health):
+        await until_ready(health, site)
+        await site.stand.until("SELECT count(*) = 1 FROM policies")
+        policy.write_text("naem: second\n")
+        process.send_signal(signal.SIGHUP)
+        await until_told("policy.file_broken", site)
+        assert "did you mean 'name'?" in site.errors
+        policy.write_text("name: second\n")
+        process.send_signal(signal.SIGHUP)
+        await site.stand.until("SELECT count(*) = 2 FROM policies")
+        assert await stopped(process) == 0
+    rows = await site.stand.fetch("SELECT version, by FROM policies ORDER BY number")
+    assert [str(row["version"]).partition("@")[0] for row in rows] == ["first", "second"]
+    assert {row["by"] for row in rows} == {"file:policy.yaml"}
 
 
 async def test_the_api_of_its_own_serves_and_stops(site: Site) -> None:

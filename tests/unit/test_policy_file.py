@@ -15,8 +15,13 @@ from optiinfra.runtime.findings import Level
 from optiinfra.runtime.fleet_file import load_fleet, load_governed, watched_policy
 from optiinfra.runtime.fleet_reference import main as rewrite
 from optiinfra.runtime.fleet_reference import rows, written
-from optiinfra.runtime.policy_checks import compared, look_at_policy
+from optiinfra.runtime.policy_checks import (
+    compared,
+    look_at_policy,
+    look_at_recorded_policy,
+)
 from optiinfra.runtime.policy_file import WatchedFile, load_policy
+from optiinfra.runtime.settings import Settings
 from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.evidence_names import EVIDENCE
 from optiinfra.schemas.rules import Rules
@@ -300,6 +305,17 @@ def test_the_doctor_tells_when_another_policy_is_in_force() -> None:
     same = PolicyRecord(3, rules.version, "", "{}", "file:p", AT, AT)
     assert compared(same, rules).said == f"{rules.version}, number 3"
     assert compared(None, rules).level is Level.OK
+
+
+async def test_the_doctor_without_a_database_says_nothing_of_what_is_recorded(
+    tmp_path: Path,
+) -> None:
+    fleet = load_governed(fleet_naming(tmp_path))
+    assert await look_at_recorded_policy(Settings(), fleet) == []
+    away = Settings(postgres_url="postgresql://x:secret@127.0.0.1:1/none")
+    (found,) = await look_at_recorded_policy(away, fleet)
+    assert found.level is Level.FAIL
+    assert "secret" not in found.said
 
 
 # Documents.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from random import Random
 
 from hypothesis import HealthCheck, given, settings
@@ -10,8 +11,13 @@ from hypothesis import strategies as st
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.schemas.approval import Approval
+from optiinfra.schemas.approval_rules import ApprovalRule, Decision
 from optiinfra.schemas.change import TERMINAL_STATES, ChangeState, ControlVerb
+from optiinfra.schemas.floors import Floor
+from optiinfra.schemas.freezes import FreezeWindow
+from optiinfra.schemas.recommendation import Risk
 from optiinfra.schemas.rollout import Step
+from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import VOTERS, Verdict, Vote
 from tests.factories import AT, recommendation, rollout, vote
 from tests.saga_log import ASK, AUTO, SOAKED, Log, decision, votes
@@ -22,6 +28,29 @@ PROPOSED = f.RecommendationProposed(recommendation=PROPOSAL)
 URGENT = recommendation("urgent", urgent_until=AT.replace(hour=13), rollout=rollout(0.2, 1.0))
 VERDICTS = st.tuples(*[st.sampled_from([*Verdict])] * 3)
 WORDS = st.sampled_from([None, True, False])
+
+POLICIES = (
+    ASK,
+    ASK.model_copy(update={"name": "two", "four_eyes_from": Risk.LOW}),
+    AUTO.model_copy(
+        update={
+            "freezes": (
+                FreezeWindow(
+                    name="noon",
+                    starts_at=AT,
+                    ends_at=AT + timedelta(minutes=30),
+                    halt_stages=True,
+                    also_urgent=True,
+                ),
+            )
+        }
+    ),
+    AUTO.model_copy(
+        update={"floors": (Floor(name="f", evidence="ttft_p95_s", max=1, required=True),)}
+    ),
+    Rules(approvals=(ApprovalRule(name="never", decision=Decision.DENY),)),
+)
+"""What an operator may put in force at any moment."""
 
 SAID = {
     "change.opened",
@@ -127,6 +156,32 @@ def test_every_story_ends_once_and_keeps_every_promise(
     around.settle()
     assert broken_promises(log) == []
     log.check()
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    random=st.randoms(use_true_random=False),
+    events=st.integers(min_value=0, max_value=80),
+    urgent=st.booleans(),
+)
+def test_every_story_ends_once_and_keeps_every_promise_whatever_policies_come_and_go(
+    *, random: Random, events: int, urgent: bool
+) -> None:
+    log = Log(URGENT if urgent else PROPOSAL, AUTO)
+    around = Surroundings(log, random, POLICIES)
+    for _ in range(events):
+        around.disturb()
+    around.settle()
+    assert broken_promises(log) == []
+    assert two_said_yes(log)
+    log.check()
+
+
+def two_said_yes(log: Log) -> bool:
+    """Whether each approval that was made under a policy of four eyes names two people."""
+    strict = {rules.version for rules in POLICIES if rules.needed(log.proposal) == 2}
+    approved = [one for one in log.said(f.ChangeApproved) if one.rules_version in strict]
+    return all(one.by.count("person:") == 2 for one in approved)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
