@@ -512,7 +512,8 @@ def test_a_process_that_ignores_the_order_to_stop_is_killed(home: Path) -> None:
 def test_given_addresses_are_used_and_nothing_is_started(home: Path) -> None:
     given = {f"OPTIINFRA_TEST_{part.upper()}_URL": f"{part}://there" for part in PARTS}
     with open_servers(home, Sources.from_environment(given)) as addresses:
-        assert asdict(addresses) == {f"{part}_url": f"{part}://there" for part in PARTS}
+        there = {f"{part}_url": f"{part}://there" for part in PARTS}
+        assert asdict(addresses) == {**there, "nats_role_urls": {}}
     assert list(home.iterdir()) == []
     assert Sources.from_environment({"OPTIINFRA_TEST_CONTAINERS": "0"}).docker is None
     assert Sources.from_environment({"DOCKER_HOST": "tcp://far:1"}).docker == "tcp://far:1"

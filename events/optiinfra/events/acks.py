@@ -31,6 +31,7 @@ class _Round:
     """Messages that were sent together: what was answered so far, and the end of the waiting."""
 
     done: asyncio.Future[None]
+    messages: Sequence[Outgoing]
     tokens: dict[str, int] = field(default_factory=dict)
     answers: dict[int, int | Exception] = field(default_factory=dict)
 
@@ -58,7 +59,7 @@ class Acks:
         answered in time, or the connection was renewed before it was.
         """
         await self._open()
-        sent = _Round(asyncio.get_running_loop().create_future())
+        sent = _Round(asyncio.get_running_loop().create_future(), messages)
         try:
             async with self._bus.attempt(timeout_s):
                 for position, message in enumerate(messages):
@@ -93,6 +94,14 @@ class Acks:
                     f"{prefix}.*", self._receive
                 )
                 self._prefix = prefix
+                self._bus.on_forbidden(self._refuse)
+
+    def _refuse(self, subject: str) -> None:
+        """What we may not publish is never answered; the broker says no more than the subject."""
+        for token, sent in tuple(self._rounds.items()):
+            asked = sent.messages[sent.tokens[token]].subject
+            if asked.lower() == subject:
+                self._answered(token, self._bus.forbidden(asked))
 
     def _receive(self, message: Msg) -> None:
         token = message.subject.rpartition(".")[2]

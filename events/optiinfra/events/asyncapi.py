@@ -82,7 +82,7 @@ def _channel(row: Subject) -> dict[str, Any]:
             name: {"$ref": f"#/components/parameters/{name}"} for name in ("tenant", "id")
         },
         "x-nats-stream": row.stream.value if row.stream else None,
-        "x-publisher": row.publisher.value,
+        "x-publishers": [role.value for role in row.publishers],
     }
 
 
@@ -91,7 +91,7 @@ def _operation(row: Subject) -> dict[str, Any]:
         "action": "send",
         "channel": {"$ref": f"#/channels/{row.prefix}"},
         "summary": row.about,
-        "tags": [{"name": row.publisher.value}],
+        "tags": [{"name": role.value} for role in row.publishers],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 from nats.errors import Error
 from nats.js import JetStreamContext
 
+from optiinfra.events.bus_roles import inbox_of
 from optiinfra.events.client import FastClient
 from optiinfra.events.refusals import BROKER_ERRORS, described, translated
 from optiinfra.schemas.errors import Rejected, Unavailable
@@ -29,6 +31,10 @@ DRAIN_TIMEOUT_S = 2.0
 PING_INTERVAL_S = 10
 """Twice without an answer, and the peer counts as dead: noticed within 30 s."""
 RECONNECT_WAIT_S = 0.25
+_VIOLATION = re.compile(
+    r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE
+)
+_REMEMBERED = 64
 _REFUSALS = ("authorization violation", "user authentication", "authentication expired")
 
 
@@ -37,12 +43,16 @@ class Bus:
 
     def __init__(self, url: str) -> None:
         self.shown_url = without_password(url)
+        self.user: str | None = None
+        """As whom it is signed in; None when that is not known (a `.creds` file)."""
         self.client = FastClient()
         self.js: JetStreamContext = self.client.jetstream(timeout=CALL_TIMEOUT_S)
         self._servers = [part.strip() for part in url.split(",") if part.strip()]
         self._attempts: set[asyncio.Timeout] = set()
         self._on_reconnect: list[Callable[[], None]] = []
         self._on_close: list[Callable[[], None]] = []
+        self._on_forbidden: list[Callable[[str], None]] = []
+        self._forbidden: dict[str, float] = {}
         self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._last_error = ""
 
@@ -74,6 +84,7 @@ class Bus:
 
     async def _open(self, name: str, credentials: Credentials | None) -> None:
         user, password = credentials if isinstance(credentials, tuple) else (None, None)
+        self.user = user or (None if credentials else _user_in(self._servers))
         await self.client.connect(
             servers=self._servers,
             name=name,
@@ -88,6 +99,7 @@ class Bus:
             drain_timeout=int(DRAIN_TIMEOUT_S),
             user=user,
             password=password,
+            inbox_prefix=inbox_of(self.user),
             user_credentials=str(credentials) if isinstance(credentials, Path) else None,
         )
 
@@ -132,6 +144,20 @@ class Bus:
         """Calls `callback` once the connection is over for good; gives what removes it."""
         return _registered(self._on_close, callback)
 
+    def on_forbidden(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """Calls `callback` with each subject on which the broker lets us publish nothing, in lower
+        case as the client gives it; gives what removes it. The broker says so beside everything
+        else, and leaves the request without an answer.
+        """
+        return _registered(self._on_forbidden, callback)
+
+    def forbidden(self, subject: str) -> Unavailable:
+        """What it means that the broker does not let us publish `subject`."""
+        return Unavailable(
+            f"{self.user or 'this user'} may not publish {subject} on the broker",
+            hint="give each role its own credential: optiinfra topology credentials",
+        )
+
     async def connected(self, timeout_s: float) -> bool:
         """Waits up to `timeout_s` for the connection to stand; whether it does."""
         change = asyncio.Event()
@@ -170,10 +196,14 @@ class Bus:
         self, call: Callable[[], Awaitable[T]], doing: str, *, timeout_s: float = CALL_TIMEOUT_S
     ) -> T:
         """The answer of one call to the broker; its refusals come as errors of our own."""
+        began_s = asyncio.get_running_loop().time()
         try:
             async with self.attempt(timeout_s):
                 return await call()
         except BROKER_ERRORS as failed:
+            for subject, at_s in tuple(self._forbidden.items()):
+                if at_s >= began_s and isinstance(failed, TimeoutError):
+                    raise translated(self.forbidden(subject), doing) from failed
             raise translated(failed, doing) from failed
 
     async def close(self) -> None:
@@ -191,9 +221,21 @@ class Bus:
         said = described(error)
         if any(word in said.lower() for word in _REFUSALS) and not self._refused.done():
             self._refused.set_result(said)
+        self._note_forbidden(said)
         repeated = said == self._last_error
         self._last_error = said
         log.log(logging.DEBUG if repeated else logging.WARNING, "nats: %s", said)
+
+    def _note_forbidden(self, said: str) -> None:
+        violation = _VIOLATION.search(said)
+        if violation is None:
+            return
+        self._forbidden[violation[2].lower()] = asyncio.get_running_loop().time()
+        if len(self._forbidden) > _REMEMBERED:
+            del self._forbidden[next(iter(self._forbidden))]
+        if violation[1].lower() == "publish":
+            for callback in tuple(self._on_forbidden):
+                callback(violation[2].lower())
 
     async def _disconnected(self) -> None:
         if not self.is_closed:
@@ -224,6 +266,15 @@ def _registered(
             callbacks.remove(callback)
 
     return remove
+
+
+def _user_in(servers: list[str]) -> str | None:
+    """The user in the first address, if it names one."""
+    try:
+        found = urlsplit(servers[0] if "://" in servers[0] else f"nats://{servers[0]}")
+        return found.username
+    except (ValueError, IndexError):
+        return None
 
 
 def without_password(url: str) -> str:

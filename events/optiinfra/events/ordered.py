@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -138,7 +139,10 @@ class OrderedReader:
                 hint="subscribe again, from a time or from the beginning",
             )
         self._created = info.created
+        # A name of our own: one that the broker chooses is asked for on a subject that would let
+        # whoever may use it rewrite other consumers, too.
         config = self._starting(info).evolve(
+            name=f"reader-{secrets.token_hex(8)}",
             ack_policy=AckPolicy.NONE,
             mem_storage=True,
             num_replicas=1,

@@ -24,6 +24,8 @@ def is_full(refused: APIError) -> bool:
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same call may succeed in a moment: timeouts, a broker that is not ready yet."""
+    if isinstance(error, OptiInfraError):
+        return False
     if isinstance(error, APIError):
         return (error.code or 0) >= 500 and not is_full(error)
     return not isinstance(error, (BadHeaderError, BadSubjectError, MaxPayloadError))

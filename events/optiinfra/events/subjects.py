@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
+from optiinfra.events.bus_roles import AGENTS, ASSESSORS, EXECUTORS, VOTERS, BusRole
 from optiinfra.events.kept import kept
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.errors import Invariant
@@ -23,16 +24,6 @@ class Stream(StrEnum):
     CHANGES_REPLAY = "CHANGES_REPLAY"
 
 
-class Publishes(StrEnum):
-    """Who may publish a subject; from this the credentials of each role follow."""
-
-    COORDINATOR = "coordinator"
-    AGENT = "agent"
-    PORTAL = "portal"
-    GATEWAY = "gateway"
-    ANYONE = "anyone"
-
-
 @dataclass(frozen=True)
 class Subject:
     """One row: `pattern` is `<noun>.<fact>.<tenant>.<id>`; no stream means "not kept"."""
@@ -40,7 +31,8 @@ class Subject:
     prefix: str
     payload: type[Value]
     stream: Stream | None
-    publisher: Publishes
+    publishers: tuple[BusRole, ...]
+    """Who may say it: from this follow the credentials of each role. None: the broker alone."""
     key: Callable[[f.Fact], tuple[str, str | None]]
     """Gives (id, tenant or None when the envelope must say it)."""
     about: str
@@ -96,26 +88,37 @@ def _consumer(fact: f.Fact) -> tuple[str, str | None]:
     return getattr(fact, "consumer"), None  # noqa: B009
 
 
-_CHANGES, _COORD, _AGENT = Stream.CHANGES, Publishes.COORDINATOR, Publishes.AGENT
+_CHANGES = Stream.CHANGES
+_COORD = (BusRole.COORDINATOR,)
+_PERSON = (BusRole.PORTAL_API, BusRole.COORDINATOR)
+"""The portal says it; the coordinator's relay does when the bus was away, and for the policy."""
+_QUALITY = (BusRole.AGENT_APPLICATION,)
+_BURIES = (*_COORD, *AGENTS, BusRole.COLLECTOR, BusRole.OPERATOR)
+_MEASURES = {
+    "performance": (BusRole.AGENT_PERFORMANCE,),
+    "resource": (BusRole.AGENT_RESOURCE,),
+    "cost": EXECUTORS,
+    "quality": _QUALITY,
+}
 
 SUBJECTS: tuple[Subject, ...] = (
     *(
         Subject(
-            f"metrics.{family}", f.MetricsMeasured, Stream.METRICS, _AGENT, _scope,
+            f"metrics.{family}", f.MetricsMeasured, Stream.METRICS, who, _scope,
             f"{family} readings of one collector in one interval",
         )
-        for family in ("performance", "resource", "cost", "quality")
+        for family, who in _MEASURES.items()
     ),
-    Subject("sample.answer", f.AnswerSampled, Stream.SAMPLES, Publishes.GATEWAY, _sample, "an answer tapped for scoring"),
-    Subject("telemetry.gap", f.TelemetryGap, _CHANGES, _AGENT, _scope, "a promised metric is missing: hold"),
-    Subject("recommendation.proposed", f.RecommendationProposed, _CHANGES, _AGENT, _proposal, "an agent proposes a change"),
+    Subject("sample.answer", f.AnswerSampled, Stream.SAMPLES, (BusRole.GATEWAY,), _sample, "an answer tapped for scoring"),
+    Subject("telemetry.gap", f.TelemetryGap, _CHANGES, (BusRole.AGENT_PERFORMANCE,), _scope, "a promised metric is missing: hold"),
+    Subject("recommendation.proposed", f.RecommendationProposed, _CHANGES, (BusRole.AGENT_COST,), _proposal, "an agent proposes a change"),
     Subject("recommendation.superseded", f.RecommendationSuperseded, _CHANGES, _COORD, _change, "a newer proposal took its place"),
     Subject("recommendation.expired", f.RecommendationExpired, _CHANGES, _COORD, _change, "nobody approved it in time"),
     Subject("vote.requested", c.VoteRequested, _CHANGES, _COORD, _change, "agents are asked to vote"),
-    Subject("vote.cast", f.VoteCast, _CHANGES, _AGENT, _change, "one agent's vote in one round"),
+    Subject("vote.cast", f.VoteCast, _CHANGES, VOTERS, _change, "one agent's vote in one round"),
     Subject("approval.requested", f.ApprovalRequested, _CHANGES, _COORD, _change, "a person is asked"),
-    Subject("approval.granted", f.ApprovalGranted, _CHANGES, Publishes.PORTAL, _change, "a person or a policy said yes"),
-    Subject("approval.denied", f.ApprovalDenied, _CHANGES, Publishes.PORTAL, _change, "a person said no"),
+    Subject("approval.granted", f.ApprovalGranted, _CHANGES, _PERSON, _change, "a person or a policy said yes"),
+    Subject("approval.denied", f.ApprovalDenied, _CHANGES, _PERSON, _change, "a person said no"),
     Subject("change.opened", f.ChangeOpened, _CHANGES, _COORD, _change, "the saga of a recommendation begins"),
     Subject("change.deferred", f.ChangeDeferred, _CHANGES, _COORD, _change, "it waits for its turn"),
     Subject("change.vetoed", f.ChangeVetoed, _CHANGES, _COORD, _change, "terminal: an agent said no, or did not answer"),
@@ -128,26 +131,26 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("change.failed", f.ChangeFailed, _CHANGES, _COORD, _change, "terminal: a person is needed"),
     Subject("change.cancelled", f.ChangeCancelled, _CHANGES, _COORD, _change, "terminal: an operator stopped it before its first step"),
     Subject("execution.requested", c.ExecutionRequested, _CHANGES, _COORD, _change, "an executor is asked to bring a step about"),
-    Subject("execution.started", f.ExecutionStarted, _CHANGES, _AGENT, _change, "the executor's intent is written down"),
-    Subject("execution.staged", f.ExecutionStaged, _CHANGES, _AGENT, _change, "a step is in force, read back"),
-    Subject("execution.failed", f.ExecutionFailed, _CHANGES, _AGENT, _change, "a step could not be brought about"),
+    Subject("execution.started", f.ExecutionStarted, _CHANGES, EXECUTORS, _change, "the executor's intent is written down"),
+    Subject("execution.staged", f.ExecutionStaged, _CHANGES, EXECUTORS, _change, "a step is in force, read back"),
+    Subject("execution.failed", f.ExecutionFailed, _CHANGES, EXECUTORS, _change, "a step could not be brought about"),
     Subject("rollback.requested", c.RollbackRequested, _CHANGES, _COORD, _change, "an executor is asked to undo"),
-    Subject("rollback.completed", f.RollbackCompleted, _CHANGES, _AGENT, _change, "the undo was read back"),
+    Subject("rollback.completed", f.RollbackCompleted, _CHANGES, EXECUTORS, _change, "the undo was read back"),
     Subject("gate.requested", c.GateRequested, _CHANGES, _COORD, _change, "assessors are asked for one look"),
-    Subject("gate.answered", f.GateAnswered, _CHANGES, _AGENT, _change, "one assessor's verdict on one look"),
+    Subject("gate.answered", f.GateAnswered, _CHANGES, ASSESSORS, _change, "one assessor's verdict on one look"),
     Subject("gate.closed", f.GateClosed, _CHANGES, _COORD, _change, "the verdict of one look"),
-    Subject("quality.assessed", f.QualityAssessed, _CHANGES, _AGENT, _scope, "the quality baseline was refreshed"),
-    Subject("quality.regressed", f.QualityRegressed, _CHANGES, _AGENT, _change, "alarm: undo at once"),
-    Subject("outcome.recorded", f.OutcomeRecorded, _CHANGES, _AGENT, _change, "predicted against realised"),
-    Subject("agent.registered", f.AgentRegistered, _CHANGES, _AGENT, _agent, "an agent instance joined"),
+    Subject("quality.assessed", f.QualityAssessed, _CHANGES, _QUALITY, _scope, "the quality baseline was refreshed"),
+    Subject("quality.regressed", f.QualityRegressed, _CHANGES, _QUALITY, _change, "alarm: undo at once"),
+    Subject("outcome.recorded", f.OutcomeRecorded, _CHANGES, EXECUTORS, _change, "predicted against realised"),
+    Subject("agent.registered", f.AgentRegistered, _CHANGES, AGENTS, _agent, "an agent instance joined"),
     Subject("agent.lost", f.AgentLost, _CHANGES, _COORD, _agent, "no heartbeat for 45 s"),
-    Subject("agent.heartbeat", f.AgentHeartbeat, None, _AGENT, _agent, "alive; not kept"),
-    Subject("control.requested", c.ControlRequested, _CHANGES, Publishes.PORTAL, _change, "an operator's wish for one change"),
-    Subject("switch.turned", f.SwitchTurned, _CHANGES, Publishes.PORTAL, _tenant_wide, "the stop switch was turned"),
+    Subject("agent.heartbeat", f.AgentHeartbeat, None, AGENTS, _agent, "alive; not kept"),
+    Subject("control.requested", c.ControlRequested, _CHANGES, _PERSON, _change, "an operator's wish for one change"),
+    Subject("switch.turned", f.SwitchTurned, _CHANGES, _PERSON, _tenant_wide, "the stop switch was turned"),
     Subject("policy.changed", f.PolicyChanged, _CHANGES, _COORD, _tenant_wide, "another policy is in force"),
     Subject("timer.set", f.TimerSet, Stream.TIMERS, _COORD, _change, "a message schedule"),
-    Subject("timer.fired", f.TimerFired, Stream.TIMERS, _COORD, _change, "a schedule came due"),
-    Subject("dlq", f.DeadLettered, Stream.DLQ, Publishes.ANYONE, _consumer, "a message that could not be handled"),
+    Subject("timer.fired", f.TimerFired, Stream.TIMERS, (), _change, "a schedule came due"),
+    Subject("dlq", f.DeadLettered, Stream.DLQ, _BURIES, _consumer, "a message that could not be handled"),
 )  # fmt: skip
 
 BY_PREFIX = {row.prefix: row for row in SUBJECTS}

@@ -193,3 +193,21 @@ def diff(home: Home = None) -> int:
     """Shows how the streams differ; exits with 5 when they do."""
     roles = import_module("optiinfra.runtime.roles")
     return int(roles.topology(settings_of(home), apply=False))
+
+
+@topology.command()
+def credentials(
+    out: Annotated[Path, typer.Option("--out", help="The folder to write into.")],
+    address: Annotated[
+        str, typer.Option("--address", help="Where the roles reach the broker.")
+    ] = "nats:4222",
+    hashed: Annotated[
+        bool, typer.Option("--hash", help="The broker's file holds bcrypt hashes alone.")
+    ] = False,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Replace what is there.")] = False,
+) -> None:
+    """Makes a password for each role, and the broker's configuration that tells them apart."""
+    from optiinfra.runtime.bus_credentials import write_credentials
+
+    for path in write_credentials(out, address, hashed=hashed, rotate=rotate):
+        console.line(str(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.coordinator.policy_keeper import PolicyKeeper
 from optiinfra.coordinator.process import Coordinator, CoordinatorPorts, Pace
+from optiinfra.events.bus_roles import BusRole
 from optiinfra.events.consume import Consumer, ConsumerSpec
 from optiinfra.events.subjects import Stream
 from optiinfra.runtime.fleet import Fleet
@@ -21,6 +22,7 @@ def coordinator(fleet: Fleet, stores: Stores, file: WatchedFile) -> Coordinator:
 
     Raises `Rejected` when the file has become wrong since it was checked.
     """
+    stores = stores.acting_as(BusRole.COORDINATOR)
     policies = PolicyKeeper(fleet.tenant, file.first(), file, stores.database)
     ports = CoordinatorPorts(
         bus=stores.bus,
@@ -38,6 +40,7 @@ def coordinator(fleet: Fleet, stores: Stores, file: WatchedFile) -> Coordinator:
 
 def collector(stores: Stores) -> Consumer:
     """Writes what was measured into ClickHouse."""
+    stores = stores.acting_as(BusRole.COLLECTOR)
     prefixes = tuple(f"metrics.{family}" for family in _FAMILIES)
     return Consumer(
         stores.bus,
@@ -53,6 +56,7 @@ def collector(stores: Stores) -> Consumer:
 
 def remembering(stores: Stores, memory: OutcomeMemory) -> Consumer:
     """Remembers how changes turned out."""
+    stores = stores.acting_as(BusRole.COLLECTOR)
     return Consumer(
         stores.bus,
         ConsumerSpec(name="memory", stream=Stream.CHANGES, prefixes=("outcome.recorded",)),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as distribution_version
 
 from optiinfra.events.bus import Bus
+from optiinfra.events.bus_roles import BusRole
 from optiinfra.events.publish import Publisher
 from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.ids import uuid7
@@ -57,6 +58,12 @@ class Stores:
     metrics: MetricStore
     telemetry: StoredTelemetry
     cache: RegistryCache
+    buses: Mapping[BusRole, Bus] = field(default_factory=dict)
+    """Connections of roles that sign in with credentials of their own."""
+
+    def acting_as(self, role: BusRole) -> Stores:
+        """The same stores, with the bus as `role` is signed in there."""
+        return replace(self, bus=self.buses.get(role, self.bus))
 
     def publisher(self, source: str) -> Publisher:
         return Publisher(self.bus, source, now, new_id)
@@ -75,14 +82,24 @@ def required_addresses(**urls: str | None) -> Addresses:
 
 
 @asynccontextmanager
-async def open_stores(addresses: Addresses, *, name: str) -> AsyncIterator[Stores]:
-    """Connects to all stores. Raises `Unavailable` naming the one that does not answer."""
+async def open_stores(
+    addresses: Addresses, *, name: str, roles: Collection[BusRole] = ()
+) -> AsyncIterator[Stores]:
+    """Connects to all stores, and to the bus as each of `roles` that has an address there.
+
+    Raises `Unavailable` naming the one that does not answer.
+    """
     async with AsyncExitStack() as stack:
         bus = await Bus.connect(addresses.nats_url, name=name)
         stack.push_async_callback(bus.close)
+        buses: dict[BusRole, Bus] = {}
+        for role in roles:
+            if role in addresses.nats_role_urls:
+                buses[role] = await Bus.connect(addresses.nats_url_for(role), name=role.value)
+                stack.push_async_callback(buses[role].close)
         database = await stack.enter_async_context(open_database(addresses.postgres_url))
         metrics = MetricStore(addresses.clickhouse_url)
         stack.push_async_callback(metrics.aclose)
         cache = RegistryCache(addresses.redis_url)
         stack.push_async_callback(cache.aclose)
-        yield Stores(addresses, bus, database, metrics, StoredTelemetry(metrics), cache)
+        yield Stores(addresses, bus, database, metrics, StoredTelemetry(metrics), cache, buses)

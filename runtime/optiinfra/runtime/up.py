@@ -7,8 +7,9 @@ import gc
 import json
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -20,6 +21,7 @@ from optiinfra.agents.actuators.port import Actuator
 from optiinfra.agents.actuators.traffic import GatewayTraffic
 from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.events import topology
+from optiinfra.events.bus_roles import AGENTS, BusRole
 from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.ports import api_ports
 from optiinfra.portal_api.server import running_api
@@ -58,6 +60,8 @@ from optiinfra.storage.postgres.setup import declare
 
 log = structlog.get_logger()
 
+_ROLES = (BusRole.COORDINATOR, *AGENTS, BusRole.COLLECTOR, BusRole.PORTAL_API)
+_URLS = ("nats_url", "postgres_url", "clickhouse_url", "qdrant_url", "redis_url")
 _SESSION_S = 30 * 86_400.0
 _SEED_EVERY_S = 2.0
 _STOP_S = 30.0
@@ -150,12 +154,8 @@ def _addresses(settings: Settings, home: Path, stack: ExitStack) -> Addresses:
 
     Either way the home is ours until the stack closes; `Conflict` naming the process that has it.
     """
-    given = {
-        name: url
-        for name in ("nats_url", "postgres_url", "clickhouse_url", "qdrant_url", "redis_url")
-        if (url := getattr(settings, name))
-    }
-    if len(given) == len(Addresses.__dataclass_fields__):
+    given = {name: url for name in _URLS if (url := getattr(settings, name))}
+    if len(given) == len(_URLS):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FolderLock(home)
         lock.acquire()
@@ -164,12 +164,12 @@ def _addresses(settings: Settings, home: Path, stack: ExitStack) -> Addresses:
     servers = EmbeddedServers(home)
     embedded = servers.start()
     stack.callback(servers.stop)
-    return Addresses(
-        **{
-            name: given.get(name, getattr(embedded, name))
-            for name in Addresses.__dataclass_fields__
-        }
-    )
+    return replace(embedded, **given, nats_role_urls=_role_urls(embedded, given))
+
+
+def _role_urls(embedded: Addresses, given: Mapping[str, str]) -> Mapping[BusRole, str]:
+    """A broker that is given has one address, for all."""
+    return {} if "nats_url" in given else embedded.nats_role_urls
 
 
 def _gateway(settings: Settings, home: Path, sample_fraction: float) -> GatewayProcess:
@@ -216,7 +216,9 @@ class _Up:
     async def _work(self, gateway_token: str | None) -> None:
         await upgrade(self._addresses.postgres_url)
         async with AsyncExitStack() as stack:
-            stores = await stack.enter_async_context(open_stores(self._addresses, name="up"))
+            stores = await stack.enter_async_context(
+                open_stores(self._addresses, name="up", roles=_ROLES)
+            )
             await topology.apply(stores.bus, allow_update=not self._settings.nats_url)
             await stores.metrics.migrate()
             front = await self._front(gateway_token, stack)
@@ -250,7 +252,7 @@ class _Up:
         local = self._fleet.clouds.local
         if local is None or not local.keep_running:
             stack.push_async_callback(end_engines, engines_dir(self._home))
-        record = await self._own_gateway.ensure(self._addresses.nats_url)
+        record = await self._own_gateway.ensure(self._addresses.nats_url_for(BusRole.GATEWAY))
         stack.push_async_callback(self._own_gateway.stop)
         return Front(record.url, record.admin_url, record.admin_token, own=True)
 
@@ -297,7 +299,8 @@ class _Up:
         tokens = AccessTokens(stores.database)
         token = await self._session_token(tokens)
         (self._home / SESSION).unlink(missing_ok=True)
-        ports = api_ports(stores.database, stores.bus, stores.publisher("portal-api"))
+        portal = stores.acting_as(BusRole.PORTAL_API)
+        ports = api_ports(stores.database, portal.bus, portal.publisher("portal-api"))
         url = await stack.enter_async_context(
             running_api(
                 create_app(ports, new_id=new_id),

@@ -33,6 +33,7 @@ from optiinfra.agents.resource.agent import ResourceAgent
 from optiinfra.agents.resource.forecast import ForecastPolicy
 from optiinfra.agents.resource.policy import ResourcePolicy
 from optiinfra.agents.resource.sense import Machine
+from optiinfra.events.bus_roles import BusRole
 from optiinfra.runtime.clouds import Clouds, WholeFleet, connect_clouds, http_client
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.stores import Stores, instance_name, jitter, new_id, now, version
@@ -103,9 +104,10 @@ class Wiring:
         }
         agent = await makers[name]()
         identity = Identity(self._fleet.tenant, instance_name(), version())
+        stores = self._stores.acting_as(BusRole(f"agent-{name}"))
         ports = Ports(
-            bus=self._stores.bus,
-            publisher=self._stores.publisher(name.value),
+            bus=stores.bus,
+            publisher=stores.publisher(name.value),
             inbox=PostgresInbox(self._stores.database),
             clock=now,
             new_id=new_id,

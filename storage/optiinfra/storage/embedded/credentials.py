@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from optiinfra.schemas.errors import Invariant
@@ -12,12 +13,18 @@ from optiinfra.schemas.errors import Invariant
 
 def kept_password(home: Path, server: str) -> str:
     """The password of `server` in this home; made at the first call, the same ever after."""
-    path = home / "credentials"
+    return kept_passwords(home, (server,))[server]
+
+
+def kept_passwords(home: Path, names: Iterable[str]) -> dict[str, str]:
+    """The passwords of these in this home, each made when it is first asked for."""
+    path, wanted = home / "credentials", tuple(names)
     known = _read(path)
-    if server not in known:
-        known[server] = secrets.token_urlsafe(24)
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        known |= {name: secrets.token_urlsafe(24) for name in missing}
         _write(path, known)
-    return known[server]
+    return {name: known[name] for name in wanted}
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A real nats-server with JetStream as a child process, on loopback, with a password."""
+"""A real nats-server with JetStream as a child process, on loopback, with a user a role."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from optiinfra.events.authorization import authorization
+from optiinfra.events.bus_roles import BusRole
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.storage.embedded.child import Child, ChildSpec, end_recorded_leftover
-from optiinfra.storage.embedded.credentials import kept_password
+from optiinfra.storage.embedded.credentials import kept_passwords
 from optiinfra.storage.embedded.places import make_private_folder
 from optiinfra.storage.embedded.ports import LOOPBACK, is_free, kept_port
 
@@ -35,11 +37,7 @@ jetstream {{
   sync_interval: "1s"
   max_memory_store: 268435456
 }}
-authorization {{
-  user: {user}
-  password: {password}
-}}
-"""
+{authorization}"""
 
 
 def nats_server_binary() -> Path:
@@ -58,7 +56,7 @@ def nats_server_binary() -> Path:
 
 
 class NatsServer:
-    """One nats-server whose store, port and password live in `home`; it can be started again.
+    """One nats-server whose store, port and passwords live in `home`; it can be started again.
 
     `start` after `stop` or `kill` comes back at the same URL with the same data, unless another
     program has taken the port meanwhile.
@@ -69,14 +67,19 @@ class NatsServer:
         self._config_path = self.home / "nats-server.conf"
         self._pid_path = self.home / "nats-server.pid"
         self._password = ""
+        self._role_passwords: dict[BusRole, str] = {}
         self._port = 0
         self._monitor_port = 0
         self._child: Child | None = None
 
     @property
     def url(self) -> str:
-        """Where clients connect, with the password."""
+        """Where a client connects that may do everything; roles take `url_for`."""
         return f"nats://{USER}:{self._password}@{LOOPBACK}:{self._port}"
+
+    def url_for(self, role: BusRole) -> str:
+        """Where `role` connects, with the permissions of the role."""
+        return f"nats://{role}:{self._role_passwords[role]}@{LOOPBACK}:{self._port}"
 
     @property
     def monitor_url(self) -> str:
@@ -94,7 +97,7 @@ class NatsServer:
             return self.url
         self.stop()
         make_private_folder(self.home)
-        self._password = kept_password(self.home, "nats")
+        self._read_passwords()
         end_recorded_leftover(self._pid_path, str(self._config_path), STOP_SIGNALS)
         for attempt in range(1, START_ATTEMPTS + 1):
             child = self._launch()
@@ -104,6 +107,11 @@ class NatsServer:
             if attempt == START_ATTEMPTS or self._ports_are_free():
                 raise failure
         raise AssertionError
+
+    def _read_passwords(self) -> None:
+        kept = kept_passwords(self.home, ("nats", *(f"nats-{role}" for role in BusRole)))
+        self._password = kept["nats"]
+        self._role_passwords = {role: kept[f"nats-{role}"] for role in BusRole}
 
     def _launch(self) -> Child:
         self._port = kept_port(self.home / "port")
@@ -134,8 +142,7 @@ class NatsServer:
                 port=self._port,
                 monitor_port=self._monitor_port,
                 store=json.dumps(str(self.home / "store")),
-                user=USER,
-                password=json.dumps(self._password),
+                authorization=authorization(self._role_passwords, admin=(USER, self._password)),
             )
         )
 

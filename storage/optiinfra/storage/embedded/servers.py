@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
+from optiinfra.events.bus_roles import BusRole
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.embedded.places import make_private_folder
 from optiinfra.storage.embedded.postgres import PostgresServer
@@ -22,6 +24,12 @@ class Addresses:
     clickhouse_url: str
     qdrant_url: str
     redis_url: str
+    nats_role_urls: Mapping[BusRole, str] = field(default_factory=dict, repr=False)
+    """The bus as each role signs in there; empty where there is one address for all."""
+
+    def nats_url_for(self, role: BusRole) -> str:
+        """Where `role` connects."""
+        return self.nats_role_urls.get(role, self.nats_url)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,7 @@ class EmbeddedServers:
                 clickhouse_url=f"chdb://{quote(str(self.home / 'clickhouse'))}",
                 qdrant_url=f"local://{quote(str(self.home / 'qdrant'))}",
                 redis_url="memory://",
+                nats_role_urls={role: self.nats.url_for(role) for role in BusRole},
             )
         except BaseException:
             self.stop()

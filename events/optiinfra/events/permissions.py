@@ -1,0 +1,120 @@
+"""What each role may do at the broker: derived from the table of subjects and what roles read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from optiinfra.events.bus_roles import BusRole, inbox_of
+from optiinfra.events.publish import SCHEDULES
+from optiinfra.events.subjects import BY_PREFIX, SUBJECTS, Stream
+
+_API = "$JS.API"
+_HEARTBEATS = BY_PREFIX["agent.heartbeat"].pattern
+
+DURABLES: dict[BusRole, tuple[tuple[Stream, str], ...]] = {
+    BusRole.COORDINATOR: (
+        (Stream.CHANGES, "coordinator"),
+        (Stream.TIMERS, "coordinator-timers"),
+    ),
+    BusRole.AGENT_COST: ((Stream.CHANGES, "cost"),),
+    BusRole.AGENT_PERFORMANCE: ((Stream.CHANGES, "performance"),),
+    BusRole.AGENT_RESOURCE: ((Stream.CHANGES, "resource"),),
+    BusRole.AGENT_APPLICATION: (
+        (Stream.CHANGES, "application"),
+        (Stream.SAMPLES, "application-samples"),
+    ),
+    BusRole.COLLECTOR: ((Stream.METRICS, "collector"), (Stream.CHANGES, "memory")),
+}
+"""The durable consumers of the roles; a test compares them with those that the roles make."""
+
+READS: dict[BusRole, tuple[Stream, ...]] = {
+    BusRole.PORTAL_API: (Stream.CHANGES,),
+    BusRole.OPERATOR: tuple(Stream),
+    BusRole.SUBSCRIBER: (Stream.CHANGES, Stream.CHANGES_REPLAY, Stream.METRICS),
+}
+"""Streams that a role reads through consumers with names of their own."""
+
+HEARS = {BusRole.COORDINATOR: (_HEARTBEATS,), BusRole.OPERATOR: (_HEARTBEATS,)}
+"""Subjects that no stream keeps, and who listens to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """Subject patterns; what is not allowed is denied, and so is what is denied by name."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+    never: tuple[str, ...] = ()
+    """Denied for publishing though a pattern in `publish` covers it."""
+
+
+def permissions_of(role: BusRole) -> Permissions:
+    """All that a role may do."""
+    own = DURABLES.get(role, ())
+    publish = (
+        *says(role),
+        *(one for stream, name in own for one in _uses_durable(stream, name)),
+        *(one for stream in READS.get(role, ()) for one in _reads(stream)),
+        *_further(role),
+    )
+    return Permissions(
+        publish=tuple(dict.fromkeys(publish)),
+        subscribe=(f"{inbox_of(role)}.>", *HEARS.get(role, ())),
+        never=tuple(_foreign(role)),
+    )
+
+
+def says(role: BusRole) -> tuple[str, ...]:
+    """The subjects of facts and commands that a role may publish."""
+    said = tuple(row.pattern for row in SUBJECTS if role in row.publishers)
+    return (*said, f"{SCHEDULES}.*.*.*") if role is BusRole.COORDINATOR else said
+
+
+def _uses_durable(stream: str, name: str) -> Iterable[str]:
+    """Makes, looks at, draws from and answers one durable consumer."""
+    yield f"{_API}.STREAM.INFO.{stream}"
+    yield from _creates(stream, name)
+    yield f"{_API}.CONSUMER.INFO.{stream}.{name}"
+    yield f"{_API}.CONSUMER.MSG.NEXT.{stream}.{name}"
+    yield f"$JS.ACK.{stream}.{name}.>"
+
+
+def _creates(stream: str, name: str) -> Iterable[str]:
+    """The broker compares the name with that in the request, so it cannot name another."""
+    yield f"{_API}.CONSUMER.CREATE.{stream}.{name}"
+    yield f"{_API}.CONSUMER.CREATE.{stream}.{name}.>"
+
+
+def _reads(stream: str) -> Iterable[str]:
+    """Any consumer of a stream but the roles' durables, which `_foreign` takes out again."""
+    yield from _uses_durable(stream, "*")
+    yield f"{_API}.CONSUMER.DELETE.{stream}.*"
+
+
+def _foreign(role: BusRole) -> Iterable[str]:
+    """What a reader must not do to the roles' durable consumers; looking at them is harmless."""
+    streams = READS.get(role, ())
+    for stream, name in (one for owned in DURABLES.values() for one in owned):
+        if stream in streams:
+            yield from _creates(stream, name)
+            yield f"{_API}.CONSUMER.MSG.NEXT.{stream}.{name}"
+            yield f"{_API}.CONSUMER.DELETE.{stream}.{name}"
+            yield f"$JS.ACK.{stream}.{name}.>"
+
+
+def _further(role: BusRole) -> Iterable[str]:
+    if role in DURABLES or role is BusRole.PORTAL_API:
+        # A role refuses to start on streams that are not as they should be.
+        yield f"{_API}.STREAM.INFO.*"
+    if role is BusRole.TOPOLOGY:
+        for stream in Stream:
+            for verb in ("CREATE", "UPDATE", "INFO"):
+                yield f"{_API}.STREAM.{verb}.{stream}"
+    if role is BusRole.SUBSCRIBER:
+        yield f"{_API}.STREAM.MSG.GET.{Stream.CHANGES_REPLAY}"
+    if role is BusRole.OPERATOR:
+        for verb in ("STREAM.INFO.*", "STREAM.NAMES", "STREAM.LIST", "STREAM.MSG.GET.*"):
+            yield f"{_API}.{verb}"
+        for verb in ("CONSUMER.LIST.*", "CONSUMER.NAMES.*", f"STREAM.MSG.DELETE.{Stream.DLQ}"):
+            yield f"{_API}.{verb}"
