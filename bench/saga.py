@@ -1,262 +1,197 @@
-"""Sagas a second and latency from proposed to completed, on the real bus and PostgreSQL.
+"""Sagas a second, latency and CPU: ours beside DBOS, Restate and Temporal, in turns on one machine.
 
-Every saga: a proposal, three votes in parallel, approval by policy, one stage (executed by a no-op,
-read by two assessors), a finishing step. All durable, all through JetStream. Beside it, in the same
-run, the limit: as many transactions of one row as a saga has, on as many connections.
+Each runs the same saga: 1 KB in, six durable steps, three of them votes in parallel. Ours has a
+seventh (the finish) and keeps inbox, outbox, hash chain and trace. `ours_gated` asks two assessors
+besides, as a change of a server does. CPU is that of all processes of a contestant, its servers
+included. Temporal runs its development server on SQLite, which is not its production set-up.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import json
 import os
+import statistics
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-from optiinfra.coordinator.process import Coordinator, CoordinatorPorts, Pace
-from optiinfra.events import commands as c
-from optiinfra.events import facts as f
-from optiinfra.events import topology
-from optiinfra.events.bus import Bus
-from optiinfra.events.consume import Consumer, ConsumerSpec
-from optiinfra.events.envelope import Event
-from optiinfra.events.publish import Publisher
-from optiinfra.events.subjects import Stream
-from optiinfra.runtime.stores import jitter, new_id, now
-from optiinfra.schemas.approval_rules import ApprovalRule
-from optiinfra.schemas.ids import derived_id
-from optiinfra.schemas.recommendation import Risk
-from optiinfra.schemas.rules import Rules
-from optiinfra.schemas.vote import VOTERS
-from optiinfra.storage.embedded.servers import Addresses, EmbeddedServers
-from optiinfra.storage.postgres.database import Database, open_database
-from optiinfra.storage.postgres.migrate import upgrade
-from optiinfra.storage.redis import RegistryCache
-from tests.factories import gate_answer, recommendation, rollout, step_result, vote
+from bench.our_saga import servers
+from bench.peers import install
 
-RULES = Rules(
-    name="bench",
-    approvals=(ApprovalRule(name="all", max_risk=Risk.LOW),),
-    max_moving=1_000_000,
-    movers_per_hour=1_000_000,
-)
-PADDING = "x" * 512
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS = {1: 40, 16: 300, 64: 400}
+SLOW_COUNTS = {1: 10, 16: 60, 64: 120}
+"""For Temporal's development server, which would take minutes a round."""
+READY_S = 180.0
 
 
-class Driver:
-    """Proposes, answers, and times each saga."""
+@dataclass
+class Contestant:
+    """A process that runs rounds; `also` are servers of its that are no children of it."""
 
-    def __init__(self, bus: Bus, publisher: Publisher) -> None:
-        self._bus = bus
-        self._publisher = publisher
-        self._ended: dict[str, asyncio.Future[float]] = {}
-        self._decided: dict[str, float] = {}
-        self.decision_s: list[float] = []
+    name: str
+    process: subprocess.Popen[str]
+    counts: dict[int, int]
+    also: tuple[psutil.Process, ...] = ()
+    rounds: dict[int, list[dict[str, float]]] = field(default_factory=dict)
 
-    def consumers(self) -> list[Consumer]:
-        answers: tuple[tuple[str, tuple[str, ...]], ...] = (
-            ("voters", ("vote.requested",)),
-            ("executor", ("execution.requested",)),
-            ("assessors", ("gate.requested",)),
-            ("watcher", ("change.approved", "change.completed")),
-        )
-        return [self._consumer(name, prefixes) for name, prefixes in answers]
+    def until_ready(self) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if "ready" not in line:
+            raise install.NotInstalled(f"it ended at its start with {self.process.wait()}")
 
-    def _consumer(self, name: str, prefixes: tuple[str, ...]) -> Consumer:
-        return Consumer(
-            self._bus,
-            ConsumerSpec(name=f"bench-{name}", stream=Stream.CHANGES, prefixes=prefixes),
-            handle=None,
-            handle_batch=self._answer,
-            publisher=self._publisher,
-            inbox=None,
-            clock=now,
-            jitter=jitter,
+    def play(self, in_flight: int) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        count, before = self.counts[in_flight], self._cpu_s()
+        self.process.stdin.write(json.dumps({"in_flight": in_flight, "count": count}) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        ordered = sorted(answer["latencies"])
+        self.rounds.setdefault(in_flight, []).append(
+            {
+                "per_s": count / answer["took_s"],
+                "p50_ms": statistics.median(ordered) * 1e3,
+                "p99_ms": ordered[min(count - 1, int(count * 0.99))] * 1e3,
+                "cpu_ms": (self._cpu_s() - before) / count * 1e3,
+            }
         )
 
-    async def _answer(self, events: Sequence[Event]) -> Sequence[BaseException | None]:
-        said = [fact for event in events for fact in self._facts(event.fact)]
-        await self._publisher.publish_many(
-            [
-                self._publisher.event(fact, tenant="acme", id=derived_id(fact.model_dump_json()))
-                for fact in said
-            ]
-        )
-        return [None] * len(events)
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Medians over the rounds: measure by measure, then by sagas in flight."""
+        measures = ("per_s", "p50_ms", "p99_ms", "cpu_ms")
+        return {
+            measure: {
+                str(level): round(statistics.median(one[measure] for one in rounds), 2)
+                for level, rounds in sorted(self.rounds.items())
+            }
+            for measure in measures
+        }
 
-    def _facts(self, fact: f.Fact) -> list[f.Fact]:
-        match fact:
-            case c.VoteRequested():
-                return [vote(fact.change, agent) for agent in VOTERS]
-            case c.ExecutionRequested():
-                return [
-                    f.ExecutionStaged(change=fact.change, result=step_result(fact.step, fact.fence))
-                ]
-            case c.GateRequested():
-                return [
-                    f.GateAnswered(
-                        answer=gate_answer(fact.change, who, stage=fact.stage, look=fact.look)
-                    )
-                    for who in fact.assessors
-                ]
-            case f.ChangeApproved():
-                self._decided[fact.change] = time.perf_counter()
-            case f.ChangeCompleted():
-                self._ended[fact.change].set_result(time.perf_counter())
-            case _:
-                pass
-        return []
-
-    async def one(self) -> float:
-        name = new_id()
-        proposal = recommendation(
-            name,
-            deployment=f"d-{name}",
-            rollout=rollout(1.0),
-            risk_reasons=(PADDING,),
-        )
-        ended = asyncio.get_running_loop().create_future()
-        self._ended[proposal.id] = ended
-        began = time.perf_counter()
-        fact = f.RecommendationProposed(recommendation=proposal)
-        await self._publisher.publish(self._publisher.event(fact, tenant="acme"))
-        took = float(await ended) - began
-        self.decision_s.append(self._decided.pop(proposal.id) - began)
-        return took
+    def _cpu_s(self) -> float:
+        """CPU seconds of all its processes so far; those that have ended are counted no more."""
+        total = 0.0
+        for root in (psutil.Process(self.process.pid), *self.also):
+            for one in (root, *root.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    times = one.cpu_times()
+                    total += times.user + times.system
+        return total
 
 
-async def _measure(driver: Driver, in_flight: int, count: int) -> dict[str, float]:
-    turns = asyncio.Semaphore(in_flight)
-    latencies: list[float] = []
-    driver.decision_s.clear()
-
-    async def one() -> None:
-        async with turns:
-            latencies.append(await driver.one())
-
-    cpu, began = _cpu_s(), time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(count):
-            group.create_task(one())
-    took = time.perf_counter() - began
-    return {
-        "per_s": count / took,
-        "p50_ms": _quantile(latencies, 0.50) * 1e3,
-        "p99_ms": _quantile(latencies, 0.99) * 1e3,
-        "decision_p50_ms": _quantile(driver.decision_s, 0.50) * 1e3,
-        "decision_p95_ms": _quantile(driver.decision_s, 0.95) * 1e3,
-        "cpu_ms": (_cpu_s() - cpu) / count * 1e3,
-    }
-
-
-async def _transactions(database: Database, connections: int, count: int) -> float:
-    """Durable one-row transactions a second: the floor under any saga on this disk."""
-    turns = asyncio.Semaphore(connections)
-
-    async def one(number: int) -> None:
-        async with turns, database.connection() as connection:
-            await connection.execute(
-                "INSERT INTO inbox (consumer, event_id) VALUES ('bench', $1)", str(number)
-            )
-
-    began = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for number in range(count):
-            group.create_task(one(number))
-    rate = count / (time.perf_counter() - began)
-    async with database.connection() as connection:
-        await connection.execute("DELETE FROM inbox WHERE consumer = 'bench'")
-    return rate
-
-
-def _quantile(values: Sequence[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
-
-
-def _cpu_s() -> float:
-    """CPU seconds of this process and the servers under it."""
-    own = psutil.Process()
-    total = 0.0
-    for process in (own, *own.children(recursive=True)):
+@contextlib.contextmanager
+def started(name: str, command: list[str], counts: dict[int, int]) -> Iterator[Contestant]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        env=environment,
+    )  # fmt: skip
+    try:
+        yield Contestant(name, process, counts)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
         try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
 
 
-async def _with_coordinator(
-    addresses: Addresses, work: Callable[[Driver, Database], Awaitable[None]]
-) -> None:
-    await upgrade(addresses.postgres_url)
-    bus = await Bus.connect(addresses.nats_url, name="bench")
-    await topology.apply(bus)
-    cache = RegistryCache(addresses.redis_url)
-    async with open_database(addresses.postgres_url, connections=8) as database:
-        ports = CoordinatorPorts(
-            bus=bus,
-            publisher=Publisher(bus, "coordinator", now, new_id),
-            database=database,
-            cache=cache,
-            rules=lambda: RULES,
-            clock=now,
-            new_id=new_id,
-            jitter=jitter,
-        )
-        driver = Driver(bus, Publisher(bus, "bench", now, new_id))
-        tasks = [asyncio.create_task(Coordinator(ports, Pace()).run())]
-        tasks += [asyncio.create_task(consumer.run()) for consumer in driver.consumers()]
-        try:
-            await work(driver, database)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-    await cache.aclose()
-    await bus.close()
+def ours(stack: ExitStack, *options: str) -> Contestant:
+    name = "ours_gated" if options else "ours"
+    command = [sys.executable, "-m", "bench.our_saga", *options]
+    return stack.enter_context(started(name, command, COUNTS))
+
+
+def dbos(stack: ExitStack) -> Contestant:
+    python = install.python()
+    url = stack.enter_context(servers()).postgres_url
+    command = [python, "-m", "bench.peers.dbos_saga", url]
+    made = stack.enter_context(started("dbos", command, COUNTS))
+    made.also = (_server_behind(url),)
+    return made
+
+
+def restate(stack: ExitStack) -> Contestant:
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    command = [
+        install.python(), "-m", "bench.peers.restate_saga", install.restate_server(), folder,
+    ]  # fmt: skip
+    return stack.enter_context(started("restate", command, COUNTS))
+
+
+def temporal(stack: ExitStack) -> Contestant:
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    command = [install.python(), "-m", "bench.peers.temporal_saga", "27233", folder]
+    return stack.enter_context(started("temporal", command, SLOW_COUNTS))
+
+
+def _server_behind(url: str) -> psutil.Process:
+    """The process that listens on the URL's port: a child of this one."""
+    port = int(url.rpartition(":")[2].partition("/")[0])
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(one.laddr.port == port for one in child.net_connections() if one.laddr):
+                return child
+    raise install.NotInstalled(f"nothing listens on port {port}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--in-flight", default="1,16,64")
-    parser.add_argument("--sagas", type=int, default=150, help="at each number in flight")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="comma-separated, as ours,dbos")
     options = parser.parse_args()
-    levels = [int(level) for level in options.in_flight.split(",")]
-    results: dict[str, dict[str, float]] = {}
-    floors: dict[str, float] = {}
-
-    async def work(driver: Driver, database: Database) -> None:
-        await _measure(driver, 4, 8)
-        for level in levels:
-            floors[str(level)] = await _transactions(database, min(level, 8), 300)
-            count = max(20, options.sagas // (5 if level == 1 else 1))
-            results[str(level)] = await _measure(driver, level, count)
-
-    with tempfile.TemporaryDirectory() as folder, EmbeddedServers(Path(folder) / "home") as at:
-        asyncio.run(_with_coordinator(at, work))
-    print(f"{'in flight':>9} {'sagas/s':>8} {'p50 ms':>8} {'p99 ms':>8} {'CPU ms':>7} {'tx/s':>7}")
-    for level, row in results.items():
-        print(
-            f"{level:>9} {row['per_s']:8.1f} {row['p50_ms']:8.1f} {row['p99_ms']:8.1f}"
-            f" {row['cpu_ms']:7.2f} {floors[level]:7.0f}"
-        )
-    summary = {
-        "bench": "saga",
-        "ours": results,
-        "one_row_transactions_per_s": floors,
-        "sagas_per_transaction": {
-            level: row["per_s"] / floors[level] for level, row in results.items()
-        },
-        "load": os.getloadavg()[0],
+    makers = {
+        "ours": ours,
+        "dbos": dbos,
+        "restate": restate,
+        "temporal": temporal,
+        "ours_gated": lambda stack: ours(stack, "--gated"),
     }
+    chosen = options.only.split(",") if options.only else list(makers)
+    reasons: dict[str, str] = {}
+    contestants: list[Contestant] = []
+    with ExitStack() as stack:
+        for name in chosen:
+            try:
+                made = makers[name](stack)
+                made.until_ready()
+                contestants.append(made)
+            except install.NotInstalled as missing:
+                reasons[name] = str(missing)
+        for _ in range(options.rounds):
+            for level in COUNTS:
+                for one in contestants:
+                    one.play(level)
+    told = {one.name: one.summary() for one in contestants}
+    show(told)
+    summary: dict[str, object] = {name: told.get(name) for name in makers}
+    summary |= {"reasons": reasons, "rounds": options.rounds, "load": os.getloadavg()[0]}
     print(json.dumps(summary))
+
+
+def show(told: dict[str, dict[str, dict[str, float]]]) -> None:
+    print(
+        f"{'':<11}{'in flight':>10}{'sagas/s':>9}{'p50 ms':>9}{'p99 ms':>10}{'CPU ms':>8}  ours is"
+    )
+    mine = told.get("ours")
+    for name, found in told.items():
+        for level, rate in found["per_s"].items():
+            ratio = f"{mine['per_s'][level] / rate:7.1f} x" if mine and name != "ours" else ""
+            print(
+                f"{name:<11}{level:>10}{rate:>9.1f}{found['p50_ms'][level]:>9.1f}"
+                f"{found['p99_ms'][level]:>10.1f}{found['cpu_ms'][level]:>8.2f}  {ratio}"
+            )
 
 
 if __name__ == "__main__":

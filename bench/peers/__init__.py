@@ -1,0 +1,1 @@
+"""Other systems for durable workflows, each driven through the same saga."""
