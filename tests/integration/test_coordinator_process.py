@@ -12,10 +12,12 @@ import pytest
 from optiinfra.coordinator.saga.evolve import fold
 from optiinfra.coordinator.saga.state import Saga
 from optiinfra.coordinator.timekeeping import tidy
-from optiinfra.events import facts as f
-from optiinfra.runtime.stores import now
+from optiinfra.runtime.stores import new_id
 from optiinfra.schemas.recommendation import Recommendation
+from optiinfra.schemas.tenant import Role
 from optiinfra.storage.embedded.nats import NatsServer
+from optiinfra.storage.postgres.access import Principal
+from optiinfra.storage.postgres.decisions import Decisions
 from optiinfra.storage.postgres.events import log_of_chain
 from optiinfra.storage.postgres.verification import verify
 from tests.coordinator_stand import BRISK, Stand, opened
@@ -122,7 +124,7 @@ async def test_the_stop_switch_halts_within_a_second_and_lets_go_again(stand: St
         "SELECT count(*) = 3 FROM event_log WHERE type = 'optiinfra.execution.staged.v1'"
     )
     began = time.monotonic()
-    await stand.say(turned(stopped=True))
+    await turn(stand, stopped=True)
     await stand.until(
         "SELECT count(*) = 3 FROM event_log WHERE type = 'optiinfra.change.paused.v1'"
     )
@@ -133,12 +135,15 @@ async def test_the_stop_switch_halts_within_a_second_and_lets_go_again(stand: St
     asked = len(stand.asked)
     await asyncio.sleep(1.5)  # longer than the soak: nothing may be asked in this time
     assert len(stand.asked) == asked
-    await stand.say(turned(stopped=False))
+    await turn(stand, stopped=False)
     await stand.until_completed([*changes, late], within_s=40)
 
 
-def turned(*, stopped: bool) -> f.SwitchTurned:
-    return f.SwitchTurned(tenant="acme", stopped=stopped, by="person:ann", reason="drill", at=now())
+async def turn(stand: Stand, *, stopped: bool) -> None:
+    """As the portal does for a person who may."""
+    ann = Principal("t-1", "acme", "ann", Role.ADMIN, None)
+    portal = Decisions(stand.database, stand.publisher)
+    await portal.turn_switch(ann, stopped=stopped, reason="drill", key=new_id())
 
 
 async def test_old_marks_and_sent_rows_are_forgotten_and_nothing_else(stand: Stand) -> None:

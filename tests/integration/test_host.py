@@ -24,6 +24,7 @@ from optiinfra.schemas.sampling import AnswerSample
 from optiinfra.schemas.vote import VOTERS, AgentName
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.postgres.inbox import PostgresInbox
+from optiinfra.storage.postgres.vouching import CommandsInLog
 from tests.coordinator_stand import Stand, ended, opened
 from tests.factories import AT, recommendation, vote
 
@@ -82,6 +83,7 @@ def started(stand: Stand, agent: Voter, instance: str = "one") -> asyncio.Task[N
         bus=stand.bus,
         publisher=Publisher(stand.bus, agent.name.value, now, new_id),
         inbox=PostgresInbox(stand.database),
+        proof=CommandsInLog(stand.database),
         clock=now,
         new_id=new_id,
         jitter=jitter,

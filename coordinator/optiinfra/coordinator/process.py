@@ -13,6 +13,7 @@ import structlog
 from optiinfra.coordinator.announcer import Announcer
 from optiinfra.coordinator.outlet import CrashPoint
 from optiinfra.coordinator.policy_keeper import PolicyKeeper
+from optiinfra.coordinator.provenance import Vouched
 from optiinfra.coordinator.runner import CONSUMER, Runner
 from optiinfra.coordinator.timekeeping import (
     reconcile,
@@ -35,6 +36,7 @@ from optiinfra.schemas.rules import Rules
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.journal import require_journal
 from optiinfra.storage.postgres.registry import saw
+from optiinfra.storage.postgres.vouching import PortalWords
 from optiinfra.storage.redis import RegistryCache
 
 log = structlog.get_logger()
@@ -103,7 +105,13 @@ class Coordinator:
         self._pace = pace or Pace()
         self._announcer = Announcer(ports.publisher)
         self._reload = asyncio.Event()
-        self.runner = Runner(ports.database, self._announcer, ports.rules, crash_point=crash_point)
+        self.runner = Runner(
+            ports.database,
+            self._announcer,
+            ports.rules,
+            policies=ports.policies,
+            crash_point=crash_point,
+        )
 
     async def run(self) -> None:
         """Finishes what was left half done, then takes new work.
@@ -168,7 +176,7 @@ class Coordinator:
                 ports.bus,
                 spec,
                 handle=None,
-                handle_batch=self.runner.handle,
+                handle_batch=Vouched(PortalWords(ports.database), self.runner.handle),
                 publisher=ports.publisher,
                 inbox=None,
                 clock=ports.clock,

@@ -46,6 +46,7 @@ from optiinfra.serving.prices import Catalogue
 from optiinfra.storage.postgres.changes import recent_changes
 from optiinfra.storage.postgres.executions import ExecutionLog
 from optiinfra.storage.postgres.inbox import PostgresInbox
+from optiinfra.storage.postgres.vouching import CommandsInLog
 
 log = structlog.get_logger()
 
@@ -109,6 +110,7 @@ class Wiring:
             bus=stores.bus,
             publisher=stores.publisher(name.value),
             inbox=PostgresInbox(self._stores.database),
+            proof=CommandsInLog(self._stores.database),
             clock=now,
             new_id=new_id,
             jitter=jitter,

@@ -13,6 +13,7 @@ import structlog
 from optiinfra.agents.base.agent import Agent, Clock, Say
 from optiinfra.events import facts as f
 from optiinfra.events.bus import Bus
+from optiinfra.events.commands import ExecutionRequested, RollbackRequested
 from optiinfra.events.consume import Consumer, ConsumerSpec, Inbox
 from optiinfra.events.envelope import Event
 from optiinfra.events.publish import Publisher
@@ -28,6 +29,14 @@ class HearsSamples(Protocol):
     """An agent that also scores tapped answers, in batches."""
 
     async def samples_handler(self, events: Sequence[Event]) -> Sequence[f.Fact]: ...
+
+
+class Proof(Protocol):
+    """Where the coordinator's commands are written down."""
+
+    async def require(self, event: Event) -> None:
+        """Raises `Rejected` for a command that the coordinator did not give."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,7 @@ class Ports:
     bus: Bus
     publisher: Publisher
     inbox: Inbox
+    proof: Proof
     clock: Clock
     new_id: NewId
     jitter: Callable[[], float]
@@ -162,6 +172,7 @@ class AgentHost:
             await asyncio.sleep(self._agent.sense_every_s)
 
     async def _handle(self, event: Event) -> None:
+        await self._require_proof(event)
         doing = f"{event.fact.kind} {event.correlation or ''}".strip()
         self._work.busy_with.append(doing)
         try:
@@ -176,6 +187,13 @@ class AgentHost:
         for index, fact in enumerate(facts):
             await self._publish(fact, self._id_of(fact, event, index), cause=event)
         self._work.handled += 1
+
+    async def _require_proof(self, event: Event) -> None:
+        """Nothing is done to the world on the word of the bus alone."""
+        fact = event.fact
+        mine = isinstance(fact, ExecutionRequested | RollbackRequested)
+        if mine and fact.executor is self._agent.name:
+            await self._ports.proof.require(event)
 
     async def _handle_samples(self, events: Sequence[Event]) -> Sequence[BaseException | None]:
         assert isinstance(self._agent, HearsSamples)
