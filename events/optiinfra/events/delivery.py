@@ -16,6 +16,7 @@ from optiinfra.schemas.ids import derived_id, token
 
 BODY_LIMIT_BYTES = 64_000
 ERROR_LIMIT = 2_000
+NAME_LIMIT = 64
 NO_TENANT = "unknown"
 _PLAIN_TOKENS = 9
 
@@ -81,9 +82,9 @@ def dead_letter_of(
         stream=delivery.stream,
         stream_seq=delivery.sequence,
         attempts=attempts,
-        error=str(cause)[:ERROR_LIMIT],
+        error=str(cause)[:ERROR_LIMIT].replace("\x00", "\\0"),
         cause=type(cause).__name__,
-        event_id=(message.headers or {}).get("ce-id"),
+        event_id=_name_in(message),
         body=_shown(message.data),
         at=at,
     )
@@ -91,9 +92,17 @@ def dead_letter_of(
     return name, _tenant_of(delivery), fact
 
 
+def _name_in(message: Msg) -> str | None:
+    """The id that the message gives itself; cut, for it may be anything."""
+    name = (message.headers or {}).get("ce-id")
+    return name[:NAME_LIMIT].replace("\x00", "\\0") if name is not None else None
+
+
 def _shown(body: bytes) -> str:
-    """The body as text; what is no text as `base64:`; cut to the limit."""
+    """The body as text; what is no text, or holds NUL, as `base64:`; cut to the limit."""
     part = body[:BODY_LIMIT_BYTES]
+    if b"\x00" in part:
+        return "base64:" + base64.b64encode(part).decode()
     try:
         return part.decode()
     except UnicodeDecodeError as bad:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC
 
 from pydantic import AwareDatetime, ConfigDict, ValidationError
 
 from optiinfra.events.facts import FACT, Fact
+from optiinfra.events.hostile import require_header, require_keepable, require_time
 from optiinfra.events.kept import kept
 from optiinfra.events.subjects import row_of, subject_of
 from optiinfra.schemas.base import Value
-from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.errors import Invariant, Rejected
 from optiinfra.schemas.ids import EventId, TenantId
 
 CONTENT_TYPE = "application/json"
@@ -80,7 +81,9 @@ def encode(event: Event) -> tuple[str, dict[str, str], bytes]:
 
 
 def decode(subject: str, headers: Mapping[str, str] | None, body: bytes) -> Event:
-    """The event of a message. Raises `Rejected` naming what is wrong with it."""
+    """The event of a message. Raises `Rejected` naming what is wrong with it, never anything else:
+    anybody with a credential may have written it.
+    """
     if not headers or "ce-id" not in headers:
         raise Rejected("the message has no CloudEvents headers")
     if len(body) > MAX_BODY_BYTES:
@@ -88,27 +91,32 @@ def decode(subject: str, headers: Mapping[str, str] | None, body: bytes) -> Even
     try:
         event = Event(
             id=headers["ce-id"],
-            source=headers["ce-source"],
+            source=require_header("ce-source", headers["ce-source"]),
             tenant=headers["ce-tenant"],
-            time=datetime.fromisoformat(headers["ce-time"]),
+            time=require_time("ce-time", headers["ce-time"]),
             fact=FACT.validate_json(body),
-            correlation=headers.get("ce-correlationid"),
+            correlation=require_header("ce-correlationid", headers.get("ce-correlationid")),
             causation=headers.get("ce-causationid"),
-            traceparent=headers.get("traceparent"),
+            traceparent=require_header("traceparent", headers.get("traceparent")),
         )
+        require_keepable(body)
     except KeyError as missing:
         raise Rejected(f"the message lacks the header {missing}") from missing
     except ValidationError as invalid:
         raise Rejected(f"the message is not valid: {_first_error(invalid)}") from invalid
-    except ValueError as invalid:
-        raise Rejected(f"ce-time is not a time: {headers['ce-time']!r}") from invalid
+    except (ValueError, RecursionError) as invalid:
+        raise Rejected(f"the message is not valid: {str(invalid)[:200]}") from invalid
     _check_consistent(event, subject, headers.get("ce-type"))
     return event
 
 
 def _check_consistent(event: Event, subject: str, declared_type: str | None) -> None:
-    if event.subject != subject:
-        raise Rejected(f"the body belongs on {event.subject!r}, not on {subject!r}")
+    try:
+        belongs = event.subject
+    except Invariant as foreign:
+        raise Rejected(f"the body contradicts its envelope: {foreign.message}") from foreign
+    if belongs != subject:
+        raise Rejected(f"the body belongs on {belongs!r}, not on {subject!r}")
     if declared_type != event.type:
         raise Rejected(f"ce-type is {declared_type!r}, the body is {event.type!r}")
 

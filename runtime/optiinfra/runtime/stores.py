@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import socket
@@ -82,6 +83,21 @@ def required_addresses(**urls: str | None) -> Addresses:
 
 
 @asynccontextmanager
+async def _signed_in(
+    addresses: Addresses, roles: Collection[BusRole]
+) -> AsyncIterator[dict[BusRole, Bus]]:
+    """A connection to the bus for each role that has an address of its own there."""
+    buses: dict[BusRole, Bus] = {}
+    try:
+        for role in roles:
+            if role in addresses.nats_role_urls:
+                buses[role] = await Bus.connect(addresses.nats_url_for(role), name=role.value)
+        yield buses
+    finally:
+        await asyncio.gather(*(bus.close() for bus in buses.values()))
+
+
+@asynccontextmanager
 async def open_stores(
     addresses: Addresses, *, name: str, roles: Collection[BusRole] = ()
 ) -> AsyncIterator[Stores]:
@@ -92,11 +108,7 @@ async def open_stores(
     async with AsyncExitStack() as stack:
         bus = await Bus.connect(addresses.nats_url, name=name)
         stack.push_async_callback(bus.close)
-        buses: dict[BusRole, Bus] = {}
-        for role in roles:
-            if role in addresses.nats_role_urls:
-                buses[role] = await Bus.connect(addresses.nats_url_for(role), name=role.value)
-                stack.push_async_callback(buses[role].close)
+        buses = await stack.enter_async_context(_signed_in(addresses, roles))
         database = await stack.enter_async_context(open_database(addresses.postgres_url))
         metrics = MetricStore(addresses.clickhouse_url)
         stack.push_async_callback(metrics.aclose)
