@@ -19,12 +19,13 @@ from optiinfra.runtime.policy_file import WatchedFile, load_policy
 from optiinfra.schemas.errors import Conflict
 from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rules import Rules, digest_of
-from optiinfra.schemas.tenant import person
+from optiinfra.schemas.tenant import Role
 from optiinfra.storage.embedded.nats import NatsServer
+from optiinfra.storage.postgres.access import Principal
+from optiinfra.storage.postgres.decisions import Decision, Decisions
 from optiinfra.storage.postgres.verification import verify
 from tests.coordinator_stand import BRISK, Stand, opened
 from tests.factories import recommendation, rollout
-from tests.saga_log import decision
 
 QUICK = replace(BRISK, policy_s=0.1)
 LOOSE: dict[str, Any] = {"approvals": [{"name": "all"}], "max_moving": 99, "movers_per_hour": 99}
@@ -192,12 +193,34 @@ async def test_a_younger_file_at_a_start_counts_for_the_coordinators_that_run(
     assert await recorded(stand, 3) == [version(LOOSE), version(STRICT), version(third)]
 
 
+async def test_no_coordinator_decides_under_a_policy_that_another_has_replaced(
+    stand: Stand, tmp_path: Path
+) -> None:
+    """This one looks at files and records so seldom that only its batches can tell it."""
+    seldom = replace(QUICK, policy_s=1_000.0)
+    await stand.coordinator(seldom, policy=policy(tmp_path, "a.yaml", **LOOSE, age_s=100))
+    await recorded(stand, 1)
+    file = WatchedFile(policy(tmp_path, "b.yaml", **STRICT, age_s=50), load_policy)
+    other = PolicyKeeper("acme", file.first(), file, stand.database)
+
+    async def unsaid(_events: Sequence[Event]) -> None:
+        """The relay says it."""
+
+    assert await other.refresh(unsaid) == 1
+    change = proposal("a")
+    await stand.propose(change)
+    await state(stand, change, "awaiting_approval")
+    assert await versions_of(stand, change) == {version(STRICT)}
+    await stand.until("SELECT count(*) = 0 FROM outbox WHERE sent_seq IS NULL")
+
+
 async def test_two_coordinators_that_see_the_same_edit_record_it_once(
     stand: Stand, tmp_path: Path
 ) -> None:
     path = policy(tmp_path, **LOOSE)
     for _ in range(2):
         await stand.coordinator(QUICK, policy=path)
+        await recorded(stand, 1)
     for number in range(2, 6):
         policy(tmp_path, **LOOSE, retry_turn_s=float(number))
         await recorded(stand, number)
@@ -314,12 +337,17 @@ async def test_two_people_let_a_risky_change_go(stand: Stand, tmp_path: Path) ->
     change = proposal("a", risk=Risk.HIGH)
     await stand.propose(change)
     await state(stand, change, "awaiting_approval")
-    await stand.say(
-        decision(change, by=person("ana")), decision(change, by=person("ana"), reason="x")
+    portal = Decisions(stand.database, stand.publisher)
+    word = Decision(change.id, granted=True, version_hash=change.version_hash(), reason="yes")
+    ana, bob = (
+        Principal(f"t-{name}", "acme", name, Role.APPROVER, None) for name in ("ana", "bob")
     )
+    first = await portal.decide(ana, word)
+    again = await portal.decide(ana, word)
+    assert (again.repeated, again.event_id) == (True, first.event_id)
     await stand.until("SELECT count(*) = 1 FROM approvals WHERE granted")
     await state(stand, change, "awaiting_approval")
-    await stand.say(decision(change, by=person("bob")))
+    assert not (await portal.decide(bob, word)).repeated
     await state(stand, change, "completed")
     (row,) = await stand.fetch("SELECT body FROM event_log WHERE type LIKE '%change.approved%'")
     assert json.loads(str(row["body"]))["by"] == "person:ana, person:bob"

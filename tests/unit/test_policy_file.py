@@ -56,8 +56,8 @@ def fleet_naming(folder: Path, policy: str = "name: mine\n") -> Path:
 # Reading.
 
 
-def test_an_empty_file_holds_the_defaults(tmp_path: Path) -> None:
-    assert load_policy(wrote(tmp_path, "p.yaml", "# nothing yet\n")) == Rules()
+def test_what_a_file_leaves_out_is_as_the_defaults_are(tmp_path: Path) -> None:
+    assert load_policy(wrote(tmp_path, "p.yaml", "name: default\n")) == Rules()
 
 
 def test_the_example_is_a_good_policy_that_leaves_no_doubt() -> None:
@@ -102,7 +102,8 @@ MISTAKES = {
         "approvals: [{ name: x, kinds: [spot] }]",
         "approvals.0.kinds.0: there is no kind of change 'spot'; ",
     ),
-    "text": ("just text", "must hold a mapping"),
+    "text": ("just text", "must hold a mapping with the key 'name'"),
+    "nothing": ("# not yet\n", "must hold a mapping with the key 'name'"),
 }
 
 
@@ -200,6 +201,22 @@ def test_a_broken_file_is_told_once_and_heard_again_when_it_is_whole(tmp_path: P
     assert file.look() is None
     path.write_text("name: a\n")
     assert file.look() is not None
+
+
+def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
+    path = wrote(tmp_path, "policy.yaml", "name: a\n")
+    writing = iter(["name: b\n", "name: b\nmax_moving: 2\n"])
+
+    def go_on() -> None:
+        path.write_text(next(writing, path.read_text()))
+
+    file = WatchedFile(path, load_policy, go_on)
+    file.first()
+    path.write_text("name: ab\n")
+    assert [file.look(), file.look()] == [None, None]
+    found = file.look()
+    assert found is not None
+    assert (found.rules.name, found.rules.max_moving) == ("b", 2)
 
 
 def test_a_second_start_beside_a_broken_file_goes_on_with_what_it_said_last(

@@ -52,6 +52,13 @@ class PolicyKeeper:
         """The policy in force."""
         return self._in_force
 
+    async def follow(self, batch: Batch) -> None:
+        """Has the newest policy in force that is recorded as of a batch, before it decides."""
+        if batch.view.policies.get(self._tenant, 0) > self._number:
+            newest = await batch.newest_policy(self._tenant)
+            if newest is not None:
+                self._take(newest)
+
     async def refresh(self, say: Say) -> int:
         """Looks at the file and at what is recorded; gives how many changes it has recorded.
 

@@ -10,6 +10,7 @@ from optiinfra.coordinator.conflicts import next_in_line
 from optiinfra.coordinator.known import KnownSagas
 from optiinfra.coordinator.ledger import Ledger
 from optiinfra.coordinator.outlet import CrashPoint, Outlet, Publishes
+from optiinfra.coordinator.policy_keeper import PolicyKeeper
 from optiinfra.coordinator.saga.state import STOP_SWITCH, Saga
 from optiinfra.events import facts as f
 from optiinfra.events.commands import ControlRequested
@@ -36,10 +37,12 @@ class Runner:
         publisher: Publishes,
         rules: Callable[[], Rules],
         *,
+        policies: PolicyKeeper | None = None,
         crash_point: CrashPoint = lambda _name: None,
     ) -> None:
         self._journal = Journal(database)
         self._rules = rules
+        self._policies = policies
         self._known = KnownSagas()
         self._crash_point = crash_point
         self.outlet = Outlet(database, publisher, crash_point=crash_point)
@@ -70,6 +73,8 @@ class Runner:
         asked = _question(events, changes, known)
         async with self._journal.batch(asked.tenants, asked) as batch:
             new = _fresh(batch.view, events)
+            if self._policies is not None:
+                await self._policies.follow(batch)
             ledger = await Ledger.read(batch, new, self._rules(), known)
             of_tenants = [event for event in new if f.change_of(event.fact) is None]
             for event in new:
@@ -79,6 +84,7 @@ class Runner:
                 if isinstance(event.fact, f.SwitchTurned):
                     await self._turn_switch(batch, ledger, event)
             await batch.forget(CONSUMER, list(failures))
+            failures.update(await batch.reused(_repeated(batch.view, events)))
             await batch.write_tenant_events(of_tenants, own_source=CONSUMER)
             ledger.said.extend(event for event in of_tenants if event.source == CONSUMER)
             heads = await batch.write(ledger.writes())
@@ -165,6 +171,15 @@ def _fresh(view: View, events: Sequence[Event]) -> list[Event]:
         event
         for event in unique.values()
         if event.id in view.fresh or isinstance(event.fact, f.TimerFired)
+    ]
+
+
+def _repeated(view: View, events: Sequence[Event]) -> list[Event]:
+    """Events under ids that were handled before; by far the most say the same again."""
+    return [
+        event
+        for event in events
+        if event.id not in view.fresh and not isinstance(event.fact, f.TimerFired)
     ]
 
 

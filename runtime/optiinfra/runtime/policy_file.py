@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,11 +18,13 @@ from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.policy_review import named_deployments
 from optiinfra.schemas.rules import Rules
 
-POLICY_FILE = FileKind("policy file", Rules, "docs/policy.md")
+POLICY_FILE = FileKind("policy file", Rules, "docs/policy.md", needs="name")
+SETTLE_S = 0.2
+"""How long a changed file must stand unchanged: one that is being written is no policy yet."""
 
 
 def load_policy(path: Path) -> Rules:
-    """Reads and checks the file; an empty one holds the defaults.
+    """Reads and checks the file; what it does not say is as the defaults are.
 
     Raises `Rejected` naming each bad key and what to do.
     """
@@ -44,11 +47,20 @@ def require_deployments(rules: Rules, known: Collection[str], path: Path) -> Non
 
 
 class WatchedFile:
-    """A file that holds a policy; `read` gives it and raises `Rejected` for a wrong one."""
+    """A file that holds a policy; `read` gives it and raises `Rejected` for a wrong one.
 
-    def __init__(self, path: Path, read: Callable[[Path], Rules]) -> None:
+    `settle` waits a moment; it runs beside the event loop.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        read: Callable[[Path], Rules],
+        settle: Callable[[], None] = lambda: time.sleep(SETTLE_S),
+    ) -> None:
         self._path = path
         self._read = read
+        self._settle = settle
         self._seen = b""
         self._last: PolicyOnFile | None = None
 
@@ -67,9 +79,15 @@ class WatchedFile:
             return self._last
 
     def look(self) -> PolicyOnFile | None:
-        """What it says, if its bytes have changed since the last look. Raises `Rejected` once."""
+        """What it says, if its bytes have changed since the last look and stand still now.
+
+        Raises `Rejected` once.
+        """
         digest = self._digest()
         if digest == self._seen:
+            return None
+        self._settle()
+        if digest != self._digest():
             return None
         self._seen = digest
         return self._on_file(edited=True)

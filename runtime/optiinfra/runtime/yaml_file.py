@@ -23,8 +23,8 @@ class FileKind:
     name: str
     model: type[Value]
     document: str
-    needs: str | None = None
-    """A key that even the smallest file has; a file that needs none may be empty."""
+    needs: str
+    """A key that even the smallest file has, or should have."""
 
     @property
     def hint(self) -> str:
@@ -61,11 +61,8 @@ def content_of(path: Path, kind: FileKind) -> dict[str, Any]:
     except yaml.YAMLError as broken:
         told = " ".join(str(broken).split())
         raise Rejected(f"{path} is not YAML: {told}", hint="correct that line") from broken
-    if content is None and kind.needs is None:
-        return {}
     if not isinstance(content, dict):
-        key = f" with the key {kind.needs!r}" if kind.needs else ""
-        raise Rejected(f"{path} must hold a mapping{key}", hint=kind.hint)
+        raise Rejected(f"{path} must hold a mapping with the key {kind.needs!r}", hint=kind.hint)
     return content
 
 

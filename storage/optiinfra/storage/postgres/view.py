@@ -55,6 +55,8 @@ class View:
     """The tenants whose stop switch is on."""
     waits: bool
     """Whether any change of the tenants is deferred."""
+    policies: Mapping[str, int]
+    """The number of each tenant's newest policy."""
 
 
 async def look(connection: Connection, asked: Question) -> View:
@@ -80,6 +82,7 @@ async def look(connection: Connection, asked: Question) -> View:
         moves={(tenant, deployment): count for tenant, deployment, count in moves},
         stopped=frozenset(row["stopped"]),
         waits=row["waits"],
+        policies=json.loads(row["policies"]),
     )
 
 
@@ -134,5 +137,11 @@ SELECT clock_timestamp() AS now,
     (SELECT coalesce(json_agg(json_build_array(tenant, deployment, n)), '[]') FROM moved)::text
         AS moves,
     ARRAY(SELECT tenant FROM switches WHERE tenant = ANY($5::text[]) AND stopped) AS stopped,
-    EXISTS (SELECT 1 FROM sagas WHERE tenant = ANY($5::text[]) AND state = 'deferred') AS waits
+    EXISTS (SELECT 1 FROM sagas WHERE tenant = ANY($5::text[]) AND state = 'deferred') AS waits,
+    (
+        SELECT coalesce(json_object_agg(tenant, newest), '{}') FROM (
+            SELECT tenant, max(number) AS newest FROM policies
+            WHERE tenant = ANY($5::text[]) GROUP BY tenant
+        ) AS p
+    )::text AS policies
 """
