@@ -67,7 +67,7 @@ def test_the_durables_are_those_that_the_roles_make() -> None:
             "agents/optiinfra/agents/base/host.py",
         )
     )
-    streams = re.findall(r"ConsumerSpec\(\s*name=([^,]+), stream=Stream\.(\w+)", text)
+    streams = re.findall(r"ConsumerSpec\(\s*name=([^,]+),\s*stream=Stream\.(\w+)", text)
     agents = {role.removeprefix("agent-") for role in AGENTS}
     made = {(Stream(stream), name) for said, stream in streams for name in _names(said, agents)}
     table = {durable for durables in DURABLES.values() for durable in durables}

@@ -18,7 +18,7 @@ from optiinfra.events.consume import Consumer, ConsumerSpec, Inbox
 from optiinfra.events.envelope import Event
 from optiinfra.events.publish import Publisher
 from optiinfra.events.subjects import Stream
-from optiinfra.schemas.errors import OptiInfraError
+from optiinfra.schemas.errors import OptiInfraError, Rejected
 from optiinfra.schemas.ids import NewId, derived_id
 
 log = structlog.get_logger()
@@ -78,12 +78,19 @@ class AgentHost:
     """
 
     def __init__(
-        self, agent: Agent, identity: Identity, ports: Ports, *, heartbeat_s: float = 15.0
+        self,
+        agent: Agent,
+        identity: Identity,
+        ports: Ports,
+        *,
+        heartbeat_s: float = 15.0,
+        ack_wait_s: float = 30.0,
     ) -> None:
         self._agent = agent
         self._identity = identity
         self._ports = ports
         self._heartbeat_s = heartbeat_s
+        self._ack_wait_s = ack_wait_s
         self._work = Work()
 
     async def run(self) -> None:
@@ -98,7 +105,13 @@ class AgentHost:
         name = self._agent.name.value
         made = []
         if self._agent.hears:
-            spec = ConsumerSpec(name=name, stream=Stream.CHANGES, prefixes=self._agent.hears)
+            spec = ConsumerSpec(
+                name=name,
+                stream=Stream.CHANGES,
+                prefixes=self._agent.hears,
+                ack_wait_s=self._ack_wait_s,
+                heartbeat_s=self._ack_wait_s / 3,
+            )
             made.append(self._consumer(spec, handle=self._handle))
         if isinstance(self._agent, HearsSamples):
             spec = ConsumerSpec(
@@ -172,6 +185,7 @@ class AgentHost:
             await asyncio.sleep(self._agent.sense_every_s)
 
     async def _handle(self, event: Event) -> None:
+        self._require_served(event)
         await self._require_proof(event)
         doing = f"{event.fact.kind} {event.correlation or ''}".strip()
         self._work.busy_with.append(doing)
@@ -187,6 +201,10 @@ class AgentHost:
         for index, fact in enumerate(facts):
             await self._publish(fact, self._id_of(fact, event, index), cause=event)
         self._work.handled += 1
+
+    def _require_served(self, event: Event) -> None:
+        if event.tenant != self._identity.tenant:
+            raise Rejected(f"tenant {event.tenant!r} is not served here")
 
     async def _require_proof(self, event: Event) -> None:
         """Nothing is done to the world on the word of the bus alone."""

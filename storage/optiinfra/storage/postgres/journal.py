@@ -10,7 +10,8 @@ from datetime import datetime
 import asyncpg
 
 from optiinfra.events.envelope import Event
-from optiinfra.schemas.errors import Conflict, Invariant, Unavailable
+from optiinfra.events.facts import FACT
+from optiinfra.schemas.errors import Conflict, Invariant, Rejected, Unavailable
 from optiinfra.schemas.ids import token
 from optiinfra.storage.postgres.append import (
     SagaRecord,
@@ -103,6 +104,18 @@ class Batch:
         if event_ids:
             await self._connection.execute(_FORGET, consumer, list(event_ids))
 
+    async def reused(self, repeated: Sequence[Event]) -> dict[str, Rejected]:
+        """Those that say something else than what the log holds under the same id."""
+        if not repeated:
+            return {}
+        rows = await self._connection.fetch(_LOGGED, [event.id for event in repeated])
+        logged = {row["event_id"]: (row["tenant"], row["body"]) for row in rows}
+        return {
+            event.id: Rejected(f"{event.type}: the log holds another event under {event.id}")
+            for event in repeated
+            if event.id in logged and not _same(event, *logged[event.id])
+        }
+
     async def sagas(self, changes: Sequence[str]) -> dict[str, SagaRecord]:
         """The rows of more changes than were asked for at the beginning."""
         rows = await self._connection.fetch(_SAGAS, list(changes))
@@ -159,6 +172,13 @@ class Batch:
             await self._connection.execute(_SET_HEAD, chain, link.version, link.hash)
             await append(self._connection, [link], [event] if event.source == own_source else [])
         await project_in_turn(self._connection, ((event, self.now) for event in events))
+
+
+def _same(event: Event, tenant: str, body: str) -> bool:
+    """By meaning, not by text: another version may write more fields."""
+    if event.tenant != tenant:
+        return False
+    return event.body == body or FACT.validate_json(body) == event.fact
 
 
 def link_of(event: Event, chain: str, version: int, prev_hash: str, at: datetime) -> Link:
@@ -263,6 +283,7 @@ async def require_journal(database: Database) -> None:
 
 
 _CLOCK = "SELECT clock_timestamp()"
+_LOGGED = "SELECT event_id, tenant, body FROM event_log WHERE event_id = ANY($1)"
 _FORGET = "DELETE FROM inbox WHERE consumer = $1 AND event_id = ANY($2)"
 _SAGA_COLUMNS = "change_id, tenant, deployment, state, version, hash, body, moving_since, opened_at"
 _SAGAS = f"SELECT {_SAGA_COLUMNS} FROM sagas WHERE change_id = ANY($1)"  # noqa: S608
