@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
+from optiinfra.coordinator.saga.freeze import FREEZE
 from optiinfra.coordinator.saga.state import Saga, World
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
@@ -52,7 +53,7 @@ class Surroundings:
         for _ in range(steps):
             if self.log.saga.state.is_terminal and not self.under_way:
                 return
-            if self.log.saga.paused_by is not None:
+            if self.log.saga.paused_by not in (None, FREEZE):
                 self.log.control(ControlVerb.RESUME)
                 self._answer()
             elif self.under_way:

@@ -219,7 +219,7 @@ def _declared(role: Role) -> dict[str, Any]:
 def _rules(pace: Pace) -> dict[str, Any]:
     """A person approves everything but the replacement of what is being reclaimed anyway."""
     return {
-        "version": "demo",
+        "name": "demo",
         "max_moving": 2,
         "max_vote_rounds": 40,
         "revote_after_s": pace.revote_after_s,
