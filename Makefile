@@ -14,7 +14,7 @@ PURE := $(PURE),*/optiinfra/agents/application/gate.py,*/optiinfra/agents/applic
 PURE := $(PURE),*/optiinfra/agents/application/scoring.py,*/optiinfra/agents/application/sequential.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check fix bench lock clean ready-demo ready-dev
+.PHONY: help demo up test faults check fix bench lock clean ready-demo ready-dev
 
 help:  ## what this file can do
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,11 @@ test: ready-dev  ## all tests, with branch coverage: 85 % overall, 100 % where d
 	@$(BIN)/coverage report --fail-under=85
 	@echo "the pure rooms:"
 	@$(BIN)/coverage report --include='$(PURE)' --fail-under=100
+
+faults: ready-dev  ## the fault suite at length, with a seed that it prints (ARGS="--seed N")
+	@seed=$$(od -An -N3 -tu4 /dev/urandom | tr -d ' '); \
+	  echo "faults: --seed $$seed (unless ARGS names another)"; \
+	  exec $(BIN)/python -m pytest tests/faults --at-length --timeout 600 --seed $$seed $(ARGS)
 
 check: ready-dev  ## format, lint, types, who may import whom, unit tests
 	@$(BIN)/ruff format --check --quiet .

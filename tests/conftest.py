@@ -26,6 +26,15 @@ from optiinfra.storage.testing.servers import (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=1, help="what the fault suite's chances follow")
+    parser.addoption("--at-length", action="store_true", help="all points of the fault suite")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"faults: --seed {config.getoption('--seed')}"
+
+
 def pytest_configure() -> None:
     """Properties are tried on the same cases each time; and Ctrl-C is heard.
 

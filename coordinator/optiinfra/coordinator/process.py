@@ -89,6 +89,8 @@ class Pace:
     tidy_s: float = 3_600.0
     keep_s: float = 31 * 86_400.0
     """Longer than the streams keep events: what comes again must still be known."""
+    ack_wait_s: float = 30.0
+    """After this the broker gives what a coordinator that has died had in hand to another."""
 
 
 class Coordinator:
@@ -164,13 +166,20 @@ class Coordinator:
         log.info("coordinator.recovered", relayed=relayed, republished=republished, fired=fired)
 
     def _consumers(self) -> list[Consumer]:
-        ports = self._ports
-        specs = (
-            ConsumerSpec(name=CONSUMER, stream=Stream.CHANGES, prefixes=HEARS),
+        ports, wait_s = self._ports, self._pace.ack_wait_s
+        specs = [
             ConsumerSpec(
-                name=f"{CONSUMER}-timers", stream=Stream.TIMERS, prefixes=("timer.fired",)
-            ),
-        )
+                name=name,
+                stream=stream,
+                prefixes=prefixes,
+                ack_wait_s=wait_s,
+                heartbeat_s=wait_s / 3,
+            )
+            for name, stream, prefixes in (
+                (CONSUMER, Stream.CHANGES, HEARS),
+                (f"{CONSUMER}-timers", Stream.TIMERS, ("timer.fired",)),
+            )
+        ]
         return [
             Consumer(
                 ports.bus,

@@ -1,0 +1,49 @@
+"""What every story of the fault suite begins with: its seed, and servers of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from optiinfra.storage.embedded.nats import NatsServer
+from optiinfra.storage.embedded.postgres import PostgresServer
+from optiinfra.storage.postgres.migrate import upgrade
+from tests.faults.stand import Stand, opened
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """What kill moments, orders and numbers follow from."""
+    return int(request.config.getoption("--seed"))
+
+
+@pytest.fixture
+def at_length(request: pytest.FixtureRequest) -> bool:
+    """Whether there is time for everything: `make faults`, not `make test`."""
+    return bool(request.config.getoption("--at-length"))
+
+
+@pytest.fixture
+def server(nats_server: Callable[[], NatsServer]) -> NatsServer:
+    return nats_server()
+
+
+@pytest.fixture
+async def stand(
+    server: NatsServer, database: str, tmp_path: Path, seed: int
+) -> AsyncIterator[Stand]:
+    async with opened(server, database, tmp_path, seed) as made:
+        yield made
+
+
+@pytest.fixture
+async def stand_alone(
+    server: NatsServer, postgres_server: Callable[[], PostgresServer], tmp_path: Path, seed: int
+) -> AsyncIterator[tuple[Stand, PostgresServer]]:
+    """As `stand`, on a PostgreSQL that the story may break."""
+    postgres = postgres_server()
+    await upgrade(postgres.url)
+    async with opened(server, postgres.url, tmp_path, seed) as made:
+        yield made, postgres

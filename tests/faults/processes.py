@@ -1,0 +1,75 @@
+"""Child processes of the fault suite, kept alive as a supervisor would."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from optiinfra.demo.children import child_environment
+from tests.faults.child import Config
+
+RESTART_S = 0.2
+
+
+@dataclass
+class Supervised:
+    """One role: whenever its process ends, it is started again, with the next of its crashes."""
+
+    config: Config
+    log: Path
+    crashes: list[tuple[str, int]] = field(default_factory=list)
+    """Where it kills itself: one of them a life; after the last it lives on."""
+    restarts: bool = True
+    exits: list[int] = field(default_factory=list)
+    process: asyncio.subprocess.Process | None = None
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def ended(self) -> None:
+        """Until its process has ended for the first time."""
+        async with asyncio.timeout(60):
+            await self._over.wait()
+
+    async def run(self) -> None:
+        """Until cancelled; then it is killed."""
+        try:
+            while True:
+                self.process = await self._start()
+                self.exits.append(await self.process.wait())
+                self._over.set()
+                if not self.restarts:
+                    return
+                await asyncio.sleep(RESTART_S)
+        finally:
+            if self.process is not None and self.process.returncode is None:
+                self.process.kill()
+                await self.process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL, if it lives."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        crash = self.crashes.pop(0) if self.crashes else None
+        told = replace(self.config, crash=crash)
+        with self.log.open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tests.faults.child", told.text(),
+                stdout=log, stderr=log, env=child_environment(),
+            )  # fmt: skip
+
+
+@asynccontextmanager
+async def supervised(roles: Sequence[Supervised]) -> AsyncIterator[None]:
+    """Runs all of them for the block."""
+    tasks = [asyncio.create_task(role.run()) for role in roles]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,180 @@
+"""A broker, a database, a target that counts, and the roles as processes between them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optiinfra.events import facts as f
+from optiinfra.events import topology
+from optiinfra.events.bus import Bus
+from optiinfra.events.publish import Publisher
+from optiinfra.runtime.stores import new_id, now
+from optiinfra.schemas.errors import OptiInfraError, Unavailable
+from optiinfra.schemas.ids import derived_id
+from optiinfra.schemas.recommendation import Recommendation
+from optiinfra.storage.embedded.nats import NatsServer
+from optiinfra.storage.postgres.database import Database, open_database
+from tests.cost_stand import placement
+from tests.factories import recommendation, rollout
+from tests.faults.child import Config
+from tests.faults.oracle import broken_promises
+from tests.faults.processes import Supervised, supervised
+from tests.faults.target import Target
+
+SETTLE_S = 90.0
+_OPEN = "SELECT count(*) FROM sagas WHERE state NOT IN ('completed', 'rolled_back', 'vetoed')"
+
+
+@dataclass
+class Stand:
+    """What a story has at hand; `chance` follows from the seed alone."""
+
+    nats: NatsServer
+    database: Database
+    postgres_url: str
+    target: Target
+    folder: Path
+    bus: Bus
+    chance: random.Random
+    proposed: list[Recommendation] = field(default_factory=list)
+
+    def config(self, role: str, **changes: Any) -> Config:
+        values: dict[str, Any] = {
+            "role": role,
+            "nats_url": self.nats.url,
+            "postgres_url": self.postgres_url,
+            "target": str(self.folder / "target.sqlite"),
+            "deployments": tuple(f"d-{n}" for n in range(64)),
+        }
+        return Config(**{**values, **changes})
+
+    def role(
+        self,
+        role: str,
+        crashes: Sequence[tuple[str, int]] = (),
+        *,
+        restarts: bool = True,
+        **changes: Any,
+    ) -> Supervised:
+        name = f"{role}-{len(list(self.folder.glob('*.log')))}.log"
+        path = self.folder / name
+        path.touch()
+        return Supervised(self.config(role, **changes), path, list(crashes), restarts)
+
+    async def propose(self, count: int, *, soak_s: float = 0.1) -> list[Recommendation]:
+        """Moves of as many deployments of their own, two stages each; kept until acknowledged."""
+        made = [
+            proposal(len(self.proposed) + n, self.chance.getrandbits(64), soak_s)
+            for n in range(count)
+        ]
+        for one in made:
+            self.target.add(one.deployment)
+        self.proposed += made
+        facts = [f.RecommendationProposed(recommendation=one) for one in made]
+        publisher = Publisher(self.bus, "cost", now, new_id)
+        left = [
+            publisher.event(fact, tenant="acme", id=derived_id("p", fact.recommendation.id))
+            for fact in facts
+        ]
+        while left:
+            results = await publisher.publish_many(left)
+            left = [e for e, r in zip(left, results, strict=True) if isinstance(r, OptiInfraError)]
+        return made
+
+    async def keep_busy(self, done: Callable[[], bool], within_s: float = 150.0) -> None:
+        """Proposes whenever little is left to do, until `done`."""
+        try:
+            async with asyncio.timeout(within_s):
+                while not done():
+                    if await self.count(_OPEN) < 2:
+                        await self.propose(2)
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(await self._told("it was not done in time")) from None
+
+    async def count(self, query: str, *arguments: object) -> int:
+        """The number that a query gives; -1 while the database is away."""
+        try:
+            async with self.database.connection() as connection:
+                return int(await connection.fetchval(query, *arguments))
+        except Unavailable:
+            return -1
+
+    async def until(self, query: str, least: int, within_s: float = SETTLE_S) -> None:
+        """Until the query's number is at least `least`."""
+        async with asyncio.timeout(within_s):
+            while await self.count(query) < least:  # noqa: ASYNC110 - a database says when
+                await asyncio.sleep(0.05)
+
+    async def staged(self, least: int) -> None:
+        await self.until(
+            "SELECT count(*) FROM event_log WHERE type LIKE 'optiinfra.execution.staged.%'", least
+        )
+
+    async def settled(self, within_s: float = SETTLE_S) -> None:
+        """Until every change has ended, all was said, and no promise is broken."""
+        try:
+            await self.until(
+                "SELECT count(*) FROM sagas WHERE state IN ('completed', 'rolled_back', 'vetoed',"
+                " 'failed', 'expired', 'rejected', 'superseded', 'cancelled')",
+                len(self.proposed),
+                within_s,
+            )
+        except TimeoutError:
+            raise AssertionError(await self._told("not settled")) from None
+        await self.until("SELECT 1 - count(*) FROM outbox WHERE sent_seq IS NULL", 1, 15)
+        broken = await broken_promises(self.database, self.target, self.proposed)
+        assert not broken, await self._told("\n".join(broken))
+
+    async def all_completed(self) -> None:
+        """Settled, and nothing had to be undone."""
+        await self.settled()
+        done = await self.count("SELECT count(*) FROM sagas WHERE state = 'completed'")
+        assert done == len(self.proposed), await self._told("not completed")
+
+    async def dead_letters(self) -> int:
+        return (await self.bus.js.stream_info("DLQ")).state.messages
+
+    async def _told(self, what: str) -> str:
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT state, body::jsonb ->> 'end_reason' AS why, count(*) AS n FROM sagas"
+                " GROUP BY 1, 2"
+            )
+        states = "\n".join(f"{row['n']} {row['state']}: {row['why']}" for row in rows)
+        logs = "\n".join(f"{p.name}:\n{p.read_text()[-1500:]}" for p in self.folder.glob("*.log"))
+        return f"{what}\n{states}\n{logs}"
+
+
+def proposal(number: int, salt: int, soak_s: float) -> Recommendation:
+    plain = recommendation(
+        f"{number}-{salt}", deployment=f"d-{number}", rollout=rollout(0.5, 1.0, soak_s=soak_s)
+    )
+    spec = plain.spec.model_copy(update={"replicas": (f"d-{number}-1",), "to": placement()})
+    return plain.model_copy(update={"spec": spec, "proposed_at": now()})
+
+
+@asynccontextmanager
+async def opened(
+    nats: NatsServer, postgres_url: str, folder: Path, seed: int
+) -> AsyncIterator[Stand]:
+    async with AsyncExitStack() as stack:
+        bus = await Bus.connect(nats.url, name="stand")
+        stack.push_async_callback(bus.close)
+        await topology.apply(bus)
+        database = await stack.enter_async_context(open_database(postgres_url))
+        target = Target(folder / "target.sqlite")
+        chance = random.Random(seed)
+        yield Stand(nats, database, postgres_url, target, folder, bus, chance)
+
+
+@asynccontextmanager
+async def playing(*roles: Supervised) -> AsyncIterator[None]:
+    async with supervised(roles):
+        yield
