@@ -15,13 +15,18 @@ import yaml
 from optiinfra.coordinator.policy_keeper import PolicyKeeper
 from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
+from optiinfra.runtime.findings import Finding, Level
+from optiinfra.runtime.fleet_file import load_governed
+from optiinfra.runtime.policy_checks import look_at_recorded_policy
 from optiinfra.runtime.policy_file import WatchedFile, load_policy
+from optiinfra.runtime.settings import Settings
 from optiinfra.schemas.errors import Conflict
 from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rules import Rules, digest_of
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.postgres.access import Principal
+from optiinfra.storage.postgres.database import open_database
 from optiinfra.storage.postgres.decisions import Decision, Decisions
 from optiinfra.storage.postgres.verification import verify
 from tests.coordinator_stand import BRISK, Stand, opened
@@ -351,3 +356,32 @@ async def test_two_people_let_a_risky_change_go(stand: Stand, tmp_path: Path) ->
     await state(stand, change, "completed")
     (row,) = await stand.fetch("SELECT body FROM event_log WHERE type LIKE '%change.approved%'")
     assert json.loads(str(row["body"]))["by"] == "person:ana, person:bob"
+
+
+async def test_the_doctor_tells_whether_the_policy_on_file_is_in_force(
+    database: str, tmp_path: Path
+) -> None:
+    fleet_file = tmp_path / "fleet.yaml"
+    fleet_file.write_text(
+        "tenant: acme\npolicy: policy.yaml\nclouds: { local: { command: [engine] } }\n"
+        "deployments: [{ id: chat, model: m, provider: local }]\n"
+    )
+    file = WatchedFile(policy(tmp_path, **LOOSE), load_policy)
+    settings = Settings(postgres_url=database)
+
+    async def said_by_nobody(_events: Sequence[Event]) -> None:
+        """There is no bus here."""
+
+    async def found() -> Finding:
+        (one,) = await look_at_recorded_policy(settings, load_governed(fleet_file))
+        return one
+
+    assert "none was recorded yet" in (await found()).said
+    async with open_database(database) as opened_database:
+        await PolicyKeeper("acme", file.first(), file, opened_database).refresh(said_by_nobody)
+    assert (await found()).said == f"{version(LOOSE)}, number 1"
+    policy(tmp_path, **STRICT)
+    differs = await found()
+    assert differs.level is Level.WARN
+    assert version(LOOSE) in differs.said
+    assert version(STRICT) in differs.said

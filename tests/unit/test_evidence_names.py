@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from optiinfra.agents.application.gate import judge_gate
 from optiinfra.agents.application.policy import judge_vote
 from optiinfra.agents.performance import policy as performance
 from optiinfra.agents.performance.gate_policy import gate
@@ -47,7 +48,7 @@ def found() -> dict[str, EvidenceName]:
         units[evidence.name] = evidence.unit
     looked = (
         (AgentName.PERFORMANCE, gate(gate_stories.question(), gate_stories.POLICY).metrics),
-        (AgentName.APPLICATION, application_stories.judge_gate(
+        (AgentName.APPLICATION, judge_gate(
             application_stories.POLICY,
             application_stories.sight(application_stories.units(150)), 0.05).metrics),
     )  # fmt: skip
