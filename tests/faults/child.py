@@ -70,6 +70,8 @@ class Config:
     clock_off_s: float = 0.0
     times: int = 1
     """How often each event of the agents is said, under message ids of their own."""
+    drifted: bool = False
+    """Starts on streams that are not as they should be."""
     without: tuple[str, ...] = field(default=())
     """Mechanisms that are switched off."""
 
@@ -144,7 +146,8 @@ def clock_of(config: Config) -> Callable[[], datetime]:
 async def coordinate(config: Config) -> None:
     crash = Crash(*config.crash) if config.crash else Crash()
     bus = await Bus.connect(config.nats_url, name="coordinator")
-    await topology.require(bus)
+    if not config.drifted:
+        await topology.require(bus)
     clock = clock_of(config)
     async with open_database(config.postgres_url) as database:
         made = SABOTAGE.coordinator(config.without)(

@@ -67,15 +67,18 @@ class Stand:
         path.touch()
         return Supervised(self.config(role, **changes), path, list(crashes), restarts)
 
-    async def propose(self, count: int, *, soak_s: float = 0.1) -> list[Recommendation]:
-        """Moves of as many deployments of their own, two stages each; kept until acknowledged."""
-        made = [
-            proposal(len(self.proposed) + n, self.chance.getrandbits(64), soak_s)
-            for n in range(count)
-        ]
+    def prepared(self, count: int, *, soak_s: float = 0.1) -> list[Recommendation]:
+        """Moves of as many deployments of their own, two stages each; not said yet."""
+        first = len(self.proposed)
+        made = [proposal(first + n, self.chance.getrandbits(64), soak_s) for n in range(count)]
         for one in made:
             self.target.add(one.deployment)
         self.proposed += made
+        return made
+
+    async def propose(self, count: int, *, soak_s: float = 0.1) -> list[Recommendation]:
+        """As `prepared`, and said until the broker has acknowledged them."""
+        made = self.prepared(count, soak_s=soak_s)
         facts = [f.RecommendationProposed(recommendation=one) for one in made]
         publisher = Publisher(self.bus, "cost", now, new_id)
         left = [
@@ -140,6 +143,11 @@ class Stand:
 
     async def dead_letters(self) -> int:
         return (await self.bus.js.stream_info("DLQ")).state.messages
+
+    async def until_dead_letters(self, least: int) -> None:
+        async with asyncio.timeout(30):
+            while await self.dead_letters() < least:  # noqa: ASYNC110 - the broker says when
+                await asyncio.sleep(0.1)
 
     async def _told(self, what: str) -> str:
         async with self.database.connection() as connection:

@@ -16,7 +16,8 @@ START_UP_S = 6.0
 
 
 async def test_agents_that_die_at_any_point_of_their_work_act_and_vote_once(
-    stand: Stand, at_length: bool
+    stand: Stand,
+    at_length: bool,  # noqa: FBT001
 ) -> None:
     """Started again each time, they die at many points in turn, and finish in the end."""
     points = stand.chance.sample(AGENT_POINTS, len(AGENT_POINTS) if at_length else 8)
