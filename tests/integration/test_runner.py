@@ -15,6 +15,7 @@ from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
 from optiinfra.schemas.approval_rules import ApprovalRule
+from optiinfra.schemas.arbitration import Arbitration
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.recommendation import Recommendation
@@ -216,6 +217,30 @@ async def test_a_second_change_of_a_target_waits_and_then_goes(postgres: Databas
     assert await story.state(first.id) is ChangeState.VETOED
     await story.play()
     assert await story.state(second.id) is ChangeState.VOTING
+
+
+@pytest.mark.parametrize("turned", [False, True])
+async def test_a_bound_deployment_changes_after_the_one_under_way(
+    postgres: Database, *, turned: bool
+) -> None:
+    bound = AUTO.model_copy(
+        update={"max_moving": 9, "arbitration": Arbitration(needs={"chat": ("search",)})}
+    )
+    story, other = Story(postgres, bound), Story(postgres, bound)
+    first, second = recommendation("a"), recommendation("b", deployment="search")
+    if turned:
+        first, second = second, first
+    await story.open(first)
+    await other.open(second)
+    await story.approve_by_vote(first)
+    await other.approve_by_vote(second)
+    assert await story.state(first.id) is ChangeState.EXECUTING
+    assert await other.state(second.id) is ChangeState.DEFERRED
+    await story.play()
+    assert await story.state(first.id) is ChangeState.COMPLETED
+    assert await other.state(second.id) is ChangeState.VOTING
+    await story.hear(vote(second.id, "resource", Verdict.REJECT, 2))
+    assert await other.state(second.id) is ChangeState.VETOED
 
 
 async def test_the_stop_switch_halts_the_next_stage_and_lets_it_go_on(postgres: Database) -> None:

@@ -9,6 +9,7 @@ import pytest
 from optiinfra.coordinator.ledger import Ledger
 from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
+from optiinfra.schemas.arbitration import Arbitration
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.errors import Invariant, Rejected
 from optiinfra.schemas.recommendation import Recommendation
@@ -126,3 +127,17 @@ def test_votes_before_their_proposal_make_an_embryo_without_target() -> None:
     assert ledger.writes()[CHAT.id].deployment is None
     assert ledger.said == []
     assert ledger.saga("0" * 32).version == 0
+
+
+def test_what_is_needed_by_a_change_under_way_does_not_change_meanwhile() -> None:
+    bound = AUTO.model_copy(
+        update={"max_moving": 9, "arbitration": Arbitration(needs={"chat": ("search",)})}
+    )
+    ledger = opened(CHAT, SEARCH, rules=bound)
+    assert agree(ledger, CHAT) is ChangeState.EXECUTING
+    assert agree(ledger, SEARCH) is ChangeState.DEFERRED
+    wait = ledger.saga(SEARCH.id).waiting
+    assert wait == f"change {CHAT.id} is being carried out on a target that shares search"
+    late = recommendation("late", deployment="search")
+    ledger.take(event(f.RecommendationProposed(recommendation=late)))
+    assert ledger.saga(late.id).waiting == f"change {CHAT.id} has the target search"

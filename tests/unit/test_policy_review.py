@@ -83,3 +83,9 @@ def test_every_deployment_that_is_named_is_found_with_its_key() -> None:
         ("freezes.0 (w).deployments", "chat"),
         ("floors.0 (f).deployments", "x"),
     ]
+
+
+def test_what_is_bound_names_deployments_too() -> None:
+    rules = Rules.model_validate({"arbitration": {"needs": {"chat": ["embed"]}}})
+    where = "arbitration.needs.chat"
+    assert list(named_deployments(rules)) == [(where, "chat"), (where, "embed")]

@@ -139,15 +139,28 @@ class Ledger:
             for moving in self._holding.values()
             if moving.tenant == event.tenant and moving.change != saga.change
         ]
-        here = [moving for moving in others if moving.deployment == proposal.deployment]
+        target = proposal.deployment
+        executing, shared = self._under_way(others, target)
         world = World(
-            executing=next((m.change for m in here if m.state in _IN_MOTION), None),
-            deciding=next((m.change for m in here if m.state in _DECIDING), None),
+            executing=executing,
+            shared=shared,
+            deciding=next(
+                (m.change for m in others if m.state in _DECIDING and m.deployment == target), None
+            ),
             stopped=event.tenant in self._stopped,
             moving=sum(moving.state in _IN_MOTION for moving in others),
             **self._counts.of(event.tenant, proposal.deployment),
         )
         return Context(at=self._now, rules=self._rules, world=world)
+
+    def _under_way(self, others: Iterable[Moving], target: str) -> tuple[str | None, str | None]:
+        """The change that is carried out on the target or a bound one, and what both claim."""
+        policy = self._rules.arbitration
+        for moving in others:
+            there = moving.deployment
+            if moving.state in _IN_MOTION and there and policy.overlap(there, target):
+                return moving.change, policy.shared(there, target)
+        return None, None
 
     def _record(self, change: str, tenant: str) -> SagaRecord:
         if change not in self._records:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from optiinfra.coordinator.conflicts import next_in_line
+from optiinfra.coordinator.arbiter import woken_by
 from optiinfra.coordinator.known import KnownSagas
 from optiinfra.coordinator.ledger import Ledger
 from optiinfra.coordinator.outlet import CrashPoint, Outlet, Publishes
@@ -125,18 +125,15 @@ class Runner:
             )
 
     async def _wake_waiting(self, batch: Batch, ledger: Ledger) -> None:
-        """What became free is given at once: the target to its next in line, and the tenant's
-        limit on movers to the tenant's next in line."""
+        """What became free is given at once: the target to the next in turn of those that
+        want it, and the tenant's limit on movers to the tenant's next in turn."""
         if not (batch.view.waits or ledger.defers):
             return
+        policy = self._rules().arbitration
         for tenant, deployment in sorted(ledger.freed):
-            for waiting in (
-                await batch.waiting(tenant, deployment),
-                await batch.waiting(tenant, None),
-            ):
-                chosen = next_in_line(waiting)
-                if chosen is not None:
-                    await batch.nudge(chosen)
+            waiting = await batch.waiting(tenant, None)
+            for change in woken_by(deployment, waiting, batch.now, policy):
+                await batch.nudge(change)
 
 
 _ATTEMPTS = 3

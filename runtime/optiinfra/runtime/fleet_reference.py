@@ -106,7 +106,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "**needed**"
     default = field.get_default(call_default_factory=True)
-    if default is PydanticUndefined or default is None or default == ():
+    if default is PydanticUndefined or default is None or default in ((), {}):
         return "none"
     return "see below" if isinstance(default, Value) else f"`{_plain(default)}`"
 

@@ -21,6 +21,9 @@ def named_deployments(rules: Rules) -> Iterator[tuple[str, str]]:
         for number, part in enumerate(getattr(rules, key)):
             for name in part.deployments:
                 yield f"{key}.{number} ({part.name}).deployments", name
+    for target, needed in rules.arbitration.needs.items():
+        for name in (target, *needed):
+            yield f"arbitration.needs.{target}", name
 
 
 def _swallowed(rules: Rules) -> Iterator[str]:

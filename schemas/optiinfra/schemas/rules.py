@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from optiinfra.schemas.approval_rules import ApprovalRule
 from optiinfra.schemas.approval_rules import RuleName as PolicyName
+from optiinfra.schemas.arbitration import Arbitration
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import Market
 from optiinfra.schemas.floors import Floor
@@ -70,6 +71,9 @@ class Rules(Value):
     )
     floors: tuple[Floor, ...] = Field(
         default=(), description="bounds of quality and latency that votes and gates must keep"
+    )
+    arbitration: Arbitration = Field(
+        default_factory=Arbitration, description="who goes first when changes want the same"
     )
     movers_per_hour: int = Field(
         default=10, ge=1, description="changes that may begin to move in any 60 minutes"

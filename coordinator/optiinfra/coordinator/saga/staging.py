@@ -74,7 +74,8 @@ def hindrance(turn: Turn) -> str | None:
     """Why an approved change may not begin now; what is urgent is not counted against limits."""
     world = turn.context.world
     if world.executing:
-        return f"change {world.executing} is being carried out on the same target"
+        where = f"a target that shares {world.shared}" if world.shared else "the same target"
+        return f"change {world.executing} is being carried out on {where}"
     held = frozen(turn.saga.proposal, turn.context, urgent=is_urgent(turn))
     if held is not None:
         return held.reason

@@ -92,7 +92,9 @@ class World(Value):
     """What a decision must know of the rest: the target, the tenant, the switch."""
 
     executing: ChangeId | None = None
-    """Another change that is being carried out or undone on the same target."""
+    """Another change that is being carried out or undone on the same target or a bound one."""
+    shared: str | None = None
+    """What `executing` and this change both claim, where their deployments differ."""
     deciding: ChangeId | None = None
     """Another change of the same target that is further on in being decided."""
     stopped: bool = False

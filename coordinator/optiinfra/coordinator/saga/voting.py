@@ -67,7 +67,8 @@ def take_turn(turn: Turn) -> None:
 def _target_taken(turn: Turn) -> str | None:
     world = turn.context.world
     ahead = world.executing or (None if is_urgent(turn) else world.deciding)
-    return f"change {ahead} has the target {turn.saga.proposal.deployment}" if ahead else None
+    target = world.shared if world.executing and world.shared else turn.saga.proposal.deployment
+    return f"change {ahead} has the target {target}" if ahead else None
 
 
 def _request_votes(turn: Turn) -> None:
