@@ -18,7 +18,7 @@ from optiinfra.storage.postgres.access import (
     issue_one_time_token,
 )
 from optiinfra.storage.postgres.database import Database, open_database
-from optiinfra.storage.postgres.journal import unsent
+from optiinfra.storage.postgres.outbox import unsent
 from tests.factories import AT, recommendation
 from tests.integration.api_stand import Stand, standing
 

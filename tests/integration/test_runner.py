@@ -10,7 +10,7 @@ import pytest
 from optiinfra.coordinator.runner import Runner
 from optiinfra.coordinator.saga.evolve import fold
 from optiinfra.coordinator.saga.state import Saga
-from optiinfra.coordinator.timekeeping import reconcile, relay_outbox, relay_timers, sweep_timers
+from optiinfra.coordinator.timekeeping import relay_outbox, relay_timers, sweep_timers
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
@@ -198,14 +198,6 @@ async def test_what_the_bus_refuses_is_relayed_later(postgres: Database) -> None
     }
     assert await relay_outbox(postgres, story.bus, older_than_s=0) == 0
     assert await relay_timers(postgres, story.bus, older_than_s=0) == 0
-
-
-async def test_a_lost_tail_of_the_stream_is_published_again(postgres: Database) -> None:
-    story, proposal = Story(postgres), recommendation()
-    await story.open(proposal)
-    story.bus.events.clear()
-    assert await reconcile(postgres, story.bus, last_sequence=0) == 2
-    assert {e.fact.kind for e in story.bus.events} == {"change.opened", "vote.requested"}
 
 
 async def test_a_second_change_of_a_target_waits_and_then_goes(postgres: Database) -> None:

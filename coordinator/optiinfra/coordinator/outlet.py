@@ -12,7 +12,7 @@ from optiinfra.events.envelope import Event
 from optiinfra.events.facts import TimerSet
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.storage.postgres.database import Database
-from optiinfra.storage.postgres.journal import mark_sent
+from optiinfra.storage.postgres.outbox import mark_sent
 
 log = structlog.get_logger()
 

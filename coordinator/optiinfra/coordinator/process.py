@@ -14,9 +14,9 @@ from optiinfra.coordinator.announcer import Announcer
 from optiinfra.coordinator.outlet import CrashPoint
 from optiinfra.coordinator.policy_keeper import PolicyKeeper
 from optiinfra.coordinator.provenance import Vouched
+from optiinfra.coordinator.recovery import Reconciler, recover
 from optiinfra.coordinator.runner import CONSUMER, Runner
 from optiinfra.coordinator.timekeeping import (
-    reconcile,
     relay_outbox,
     relay_timers,
     sweep_agents,
@@ -29,7 +29,7 @@ from optiinfra.events.envelope import Event
 from optiinfra.events.facts import AgentHeartbeat, AgentRegistered
 from optiinfra.events.publish import Publisher
 from optiinfra.events.subjects import Stream
-from optiinfra.events.topology import last_sequence
+from optiinfra.events.topology import kept, message_id
 from optiinfra.schemas.errors import OptiInfraError
 from optiinfra.schemas.ids import NewId
 from optiinfra.schemas.rules import Rules
@@ -106,6 +106,12 @@ class Coordinator:
         self._ports = ports
         self._pace = pace or Pace()
         self._announcer = Announcer(ports.publisher)
+        self._reconciler = Reconciler(
+            ports.database,
+            self._announcer,
+            lambda: kept(ports.bus, Stream.CHANGES),
+            lambda sequence: message_id(ports.bus, Stream.CHANGES, sequence),
+        )
         self._reload = asyncio.Event()
         self.runner = Runner(
             ports.database,
@@ -130,6 +136,7 @@ class Coordinator:
             group.create_task(self.runner.outlet.run(), name="outlet")
             group.create_task(self._hear_heartbeats(), name="heartbeats")
             group.create_task(self._keep_policy(), name="policy")
+            group.create_task(self._reconcile_when_back(), name="reconciler-at-once")
             for name, every_s, work in (
                 ("timers", pace.timers_s, self._sweep_timers),
                 ("relay", pace.relay_s, self._relay),
@@ -160,10 +167,7 @@ class Coordinator:
                 log.warning("coordinator.work_failed", work="policy", reason=str(failed))
 
     async def _recover(self) -> None:
-        relayed = await relay_outbox(self._ports.database, self._announcer, older_than_s=0)
-        republished = await self._reconcile()
-        fired = await self._sweep_timers()
-        log.info("coordinator.recovered", relayed=relayed, republished=republished, fired=fired)
+        await recover(self._ports.database, self._announcer, self.runner.handle, self._reconciler)
 
     def _consumers(self) -> list[Consumer]:
         ports, wait_s = self._ports, self._pace.ack_wait_s
@@ -202,8 +206,22 @@ class Coordinator:
         return relayed + await relay_timers(self._ports.database, self._announcer)
 
     async def _reconcile(self) -> int:
-        sequence = await last_sequence(self._ports.bus, Stream.CHANGES)
-        return await reconcile(self._ports.database, self._announcer, sequence)
+        return await self._reconciler.reconcile()
+
+    async def _reconcile_when_back(self) -> None:
+        """A broker that was away may have come back with less than it had."""
+        back = asyncio.Event()
+        remove = self._ports.bus.on_reconnect(back.set)
+        try:
+            while True:
+                await back.wait()
+                back.clear()
+                try:
+                    await self._reconcile()
+                except OptiInfraError as failed:
+                    log.warning("coordinator.work_failed", work="reconciler", reason=str(failed))
+        finally:
+            remove()
 
     async def _tidy(self) -> int:
         return await tidy(self._ports.database, keep_s=self._pace.keep_s)

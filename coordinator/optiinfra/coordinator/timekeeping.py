@@ -12,7 +12,7 @@ from optiinfra.events.facts import AgentLost
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.ids import NewId, derived_id
 from optiinfra.storage.postgres.database import Database
-from optiinfra.storage.postgres.journal import mark_sent, sent_after, unsent
+from optiinfra.storage.postgres.outbox import unsent
 from optiinfra.storage.postgres.registry import database_clock, silent_agents
 from optiinfra.storage.postgres.retention import forget_received, forget_sent
 from optiinfra.storage.postgres.timers import StandingTimer, due_timers, unscheduled
@@ -102,14 +102,6 @@ def _set_event(timer: StandingTimer) -> Event:
     )
 
 
-async def reconcile(database: Database, publisher: Publishes, last_sequence: int) -> int:
-    """Publishes again what the broker acknowledged and has lost (its stream ends before)."""
-    events = await sent_after(database, last_sequence, limit=_BATCH)
-    if events:
-        log.warning("broker.lost_tail", events=len(events), last_sequence=last_sequence)
-    return await _send(database, publisher, events)
-
-
 async def tidy(database: Database, *, keep_s: float) -> int:
     """Forgets what was received or sent longer ago than `keep_s` seconds; gives how much.
 
@@ -122,15 +114,6 @@ async def tidy(database: Database, *, keep_s: float) -> int:
     if forgotten:
         log.info("journal.tidied", rows=forgotten)
     return forgotten
-
-
-async def _send(database: Database, publisher: Publishes, events: Sequence[Event]) -> int:
-    if not events:
-        return 0
-    sent = await _published(publisher, events)
-    await mark_sent(database, sent)
-    _require_some(events, sent)
-    return len(sent)
 
 
 async def _published(publisher: Publishes, events: Sequence[Event]) -> dict[str, int]:

@@ -107,6 +107,9 @@ def _further(role: BusRole) -> Iterable[str]:
     if role in DURABLES or role is BusRole.PORTAL_API:
         # A role refuses to start on streams that are not as they should be.
         yield f"{_API}.STREAM.INFO.*"
+    if role is BusRole.COORDINATOR:
+        # It compares what was acknowledged with what is there.
+        yield f"{_API}.STREAM.MSG.GET.{Stream.CHANGES}"
     if role is BusRole.TOPOLOGY:
         for stream in Stream:
             for verb in ("CREATE", "UPDATE", "INFO"):

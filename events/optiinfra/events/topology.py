@@ -252,6 +252,35 @@ async def require(bus: Bus, *, limits: TopologyLimits | None = None) -> None:
         raise _drift(differences, "run: optiinfra topology apply")
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The first and the last sequence of a stream (the last is 0 when it never had a message)."""
+
+    first: int
+    last: int
+
+
+async def kept(bus: Bus, stream: Stream) -> Kept:
+    """What a stream holds. Raises `Unavailable` when there is none, or no answer."""
+    info = await _info(bus, stream)
+    if info is None:
+        raise Unavailable(f"there is no stream {stream}", hint="run: optiinfra topology apply")
+    return Kept(info.state.first_seq, info.state.last_seq)
+
+
+async def message_id(bus: Bus, stream: Stream, sequence: int) -> str | None:
+    """The message id at a sequence; None when there is no message (any more)."""
+
+    async def look() -> str | None:
+        try:
+            found = await bus.js.get_msg(stream.value, sequence)
+        except NotFoundError:
+            return None
+        return (found.headers or {}).get("Nats-Msg-Id")
+
+    return await bus.ask(look, f"cannot look at message {sequence} of {stream}")
+
+
 async def last_sequence(bus: Bus, stream: Stream) -> int:
     """The sequence of the stream's last message (0 when it has none).
 

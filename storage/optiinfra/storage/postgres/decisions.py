@@ -23,7 +23,7 @@ from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.tenant import person
 from optiinfra.storage.postgres.access import Principal
 from optiinfra.storage.postgres.database import Connection, Database
-from optiinfra.storage.postgres.journal import mark_sent
+from optiinfra.storage.postgres.outbox import mark_sent
 
 SOURCE = "portal-api"
 PUBLISH_TIMEOUT_S = 2.0

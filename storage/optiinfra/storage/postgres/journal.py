@@ -21,7 +21,6 @@ from optiinfra.storage.postgres.append import (
 )
 from optiinfra.storage.postgres.chain import GENESIS, Link
 from optiinfra.storage.postgres.database import LOST_CONNECTION, Connection, Database
-from optiinfra.storage.postgres.events import LINK_COLUMNS, event_of
 from optiinfra.storage.postgres.policies import PolicyRecord, newest_policy
 from optiinfra.storage.postgres.projections import project_in_turn
 from optiinfra.storage.postgres.recent import RuleCount, approvals_by_rule
@@ -224,57 +223,6 @@ def _record(row: asyncpg.Record) -> SagaRecord:
     )
 
 
-@asynccontextmanager
-async def unsent(
-    database: Database, *, limit: int, older_than_s: float
-) -> AsyncIterator[tuple[list[Event], dict[str, int]]]:
-    """What stands in the outbox unsent for `older_than_s` seconds, oldest first.
-
-    The events are ours alone until the block ends; what is put into the mapping by then (id to
-    stream sequence) is marked as sent.
-    """
-    async with database.transaction() as connection:
-        rows = await connection.fetch(_UNSENT, limit, older_than_s)
-        sent: dict[str, int] = {}
-        yield [_event(row) for row in rows], sent
-        if sent:
-            await connection.execute(_SENT, list(sent), list(sent.values()))
-
-
-def _event(row: asyncpg.Record) -> Event:
-    """An event of the outbox: what we said ourselves stands in the log, once."""
-    if row["event"] is not None:
-        return Event.model_validate_json(row["event"])
-    columns = dict(row)
-    del columns["event"]
-    traceparent = columns.pop("traceparent")
-    return event_of(Link(**columns), traceparent=traceparent)
-
-
-async def mark_sent(database: Database, sent: Mapping[str, int]) -> None:
-    """Stores the stream sequences that the broker has acknowledged."""
-    if not sent:
-        return
-    async with database.connection() as connection:
-        await connection.execute(_SENT, list(sent), list(sent.values()))
-
-
-async def unsent_count(database: Database) -> int:
-    """How many events wait in the outbox."""
-    async with database.connection() as connection:
-        count: int = await connection.fetchval("SELECT count(*) FROM outbox WHERE sent_seq IS NULL")
-    return count
-
-
-async def sent_after(database: Database, sequence: int, limit: int) -> list[Event]:
-    """Events whose ack named a stream sequence above `sequence`: a broker that does not have
-    them any more has lost them. Timers live in a stream of their own and are swept anyway.
-    """
-    async with database.connection() as connection:
-        rows = await connection.fetch(_SENT_AFTER, sequence, limit)
-    return [_event(row) for row in rows]
-
-
 async def require_journal(database: Database) -> None:
     """Raises `Unavailable` when the tables are not there yet."""
     async with database.connection() as connection:
@@ -306,21 +254,4 @@ _HEAD = "SELECT version, hash FROM chain_heads WHERE chain = $1 FOR UPDATE"
 _SET_HEAD = """
 INSERT INTO chain_heads (chain, version, hash) VALUES ($1, $2, $3)
 ON CONFLICT (chain) DO UPDATE SET version = $2, hash = $3
-"""
-_OUTBOX_EVENTS = f"""
-SELECT o.event, o.traceparent, {LINK_COLUMNS}
-FROM outbox o LEFT JOIN event_log USING (event_id)
-"""  # noqa: S608 - constants
-_UNSENT = f"""
-{_OUTBOX_EVENTS} WHERE o.sent_seq IS NULL AND coalesce(o.event, body) IS NOT NULL
-AND o.created_at <= clock_timestamp() - make_interval(secs => $2)
-ORDER BY o.id LIMIT $1 FOR UPDATE OF o SKIP LOCKED
-"""
-_SENT_AFTER = f"""
-{_OUTBOX_EVENTS} WHERE o.sent_seq > $1 AND o.stream = 'CHANGES'
-ORDER BY o.id LIMIT $2
-"""
-_SENT = """
-UPDATE outbox SET sent_seq = n.seq FROM unnest($1::text[], $2::bigint[]) AS n(id, seq)
-WHERE outbox.event_id = n.id
 """
