@@ -144,6 +144,8 @@ async def test_no_role_can_say_what_is_not_its_to_say(bare: NatsServer) -> None:
     subjects["timer.schedule.x.x.x"] = BY_PREFIX["timer.set"]
     for role in BusRole:
         foreign = {one for one, row in subjects.items() if role not in row.publishers}
+        if role is BusRole.OPERATOR:  # sends buried messages again
+            foreign = {"timer.schedule.x.x.x", "agent.heartbeat.x.x", "dlq.x.x"} & foreign
         async with probe(bare, role) as client:
             assert await client.publish(subjects, foreign) == set(), role
 
@@ -161,6 +163,7 @@ async def test_no_role_can_hear_what_is_said_to_others(bare: NatsServer) -> None
 
 
 ADMINISTERS = {
+    BusRole.COORDINATOR: {"$JS.API.STREAM.MSG.GET.CHANGES"},
     BusRole.TOPOLOGY: {
         f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE") for stream in Stream
     },

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from optiinfra.runtime import cli, console
-from optiinfra.runtime.cli_events import _time
+from optiinfra.runtime.cli_events import time_of
 from optiinfra.runtime.cli_recs import card
 from optiinfra.schemas import errors
 
@@ -196,14 +196,14 @@ def test_a_fleet_file_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_times_may_be_given_as_how_long_ago() -> None:
-    ago, exact = _time("2h"), _time("2026-01-05T12:00:00")
+    ago, exact = time_of("2h"), time_of("2026-01-05T12:00:00")
     assert ago is not None
     assert 7_190 < time.time() - ago.timestamp() < 7_210
     assert exact is not None
     assert exact.isoformat() == "2026-01-05T12:00:00+00:00"
-    assert _time(None) is None
+    assert time_of(None) is None
     with pytest.raises(errors.Rejected, match="not a time"):
-        _time("soon")
+        time_of("soon")
 
 
 def test_a_card_puts_dissent_first_and_never_shows_unknown_as_zero() -> None:

@@ -16,6 +16,7 @@ from optiinfra.schemas.ids import derived_id, token
 
 BODY_LIMIT_BYTES = 64_000
 ERROR_LIMIT = 2_000
+HEADERS_LIMIT = 16_000
 NAME_LIMIT = 64
 NO_TENANT = "unknown"
 _PLAIN_TOKENS = 9
@@ -76,6 +77,7 @@ def dead_letter_of(
 ) -> tuple[str, str, DeadLettered]:
     """Id, tenant and fact of the dead letter; burying the same message again gives the same id."""
     message, cause = delivery.message, delivery.cause
+    headers = _plain_headers(message)
     fact = DeadLettered(
         consumer=consumer,
         subject=message.subject,
@@ -86,6 +88,8 @@ def dead_letter_of(
         cause=type(cause).__name__,
         event_id=_name_in(message),
         body=_shown(message.data),
+        headers=headers,
+        truncated=len(message.data) > BODY_LIMIT_BYTES or headers is None,
         at=at,
     )
     name = derived_id("dead", consumer, delivery.stream, delivery.sequence, delivery.stored_ns)
@@ -96,6 +100,25 @@ def _name_in(message: Msg) -> str | None:
     """The id that the message gives itself; cut, for it may be anything."""
     name = (message.headers or {}).get("ce-id")
     return name[:NAME_LIMIT].replace("\x00", "\\0") if name is not None else None
+
+
+def _plain_headers(message: Msg) -> dict[str, str] | None:
+    """The headers as they came; None when they are too many, or no text that can be kept."""
+    headers = dict(message.headers or {})
+    size = sum(len(name) + len(value) for name, value in headers.items())
+    kept = size <= HEADERS_LIMIT and not any("\x00" in value for value in headers.values())
+    return headers if kept else None
+
+
+def body_of(letter: DeadLettered) -> bytes:
+    """The message's body, as it was. Raises `Rejected` when the letter holds only a part."""
+    if letter.truncated or letter.headers is None:
+        raise Rejected(
+            "the letter holds only a part of its message, so it cannot be sent again",
+            hint="have its sender say it again, then drop the letter",
+        )
+    marker, _, rest = letter.body.partition("base64:")
+    return base64.b64decode(rest) if marker == "" and rest else letter.body.encode()
 
 
 def _shown(body: bytes) -> str:

@@ -277,6 +277,10 @@ class DeadLettered(Value):
     cause: str
     event_id: str | None = None
     body: str
+    headers: dict[str, str] | None = None
+    """As the message had them; None in letters of older releases, which cannot be sent again."""
+    truncated: bool = False
+    """The body or the headers were longer than a letter holds."""
     at: AwareDatetime
 
 

@@ -117,6 +117,8 @@ def _further(role: BusRole) -> Iterable[str]:
     if role is BusRole.SUBSCRIBER:
         yield f"{_API}.STREAM.MSG.GET.{Stream.CHANGES_REPLAY}"
     if role is BusRole.OPERATOR:
+        # A buried message is sent again on its own subject. What must not be forged is looked up.
+        yield from (row.pattern for row in SUBJECTS if row.stream not in (None, Stream.DLQ))
         for verb in ("STREAM.INFO.*", "STREAM.NAMES", "STREAM.LIST", "STREAM.MSG.GET.*"):
             yield f"{_API}.{verb}"
         for verb in ("CONSUMER.LIST.*", "CONSUMER.NAMES.*", f"STREAM.MSG.DELETE.{Stream.DLQ}"):

@@ -104,6 +104,13 @@ class Publisher:
         results |= await self._persist_many(kept)
         return [results[position] for position in range(len(events))]
 
+    async def send(self, subject: str, headers: dict[str, str], body: bytes) -> int:
+        """Publishes a message as it is, and gives its sequence: for what was buried once.
+
+        Raises as `publish` does.
+        """
+        return await self._persist(Outgoing(subject, headers, body))
+
     async def schedule(self, event: Event, fire_at: datetime, target_event: Event) -> int:
         """Has the broker say `target_event` at `fire_at`; gives the schedule's sequence.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from optiinfra.runtime import cli_changes, cli_events, cli_fleet, cli_recs, console
+from optiinfra.runtime import cli_changes, cli_events, cli_fleet, cli_letters, cli_recs, console
 from optiinfra.runtime.cli_options import Config, Home, Json, Policy, Yes, give, settings_of
 from optiinfra.schemas.errors import (
     Conflict,
@@ -45,6 +45,7 @@ app.add_typer(cli_changes.app, name="changes")
 app.add_typer(cli_fleet.agents, name="agents")
 app.add_typer(cli_events.events, name="events")
 app.add_typer(cli_events.audit, name="audit")
+app.add_typer(cli_letters.app, name="dlq")
 app.add_typer(cli_fleet.switch, name="switch")
 app.add_typer(cli_fleet.topology, name="topology")
 app.add_typer(cli_fleet.config, name="config")

@@ -76,7 +76,7 @@ def replay(
 ) -> None:
     """Tells a range of the log again, in its order; from the database when postgres_url is set."""
     settings = settings_of(home)
-    want = {"change": change, "kind": kind, "since": _time(since), "until": _time(until)}
+    want = {"change": change, "kind": kind, "since": time_of(since), "until": time_of(until)}
     found = (
         _from_database(settings, tenant, want, limit)
         if _is_direct(settings)
@@ -188,7 +188,7 @@ def _verified_in_database(settings: Settings, tenant: str) -> dict[str, Any]:
     return {**asdict(found), "ok": found.ok}
 
 
-def _time(given: str | None) -> datetime | None:
+def time_of(given: str | None) -> datetime | None:
     """A time, or how long ago it was. Raises `Rejected`."""
     if given is None:
         return None

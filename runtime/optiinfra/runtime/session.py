@@ -6,7 +6,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from optiinfra.runtime.settings import Settings
 from optiinfra.schemas.base import Value
+from optiinfra.schemas.errors import Rejected
 
 FILE = "session.json"
 
@@ -19,6 +21,9 @@ class Session(Value):
     gateway_url: str | None = None
     gateway_admin_url: str | None = None
     gateway_admin_token: str | None = None
+    nats_url: str | None = None
+    """The bus, as an operator signs in there."""
+    postgres_url: str | None = None
 
 
 def read_session(home: Path) -> Session | None:
@@ -27,3 +32,20 @@ def read_session(home: Path) -> Session | None:
         return Session.model_validate_json((home / FILE).read_text())
     except (FileNotFoundError, ValidationError):
         return None
+
+
+def addresses_of(settings: Settings) -> tuple[str, str]:
+    """The bus and the database of the settings, else those that `up` has left in its home.
+
+    Raises `Rejected` when neither names them.
+    """
+    session = read_session(settings.home.expanduser())
+    nats_url = settings.nats_url or (session.nats_url if session else None)
+    postgres_url = settings.postgres_url or (session.postgres_url if session else None)
+    if nats_url is None or postgres_url is None:
+        raise Rejected(
+            "there is no bus and no database to look at",
+            hint="name the home of a running `optiinfra up` with --home, or set"
+            " OPTIINFRA_NATS_URL and OPTIINFRA_POSTGRES_URL",
+        )
+    return nats_url, postgres_url

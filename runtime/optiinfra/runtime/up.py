@@ -316,6 +316,8 @@ class _Up:
             gateway_url=front.url,
             gateway_admin_url=front.admin_url,
             gateway_admin_token=front.admin_token,
+            nats_url=stores.addresses.nats_url_for(BusRole.OPERATOR),
+            postgres_url=stores.addresses.postgres_url,
         )
         write_private(self._home / SESSION, session.model_dump_json())
         log.info("up.ready", api=url, gateway=front.url, mode=self._fleet.mode)

@@ -308,6 +308,18 @@ class PolicyRow(Table):
     at: Mapped[datetime]
 
 
+class DeadLetterRow(Table):
+    """Dead letters that somebody has dealt with; the letters themselves lie on the broker."""
+
+    __tablename__ = "dead_letters"
+
+    letter: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    by: Mapped[str]
+    reason: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
 class AuditRow(Table):
     """Who did or tried what; denials too."""
 

@@ -11,6 +11,7 @@ depends_on = None
 
 def upgrade() -> None:
     _deliver_leaner()
+    _deal_with_letters()
     _keep_policies()
 
 
@@ -61,4 +62,18 @@ def _keep_policies() -> None:
         "approvals",
         ["at"],
         postgresql_where=sa.text("by_kind = 'policy'"),
+    )
+
+
+def _deal_with_letters() -> None:
+    """What was done with dead letters."""
+    now = sa.text("clock_timestamp()")
+    op.create_table(
+        "dead_letters",
+        sa.Column("letter", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("by", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=now, nullable=False),
+        sa.PrimaryKeyConstraint("letter", name=op.f("pk_dead_letters")),
     )

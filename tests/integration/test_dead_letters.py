@@ -1,0 +1,150 @@
+"""Dead letters on a real broker and a real PostgreSQL: looked at, sent again, dropped, audited."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from optiinfra.events.envelope import Event
+from optiinfra.events.facts import ChangeResumed
+from optiinfra.events.publish import Publisher
+from optiinfra.runtime.letters import Letters, Wanted
+from optiinfra.schemas.errors import Conflict, NotFound, Rejected, Unavailable
+from optiinfra.storage.embedded.nats import NatsServer
+from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.letters import LetterState
+from tests.bus_stand import MemoryInbox, Stand, new_id, now, running, stand, until
+
+
+@pytest.fixture
+async def s(nats_server: Callable[[], NatsServer]) -> AsyncIterator[Stand]:
+    async with stand(nats_server().url) as made:
+        yield made
+
+
+@pytest.fixture
+async def postgres(database: str) -> AsyncIterator[Database]:
+    async with open_database(database) as opened:
+        yield opened
+
+
+class Moody:
+    """Refuses what comes while it is in a bad mood."""
+
+    def __init__(self) -> None:
+        self.bad = True
+        self.handled: list[Event] = []
+
+    async def __call__(self, event: Event) -> None:
+        if self.bad:
+            raise Rejected("not today")
+        self.handled.append(event)
+
+
+async def buried(s: Stand, handle: Moody, count: int) -> list[Event]:
+    said = await s.say(count)
+    await until_buried(s, count)
+    return said
+
+
+async def until_buried(s: Stand, count: int) -> None:
+    async with asyncio.timeout(20):
+        while len(await s.dead_letters()) < count:  # noqa: ASYNC110 - the broker says when
+            await asyncio.sleep(0.02)
+
+
+async def test_a_letter_is_shown_whole_and_sent_again_as_it_was(
+    s: Stand, postgres: Database
+) -> None:
+    handle = Moody()
+    letters = Letters(s.bus, postgres, s.publisher)
+    async with running(s.consumer("moody", handle=handle, inbox=MemoryInbox())):
+        [said] = await buried(s, handle, 1)
+        [letter] = await letters.ls(Wanted())
+        assert (letter.fact.consumer, letter.fact.cause) == ("moody", "Rejected")
+        assert letter.fact.event_id == said.id
+        assert letter.fact.headers is not None
+        assert letter.fact.headers["ce-id"] == said.id
+        handle.bad = False
+        await letters.retry(letter)
+        await until(lambda: len(handle.handled) == 1)
+    assert handle.handled == [said]
+    assert await letters.ls(Wanted()) == []
+    [dealt] = await letters.ls(Wanted(state=None))
+    assert dealt.state is LetterState.RETRIED
+    with pytest.raises(Conflict, match="retried by operator:"):
+        await letters.retry(letter)
+
+
+async def test_each_deed_is_audited_once_and_only_if_it_was_done(
+    s: Stand, postgres: Database
+) -> None:
+    handle = Moody()
+    letters = Letters(s.bus, postgres, s.publisher)
+    async with running(s.consumer("moody", handle=handle)):
+        await buried(s, handle, 2)
+    first, second = await letters.ls(Wanted(consumer="moody"))
+    await letters.drop(first, "known bad")
+    with pytest.raises(Conflict, match="dropped"):
+        await letters.retry(first)
+    await s.bus.js.delete_stream("CHANGES")
+    hasty = Letters(s.bus, postgres, _hasty(s))
+    with pytest.raises(Unavailable, match="no stream"):
+        await hasty.retry(second)
+    assert [one.number for one in await letters.ls(Wanted())] == [second.number]
+    async with postgres.connection() as connection:
+        rows = await connection.fetch("SELECT action, target, actor, detail FROM audit")
+    [row] = rows
+    assert (row["action"], row["target"]) == ("letter.dropped", first.id)
+    assert row["actor"].startswith("operator:")
+    assert json.loads(row["detail"])["reason"] == "known bad"
+
+
+def _hasty(s: Stand) -> Publisher:
+    return Publisher(s.bus, "operator", now, new_id, give_up_after_s=0.3)
+
+
+async def test_letters_are_chosen_by_consumer_cause_and_number(
+    s: Stand, postgres: Database
+) -> None:
+    handle = Moody()
+    letters = Letters(s.bus, postgres, s.publisher)
+    async with running(s.consumer("one", handle=handle)), running(s.consumer("two", handle=handle)):
+        await s.say(2)
+        await until_buried(s, 4)
+    assert len(await letters.ls(Wanted())) == 4
+    assert len(await letters.ls(Wanted(consumer="two"))) == 2
+    assert await letters.ls(Wanted(cause="Invariant")) == []
+    with pytest.raises(NotFound):
+        await letters.show(99)
+
+
+async def test_a_letter_that_holds_a_part_is_not_sent_again(s: Stand, postgres: Database) -> None:
+    handle = Moody()
+    letters = Letters(s.bus, postgres, s.publisher)
+    async with running(s.consumer("moody", handle=handle)):
+        event = s.publisher.event(ChangeResumed(change="a" * 32, by="x" * 100_000), tenant="acme")
+        await s.publisher.publish(event)
+        await until_buried(s, 1)
+    [letter] = await letters.ls(Wanted())
+    assert letter.fact.truncated
+    with pytest.raises(Rejected, match="only a part"):
+        await letters.retry(letter)
+    assert len(await letters.ls(Wanted())) == 1
+
+
+async def test_what_was_no_text_comes_back_byte_for_byte(s: Stand, postgres: Database) -> None:
+    letters = Letters(s.bus, postgres, s.publisher)
+    handle = Moody()
+    body = b"\xff\x00\xfe"
+    async with running(s.consumer("moody", handle=handle)):
+        await s.bus.js.publish(f"change.resumed.acme.{'b' * 32}", body, headers={"x": "y"})
+        await until_buried(s, 1)
+        [letter] = await letters.ls(Wanted())
+        sequence = await letters.retry(letter)
+    again = await s.bus.js.get_msg("CHANGES", sequence)
+    assert again.data == body
+    assert (again.headers or {})["x"] == "y"
