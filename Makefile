@@ -14,7 +14,7 @@ PURE := $(PURE),*/optiinfra/agents/application/gate.py,*/optiinfra/agents/applic
 PURE := $(PURE),*/optiinfra/agents/application/scoring.py,*/optiinfra/agents/application/sequential.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults check fix bench lock clean ready-demo ready-dev
+.PHONY: help demo up test faults fuzz check fix bench lock clean ready-demo ready-dev
 
 help:  ## what this file can do
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,12 @@ faults: ready-dev  ## the fault suite at length, with a seed that it prints (ARG
 	@seed=$$(od -An -N3 -tu4 /dev/urandom | tr -d ' '); \
 	  echo "faults: --seed $$seed (unless ARGS names another)"; \
 	  exec $(BIN)/python -m pytest tests/faults --at-length --timeout 600 --seed $$seed $(ARGS)
+
+fuzz: ready-dev  ## the decoder against a coverage-guided fuzzer (ARGS="-max_total_time=600"; installs atheris)
+	@$(BIN)/python -c "import atheris" 2>/dev/null || $(PYTHON) -m pip --python $(BIN)/python install --quiet atheris \
+	  || { echo "atheris does not install here: Linux or macOS, and a Python that it knows"; exit 1; }
+	@mkdir -p .fuzz
+	@exec $(BIN)/python -m tests.fuzz.decode_atheris -max_total_time=60 $(ARGS) .fuzz tests/fuzz/corpus
 
 check: ready-dev  ## format, lint, types, who may import whom, unit tests
 	@$(BIN)/ruff format --check --quiet .

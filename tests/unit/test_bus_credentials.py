@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer
 import yaml
 
+from optiinfra.agents.base.agent import Say
+from optiinfra.agents.base.host import AgentHost, Identity, Ports
+from optiinfra.agents.memory import OutcomeMemory
+from optiinfra.coordinator.process import Coordinator, CoordinatorPorts
 from optiinfra.events import authorization
+from optiinfra.events.bus import Bus
 from optiinfra.events.bus_roles import AGENTS, BusRole, inbox_of
+from optiinfra.events.consume import Consumer
+from optiinfra.events.envelope import Event
+from optiinfra.events.facts import Fact
 from optiinfra.events.permissions import DURABLES, permissions_of, says
-from optiinfra.events.subjects import BY_PREFIX, SUBJECTS, Stream
+from optiinfra.events.subjects import BY_PREFIX, SUBJECTS
 from optiinfra.runtime.bus_credentials import CONFIG, PASSWORDS, write_credentials
 from optiinfra.runtime.cli import app
+from optiinfra.runtime.control import collector, remembering
+from optiinfra.runtime.stores import Stores
 from optiinfra.schemas.errors import Conflict, Rejected
+from optiinfra.schemas.vote import AgentName
 
 ROOT = Path(__file__).parents[2]
 DECIDES = ("approval.granted", "approval.denied", "control.requested", "switch.turned")
@@ -57,29 +71,51 @@ def test_no_role_hears_another_one() -> None:
     assert inbox_of("somebody") == inbox_of(None) == "_INBOX"
 
 
-def test_the_durables_are_those_that_the_roles_make() -> None:
-    """The rooms that make them stand above this table, so it is held to their text."""
-    text = "".join(
-        (ROOT / path).read_text(encoding="utf-8")
-        for path in (
-            "coordinator/optiinfra/coordinator/process.py",
-            "runtime/optiinfra/runtime/control.py",
-            "agents/optiinfra/agents/base/host.py",
-        )
-    )
-    streams = re.findall(r"ConsumerSpec\(\s*name=([^,]+),\s*stream=Stream\.(\w+)", text)
-    agents = {role.removeprefix("agent-") for role in AGENTS}
-    made = {(Stream(stream), name) for said, stream in streams for name in _names(said, agents)}
-    table = {durable for durables in DURABLES.values() for durable in durables}
-    assert table <= made
-    assert {one for one in made - table if one[0] is not Stream.SAMPLES} == set()
+@dataclass
+class Agent:
+    """Hears everything that an agent may hear."""
+
+    name: AgentName
+    capabilities: tuple[str, ...] = ()
+    hears: tuple[str, ...] = ("vote.requested",)
+    sense_every_s: float = 60.0
+
+    async def handle(self, event: Event, say: Say) -> Sequence[Fact]:
+        return []
+
+    async def sense(self) -> Sequence[Fact]:
+        return []
 
 
-def _names(said: str, agents: set[str]) -> set[str]:
-    said = said.replace("CONSUMER", '"coordinator"').strip()
-    if said in ("name", 'f"{name}-samples"'):
-        return {agent + ("-samples" if "samples" in said else "") for agent in agents}
-    return {said.removeprefix("f").replace('{"coordinator"}', "coordinator").strip('"')}
+class Scorer(Agent):
+    async def samples_handler(self, events: Sequence[Event]) -> Sequence[Fact]:
+        return []
+
+
+async def test_the_durables_are_those_that_the_roles_make() -> None:
+    """The rooms that make them stand above the table, which cannot ask them."""
+    nothing: Any = None
+    bus = Bus("nats://nowhere")
+    made: dict[BusRole, list[Consumer]] = {}
+    for name in AgentName:
+        agent = (Scorer if name is AgentName.APPLICATION else Agent)(name)
+        ports = Ports(bus, nothing, nothing, nothing, nothing, nothing, nothing)
+        host = AgentHost(agent, Identity("acme", "one", "1"), ports)
+        made[BusRole(f"agent-{name}")] = host._consumers()
+    stores = Stores(nothing, bus, nothing, nothing, nothing, nothing)
+    made[BusRole.COLLECTOR] = [collector(stores), remembering(stores, nothing_remembered())]
+    ports_of_coordinator = CoordinatorPorts(*[bus, *[nothing] * 7])
+    made[BusRole.COORDINATOR] = Coordinator(ports_of_coordinator)._consumers()
+    names = {
+        role: {(one.spec.stream, one.spec.name) for one in consumers}
+        for role, consumers in made.items()
+    }
+    assert names == {role: set(durables) for role, durables in DURABLES.items()}
+
+
+def nothing_remembered() -> OutcomeMemory:
+    nowhere: Any = None
+    return OutcomeMemory(nowhere)
 
 
 def test_the_broker_of_compose_knows_what_the_table_says() -> None:
