@@ -25,7 +25,7 @@ def event(fact: object, name: str) -> Event:
         source="test",
         tenant="acme",
         time=datetime(2026, 1, 1, tzinfo=UTC),
-        fact=fact,  # type: ignore[arg-type]
+        fact=fact,
     )
 
 

@@ -56,5 +56,6 @@ def _is_own(event: Event) -> bool:
     """A policy's word is the coordinator's own and in force before it is said: it is not heard
     from the bus, where it could be anybody's."""
     fact = event.fact
-    granted = isinstance(fact, f.ApprovalGranted | f.ApprovalDenied)
-    return granted and fact.approval.by.kind == POLICY
+    if not isinstance(fact, f.ApprovalGranted | f.ApprovalDenied):
+        return False
+    return fact.approval.by.kind == POLICY

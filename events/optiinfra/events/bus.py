@@ -22,6 +22,7 @@ from optiinfra.schemas.errors import Rejected, Unavailable
 log = logging.getLogger("optiinfra.events.bus")
 
 T = TypeVar("T")
+Callback = TypeVar("Callback", Callable[[], None], Callable[[str], None])
 Credentials = Path | tuple[str, str]
 """A `.creds` file (needs the package `nkeys`), or a user with a password."""
 
@@ -256,9 +257,7 @@ class Bus:
             callback()
 
 
-def _registered(
-    callbacks: list[Callable[[], None]], callback: Callable[[], None]
-) -> Callable[[], None]:
+def _registered(callbacks: list[Callback], callback: Callback) -> Callable[[], None]:
     callbacks.append(callback)
 
     def remove() -> None:

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as distribution_version
+from typing import Any
 
 from optiinfra.events.bus import Bus
 from optiinfra.events.bus_roles import BusRole
@@ -79,7 +80,8 @@ def required_addresses(**urls: str | None) -> Addresses:
             f"no address for {', '.join(missing)}",
             hint=f"set {names}, or use `optiinfra up`, which starts embedded stores",
         )
-    return Addresses(**{name: url for name, url in urls.items() if url})
+    given: dict[str, Any] = {name: url for name, url in urls.items() if url}
+    return Addresses(**given)
 
 
 @asynccontextmanager

@@ -209,8 +209,9 @@ class AgentHost:
     async def _require_proof(self, event: Event) -> None:
         """Nothing is done to the world on the word of the bus alone."""
         fact = event.fact
-        mine = isinstance(fact, ExecutionRequested | RollbackRequested)
-        if mine and fact.executor is self._agent.name:
+        if not isinstance(fact, ExecutionRequested | RollbackRequested):
+            return
+        if fact.executor is self._agent.name:
             await self._ports.proof.require(event)
 
     async def _handle_samples(self, events: Sequence[Event]) -> Sequence[BaseException | None]:
