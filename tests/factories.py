@@ -45,7 +45,7 @@ def recommendation(name: object = "rec", **changes: Any) -> Recommendation:
         "proposer": AgentName.COST,
         "title": "Move chat to spot",
         "spec": SpotMigration(
-            replicas=("chat-1",),
+            replicas=("chat-1" if name == "rec" else f"chat-{derived_id('replica', name)[:8]}",),
             to=Placement(
                 provider=Provider.AWS,
                 instance_type="g5.xlarge",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 from optiinfra.coordinator.saga.freeze import FREEZE
+from optiinfra.coordinator.saga.ruling import Loss, Ruling
 from optiinfra.coordinator.saga.state import Saga, World
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
@@ -24,7 +25,8 @@ MOSTLY_PASS = (GateVerdict.PASS,) * 8 + (GateVerdict.HOLD,) * 2 + (GateVerdict.R
 WORLDS = (
     *[World()] * 6,
     World(executing=OTHER),
-    World(deciding=OTHER),
+    World(ruling=Ruling(behind=Loss(change=OTHER, rule="interest", reason="it goes first"))),
+    World(ruling=Ruling(yields=(Loss(change=OTHER, rule="risk", reason="this goes first"),))),
     World(moving=3),
     World(moved_last_hour=99),
     World(stopped=True),

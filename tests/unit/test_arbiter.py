@@ -10,11 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optiinfra.coordinator.arbiter import in_turn, precedence, woken_by
+from optiinfra.coordinator.arbiter import (
+    Rival,
+    arbitrate,
+    in_turn,
+    over_budget,
+    precedence,
+    replaced_by,
+    woken_by,
+)
+from optiinfra.coordinator.saga.ruling import Ruling
 from optiinfra.coordinator.saga.state import Saga
-from optiinfra.schemas.arbitration import Arbitration, Interest
+from optiinfra.schemas.arbitration import Arbitration, Budget, Interest
+from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.money import Interval
-from optiinfra.schemas.recommendation import Recommendation, Risk
+from optiinfra.schemas.recommendation import Recommendation, Risk, SpotMigration
 from optiinfra.schemas.vote import AgentName
 from tests.factories import AT, recommendation
 
@@ -185,3 +195,175 @@ def test_two_that_need_the_same_are_one_target() -> None:
 def test_a_policy_that_cannot_be_meant_is_refused(wrong: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Arbitration.model_validate(wrong)
+
+
+# Between open changes of one deployment
+
+
+def rival(
+    name: str,
+    state: ChangeState = ChangeState.VOTING,
+    *,
+    waited_s: float = 0.0,
+    nudged: bool = False,
+    preempted: int = 0,
+    **changes: Any,
+) -> Rival:
+    saga = Saga(
+        change=recommendation(name).id,
+        state=state,
+        recommendation=recommendation(name, **changes),
+        preempted=preempted,
+        touched=state is ChangeState.EXECUTING,
+    )
+    return Rival(saga, AT - timedelta(seconds=waited_s), nudged)
+
+
+def ruled(me: Rival, *rivals: Rival, policy: Arbitration = DEFAULT, at: datetime = AT) -> Ruling:
+    return arbitrate(me.saga, me.opened_at, rivals, at, policy)
+
+
+BETTER = {"proposer": AgentName.APPLICATION}
+
+
+def test_nobody_else_wants_it() -> None:
+    assert ruled(rival("a")) == Ruling()
+
+
+def test_a_better_one_makes_the_one_that_is_being_decided_give_way() -> None:
+    found = ruled(rival("new", **BETTER), rival("old"))
+    assert [(loss.change, loss.rule) for loss in found.yields] == [
+        (recommendation("old").id, "interest")
+    ]
+    assert found.behind is None
+
+
+def test_a_worse_one_waits_and_is_told_by_which_rule() -> None:
+    found = ruled(rival("new", risk=Risk.HIGH), rival("old"))
+    assert found.behind is not None
+    assert (found.behind.change, found.behind.rule) == (recommendation("old").id, "risk")
+    assert found.yields == ()
+
+
+def test_among_equals_the_older_goes_first() -> None:
+    found = ruled(rival("new"), rival("old", waited_s=5))
+    assert found.behind is not None
+    assert found.behind.rule == "age"
+    assert ruled(rival("old", waited_s=5), rival("new")).yields != ()
+
+
+def test_what_is_urgent_goes_beside_and_what_is_not_waits_for_it() -> None:
+    urgent = {"urgent_until": AT + timedelta(hours=1)}
+    assert ruled(rival("new", **urgent), rival("old", **BETTER)) == Ruling()
+    found = ruled(rival("new", **BETTER), rival("old", **urgent))
+    assert found.behind is not None
+
+
+def test_nobody_gives_way_more_often_than_the_policy_says_nor_after_a_long_wait() -> None:
+    for tired in (rival("old", preempted=3), rival("old", waited_s=30_000)):
+        found = ruled(rival("new", **BETTER), tired)
+        assert found.behind is not None
+        assert found.behind.rule in ("preemptions", "patience")
+
+
+def test_of_two_that_have_waited_too_long_the_older_goes_first() -> None:
+    me, other = rival("me", waited_s=30_000), rival("other", waited_s=40_000, **BETTER)
+    found = ruled(me, other)
+    assert found.behind is not None
+    assert found.behind.rule == "patience"
+
+
+def test_a_newcomer_does_not_pass_one_whose_turn_has_come() -> None:
+    waits = rival("old", ChangeState.DEFERRED, nudged=True, **BETTER)
+    found = ruled(rival("new"), waits)
+    assert found.behind is not None
+    assert ruled(rival("new"), rival("old", ChangeState.DEFERRED, **BETTER)) == Ruling()
+    assert (
+        ruled(rival("new", **BETTER), rival("old", ChangeState.DEFERRED, nudged=True)) == Ruling()
+    )
+
+
+def test_what_says_the_same_is_merged_into_what_is_there_even_while_it_is_carried_out() -> None:
+    spec = recommendation("x").spec
+    for state in (ChangeState.DEFERRED, ChangeState.VOTING, ChangeState.EXECUTING):
+        found = ruled(rival("new", spec=spec), rival("old", state, spec=spec))
+        assert found.merged is not None
+        assert found.merged.change == recommendation("old").id
+
+
+def test_a_newer_proposal_for_the_same_replicas_replaces_the_older_unless_it_has_begun() -> None:
+    old_spec = recommendation("x").spec
+    assert isinstance(old_spec, SpotMigration)
+    new_spec = old_spec.model_copy(
+        update={"to": old_spec.to.model_copy(update={"instance_type": "g6.xlarge"})}
+    )
+    found = ruled(rival("new", spec=new_spec), rival("old", spec=old_spec))
+    assert [loss.rule for loss in found.supersedes] == ["newer"]
+    assert found.behind is None
+    begun = rival("old", ChangeState.EXECUTING, spec=old_spec)
+    assert ruled(rival("new", spec=new_spec), begun).supersedes == ()
+    elsewhere = rival("old", proposer=AgentName.PERFORMANCE, spec=old_spec)
+    assert ruled(rival("new", spec=new_spec), elsewhere).supersedes == ()
+
+
+def test_a_change_whose_turn_comes_again_replaces_nobody() -> None:
+    spec = recommendation("x").spec
+    me = rival("me", ChangeState.DEFERRED, spec=spec)
+    again = Rival(me.saga.model_copy(update={"round": 1}), me.opened_at)
+    found = ruled(again, rival("other", ChangeState.DEFERRED, spec=spec))
+    assert (found.merged, found.supersedes) == (None, ())
+
+
+def test_what_is_complete_leaves_those_behind_that_wanted_its_replicas() -> None:
+    spec = recommendation("x").spec
+    done = rival("done", ChangeState.EXECUTING, spec=spec)
+    waiting, other = rival("w", ChangeState.DEFERRED, spec=spec), rival("o", ChangeState.DEFERRED)
+    found = replaced_by(done.saga, [waiting, other])
+    assert [loss.change for loss in found.supersedes] == [waiting.saga.change]
+
+
+@given(st.permutations(range(5)))
+def test_whoever_comes_first_the_same_one_is_decided_in_the_end(order: list[int]) -> None:
+    """Five changes of different worth arrive in any order; none is carried out meanwhile."""
+    policy = Arbitration(max_preemptions=9)
+    risks = (Risk.LOW, Risk.MEDIUM, Risk.HIGH, Risk.CRITICAL)
+    worth: list[dict[str, Any]] = [BETTER, *({"risk": risk} for risk in risks)]
+    rivals: dict[int, Rival] = {}
+    for number in order:
+        me = rival(f"c{number}", **worth[number])
+        found = ruled(me, *rivals.values(), policy=policy)
+        lost = {loss.change for loss in found.yields}
+        for other, one in rivals.items():
+            if one.saga.change in lost:
+                rivals[other] = rival(f"c{other}", ChangeState.DEFERRED, **worth[other])
+        state = ChangeState.DEFERRED if found.behind else ChangeState.VOTING
+        rivals[number] = rival(f"c{number}", state, **worth[number])
+    deciding = [number for number, one in rivals.items() if one.saga.is_deciding]
+    assert deciding == [0]
+
+
+# Budgets
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    deployment: str | None
+    usd_per_hour: float | None = None
+
+
+def test_a_budget_counts_what_is_carried_out_under_it() -> None:
+    policy = Arbitration(budgets=(Budget(name="gpus", deployments=("chat", "x"), max_moving=1),))
+    mine = recommendation("a")
+    assert over_budget(mine, [], policy) is None
+    assert over_budget(mine, [UnderWay("elsewhere")], policy) is None
+    assert over_budget(mine, [UnderWay("x")], policy) == "budget 'gpus' allows 1 changes at once"
+    assert over_budget(recommendation("b", deployment="y"), [UnderWay("x")], policy) is None
+
+
+def test_a_budget_adds_up_dollars_and_knows_what_it_does_not_know() -> None:
+    policy = Arbitration(budgets=(Budget(name="all", max_usd_per_hour=10.0),))
+    mine = recommendation("a", spend_usd_per_hour=6.0)
+    assert over_budget(mine, [UnderWay("x", 4.0)], policy) is None
+    assert "it would be $11" in (over_budget(mine, [UnderWay("x", 5.0)], policy) or "")
+    assert "no known price" in (over_budget(mine, [UnderWay("x")], policy) or "")
+    assert "no known price" in (over_budget(recommendation("a"), [], policy) or "")

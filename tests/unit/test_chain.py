@@ -59,7 +59,10 @@ def test_a_hash_is_known_for_good() -> None:
     known=st.booleans(),
 )
 def test_the_canonical_text_is_the_json_that_it_claims_to_be(
-    texts: list[str], version: int, hours: int, known: bool  # noqa: FBT001
+    texts: list[str],
+    version: int,
+    hours: int,
+    known: bool,  # noqa: FBT001
 ) -> None:
     at = datetime(2026, 1, 31, 23, 59, tzinfo=timezone(timedelta(hours=hours)))
     names = ("event_id", "tenant", "chain", "type", "subject", "source", "body", "prev_hash")

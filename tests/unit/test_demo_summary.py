@@ -43,7 +43,7 @@ from optiinfra.schemas.tenant import person, policy
 from optiinfra.schemas.vote import AgentName
 from tests.factories import AT, recommendation
 
-CHAT = recommendation("chat", spend_usd_per_hour=4.0)
+CHAT = recommendation("chat", spec=recommendation().spec, spend_usd_per_hour=4.0)
 ASSIST = recommendation("assist", deployment="assist", spend_usd_per_hour=3.0)
 SEARCH = recommendation("search", deployment="search", spend_usd_per_hour=2.0)
 SAVED = recommendation(

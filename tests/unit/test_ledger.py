@@ -61,7 +61,7 @@ def test_a_repeated_event_writes_nothing() -> None:
 def test_the_second_of_a_batch_on_one_target_waits() -> None:
     ledger = opened(CHAT, OTHER)
     assert ledger.saga(OTHER.id).state is ChangeState.DEFERRED
-    assert ledger.saga(OTHER.id).waiting == f"change {CHAT.id} has the target chat"
+    assert ledger.saga(OTHER.id).waiting == f"change {CHAT.id} goes first by age on chat"
 
 
 def test_another_target_is_decided_at_the_same_time_and_moves_within_the_limit() -> None:

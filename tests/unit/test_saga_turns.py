@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from optiinfra.coordinator.saga.evolve import counted, evolve
+from optiinfra.coordinator.saga.ruling import Loss, Ruling
 from optiinfra.coordinator.saga.state import World
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
@@ -17,10 +18,12 @@ OTHER = "f" * 32
 URGENT = recommendation(urgent_until=AT.replace(hour=13))
 
 
-@pytest.mark.parametrize("ahead", ["executing", "deciding"])
-def test_a_taken_target_defers_a_proposal_with_the_reason(ahead: str) -> None:
+BEHIND = Ruling(behind=Loss(change=OTHER, rule="interest", reason="the other goes first"))
+
+
+def test_a_taken_target_defers_a_proposal_with_the_reason() -> None:
     log = Log()
-    log.world = World(**{ahead: OTHER})
+    log.world = World(executing=OTHER)
     log.open()
     (deferred,) = log.said(f.ChangeDeferred)
     assert deferred.behind == OTHER
@@ -45,7 +48,7 @@ def test_it_says_once_why_it_waits_and_comes_back_until_its_turn() -> None:
 
 def test_a_new_reason_is_said_again() -> None:
     log = Log()
-    log.world = World(deciding=OTHER)
+    log.world = World(ruling=BEHIND)
     log.open()
     log.world = World(executing=OTHER[:-1] + "e")
     log.fire(TimerName.TURN)
@@ -56,6 +59,7 @@ def test_a_new_reason_is_said_again() -> None:
     ("world", "reason"),
     [
         (World(executing=OTHER), "is being carried out on the same target"),
+        (World(over_budget="budget 'gpus' is full"), "budget 'gpus' is full"),
         (World(moving=1), "1 changes are being carried out, the policy allows 1"),
         (World(moved_last_hour=10), "10 changes in the last hour"),
     ],
@@ -84,9 +88,9 @@ def test_limits_do_not_keep_the_agents_from_voting() -> None:
     assert log.open().saga.state is ChangeState.VOTING
 
 
-def test_what_is_urgent_passes_those_being_decided_and_the_limits() -> None:
+def test_what_is_urgent_passes_the_limits() -> None:
     log = Log(URGENT)
-    log.world = World(deciding=OTHER, moving=9, moved_last_hour=99)
+    log.world = World(moving=9, moved_last_hour=99, over_budget="full")
     assert log.open().vote().saga.state is ChangeState.EXECUTING
 
 
@@ -98,8 +102,8 @@ def test_what_is_urgent_waits_for_what_is_being_carried_out() -> None:
 
 def test_what_was_urgent_has_no_privilege_after_its_time() -> None:
     log = Log(URGENT).wait(3601)
-    log.world = World(deciding=OTHER)
-    assert log.open().saga.state is ChangeState.DEFERRED
+    log.world = World(over_budget="full")
+    assert log.open().vote().saga.state is ChangeState.DEFERRED
 
 
 def test_the_stop_switch_halts_also_what_is_urgent() -> None:

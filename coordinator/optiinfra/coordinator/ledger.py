@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
+from optiinfra.coordinator.arbiter import Rival, arbitrate, over_budget, replaced_by
 from optiinfra.coordinator.counts import Counts
 from optiinfra.coordinator.saga.decide import advance
+from optiinfra.coordinator.saga.ruling import Ruling
 from optiinfra.coordinator.saga.state import Context, Saga, World
 from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
-from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.change import TERMINAL_STATES, ChangeState
 from optiinfra.schemas.errors import Invariant, Rejected
 from optiinfra.schemas.ids import derived_id
+from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.rules import Rules
 from optiinfra.storage.postgres.append import LogEntry, SagaRecord, SagaWrite
 from optiinfra.storage.postgres.chain import GENESIS
@@ -23,13 +26,8 @@ Known = Mapping[str, tuple[str, Saga]]
 """Sagas by change, each with the hash at which its row holds it."""
 _SOURCE = "coordinator"
 _IN_MOTION = frozenset({ChangeState.EXECUTING.value, ChangeState.ROLLING_BACK.value})
-_DECIDING = frozenset(
-    {
-        ChangeState.VOTING.value,
-        ChangeState.AWAITING_APPROVAL.value,
-        ChangeState.APPROVED.value,
-    }
-)
+_OPEN = frozenset(ChangeState) - TERMINAL_STATES - {ChangeState.PROPOSED}
+NOTHING = Ruling()
 
 
 class Ledger:
@@ -42,6 +40,7 @@ class Ledger:
         self._sagas: dict[str, Saga] = {}
         self._writes: dict[str, SagaWrite] = {}
         self._holding: dict[str, Moving] = {}
+        self._nudged: set[str] = set()
         self._counts = Counts()
         self._stopped: set[str] = set()
         self.said: list[Event] = []
@@ -55,6 +54,7 @@ class Ledger:
         ledger = cls(batch.now, rules)
         view = batch.view
         ledger._note(view.records, known)
+        ledger._nudged = set(view.nudged)
         ledger._holding = {moving.change: moving for moving in view.moving}
         tenants = sorted({event.tenant for event in events})
         ledger._counts = await Counts.read(batch, tenants, rules)
@@ -81,21 +81,28 @@ class Ledger:
 
     def take(self, event: Event) -> None:
         """Advances the event's saga. Raises `Rejected` for what can never be true of it."""
+        self._advance(event, said=False)
+
+    def _advance(self, event: Event, *, said: bool) -> bool:
+        """Whether anything has changed; `said` when the event is one of ours."""
         change = f.change_of(event.fact)
         if change is None:
             raise Invariant(f"{event.type} belongs to no change")
         self._check_tenant(change, event.tenant)
         before = self.saga(change)
         if self._is_early(before, event.fact):
-            return
+            return False
         step = advance(before, event.fact, self._context(before, event))
         if not step.changed:
-            return
+            return False
         self._check_folded(before, step.saga, step.said)
         record = self._record(change, event.tenant)
-        entries = [LogEntry(event, said=False), *self._entries(before, event, step.said)]
+        entries = [LogEntry(event, said=said), *self._entries(before, event, step.said)]
         self._save(record, before, step.saga, entries)
         self._counts.note(event.tenant, before, step.saga, step.said)
+        for order in step.orders:
+            self._order(event, order)
+        return True
 
     @property
     def defers(self) -> bool:
@@ -139,19 +146,66 @@ class Ledger:
             for moving in self._holding.values()
             if moving.tenant == event.tenant and moving.change != saga.change
         ]
-        target = proposal.deployment
+        target, policy = proposal.deployment, self._rules.arbitration
         executing, shared = self._under_way(others, target)
+        under_way = [moving for moving in others if moving.state in _IN_MOTION]
         world = World(
             executing=executing,
             shared=shared,
-            deciding=next(
-                (m.change for m in others if m.state in _DECIDING and m.deployment == target), None
-            ),
+            ruling=self._ruling(saga, event, proposal),
+            over_budget=over_budget(proposal, under_way, policy) if policy.budgets else None,
             stopped=event.tenant in self._stopped,
-            moving=sum(moving.state in _IN_MOTION for moving in others),
+            moving=len(under_way),
             **self._counts.of(event.tenant, proposal.deployment),
         )
         return Context(at=self._now, rules=self._rules, world=world)
+
+    def _ruling(self, saga: Saga, event: Event, proposal: Recommendation) -> Ruling:
+        """Asked when a change comes, when its turn comes, and when it is complete."""
+        fact = event.fact
+        comes = isinstance(fact, f.RecommendationProposed) or (
+            isinstance(fact, f.TimerFired) and fact.name is f.TimerName.TURN
+        )
+        if not (comes or isinstance(fact, f.ExecutionStaged)):
+            return NOTHING
+        rivals = self._rivals(saga.change, event.tenant, proposal.deployment)
+        if not rivals:
+            return NOTHING
+        mine = saga if saga.recommendation else saga.model_copy(update={"recommendation": proposal})
+        if not comes:
+            return replaced_by(mine, rivals)
+        record = self._records.get(saga.change)
+        opened_at = record.opened_at if record else self._now
+        return arbitrate(mine, opened_at, rivals, self._now, self._rules.arbitration)
+
+    def _rivals(self, change: str, tenant: str, deployment: str) -> list[Rival]:
+        """The other open changes of a deployment, the oldest first."""
+        found = [
+            Rival(saga, self._records[other].opened_at, nudged=other in self._nudged)
+            for other, saga in self._sagas.items()
+            if other != change
+            and saga.recommendation is not None
+            and saga.recommendation.deployment == deployment
+            and self._records[other].tenant == tenant
+            and saga.state in _OPEN
+        ]
+        return sorted(found, key=lambda one: (one.opened_at, one.saga.change))
+
+    def _order(self, cause: Event, fact: f.ConflictResolved) -> None:
+        """Hands what was decided about another change to its saga, and says it."""
+        before = self.saga(fact.change)
+        event = Event(
+            id=derived_id("order", fact.change, before.version + 1, fact.against),
+            source=_SOURCE,
+            tenant=cause.tenant,
+            time=self._now,
+            fact=fact,
+            correlation=fact.change,
+            causation=cause.id,
+            traceparent=cause.traceparent,
+        )
+        if self._advance(event, said=True):
+            self.said.append(event)
 
     def _under_way(self, others: Iterable[Moving], target: str) -> tuple[str | None, str | None]:
         """The change that is carried out on the target or a bound one, and what both claim."""
@@ -214,7 +268,11 @@ class Ledger:
             return
         if after.state.holds_target:
             self._holding[after.change] = Moving(
-                after.change, tenant, proposal.deployment, after.state.value
+                after.change,
+                tenant,
+                proposal.deployment,
+                after.state.value,
+                proposal.spend_usd_per_hour,
             )
         elif self._holding.pop(after.change, None) or before.state.holds_target:
             self.freed.add((tenant, proposal.deployment))

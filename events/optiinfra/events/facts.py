@@ -125,6 +125,23 @@ class ChangeDeferred(Decided):
     reason: str
 
 
+class ConflictResolved(Decided):
+    """Two changes wanted the same: what became of `change` because of `against`, and by which rule.
+
+    Said of the one that lost; the other one goes on.
+    """
+
+    kind: Literal["conflict.resolved"] = "conflict.resolved"
+    change: ChangeId
+    against: ChangeId
+    verdict: Literal["waits", "yields", "superseded", "merged"]
+    claim: str
+    """The deployment (or the budget) that both wanted."""
+    rule: str
+    """What decided, in a word: `interest`, `risk`, `saving`, `age`, `urgent`, `patience`, ..."""
+    reason: str
+
+
 class ChangeVetoed(Decided):
     kind: Literal["change.vetoed"] = "change.vetoed"
     change: ChangeId
@@ -298,6 +315,7 @@ Fact = Annotated[
     | ApprovalDenied
     | ChangeOpened
     | ChangeDeferred
+    | ConflictResolved
     | ChangeVetoed
     | ChangeApproved
     | ChangeRejected

@@ -121,6 +121,7 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("approval.denied", f.ApprovalDenied, _CHANGES, _PERSON, _change, "a person said no"),
     Subject("change.opened", f.ChangeOpened, _CHANGES, _COORD, _change, "the saga of a recommendation begins"),
     Subject("change.deferred", f.ChangeDeferred, _CHANGES, _COORD, _change, "it waits for its turn"),
+    Subject("conflict.resolved", f.ConflictResolved, _CHANGES, _COORD, _change, "two changes wanted the same: who lost, and why"),
     Subject("change.vetoed", f.ChangeVetoed, _CHANGES, _COORD, _change, "terminal: an agent said no, or did not answer"),
     Subject("change.approved", f.ChangeApproved, _CHANGES, _COORD, _change, "execution begins"),
     Subject("change.rejected", f.ChangeRejected, _CHANGES, _COORD, _change, "terminal: a person said no"),

@@ -115,10 +115,18 @@ def status(as_json: Json = False, home: Home = None) -> int:
 
 @app.command()
 def doctor(
-    as_json: Json = False, home: Home = None, config: Config = None, policy: Policy = None
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Also what goes on: changes, consumers, letters, agents."),
+    ] = False,
+    as_json: Json = False,
+    home: Home = None,
+    config: Config = None,
+    policy: Policy = None,
 ) -> int:
     """Checks this machine and the configuration, and says what to do."""
-    return _call("optiinfra.runtime.doctor", "run", settings_of(home, config, policy), as_json)
+    settings = settings_of(home, config, policy)
+    return _call("optiinfra.runtime.doctor", "run", settings, as_json, deep)
 
 
 @app.command()

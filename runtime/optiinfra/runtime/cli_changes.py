@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from optiinfra.runtime.cli_client import Api
 
 app = typer.Typer(
-    help="Changes: list, show, watch, pause, resume, promote, abort, rollback.",
+    help="Changes: list, show, conflicts, watch, pause, resume, promote, abort, rollback.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -41,6 +41,30 @@ def ls(
         for c in found
     ]
     console.table(("id", "state", "stage", "what", "target", "moved"), rows)
+
+
+@app.command()
+def conflicts(
+    change: Annotated[str | None, typer.Argument(help="Only those of this change.")] = None,
+    limit: Limit = 50,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Lists which changes wanted the same, who lost, and by which rule."""
+    from optiinfra.runtime.cli_client import signed_in
+
+    with signed_in(settings_of(home)) as api:
+        whole = api.id_of(change) if change else None
+        found = list(api.pages("/events", limit, kind="conflict.resolved", change=whole))
+    if as_json:
+        console.data(found)
+        return
+    rows = [
+        (e["at"][:19], e["fact"]["change"], e["fact"]["verdict"], e["fact"]["against"],
+         e["fact"]["claim"], e["fact"]["rule"])
+        for e in found
+    ]  # fmt: skip
+    console.table(("at", "change", "what", "because of", "both want", "by rule"), rows)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TextIO
 
+from optiinfra.runtime.deep_checks import look_deep
 from optiinfra.runtime.findings import Finding, Level, checked, checking, failed
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.fleet_file import load_governed
@@ -23,12 +24,19 @@ from optiinfra.runtime.store_checks import look_at_stores
 from optiinfra.schemas.errors import Rejected
 
 
-def run(settings: Settings, as_json: bool) -> int:  # noqa: FBT001 - the flag of the command line
-    """Prints what it finds; 0 when nothing fails, else 1. Changes nothing, shows no secret."""
+def run(settings: Settings, as_json: bool, deep: bool = False) -> int:  # noqa: FBT001, FBT002 - flags of the command line
+    """Prints what it finds; 0 when nothing fails, else 1. Changes nothing, shows no secret.
+
+    `deep` looks at the work as well: changes, consumers, letters, agents, clocks.
+    """
     configure_logs(settings.model_copy(update={"log_level": "critical"}))
-    found = asyncio.run(examine(settings))
+    found = asyncio.run(_examine_all(settings) if deep else examine(settings))
     (_print_json if as_json else _print_lines)(found, sys.stdout)
     return 1 if any(one.level is Level.FAIL for one in found) else 0
+
+
+async def _examine_all(settings: Settings) -> list[Finding]:
+    return [*await examine(settings), *await look_deep(settings)]
 
 
 async def examine(settings: Settings) -> list[Finding]:
@@ -91,7 +99,11 @@ def _print_json(found: Sequence[Finding], out: TextIO) -> None:
 def _print_lines(found: Sequence[Finding], out: TextIO) -> None:
     for one in found:
         out.write(f"{one.level.value:<4}  {one.what}: {one.said}\n")
-        if one.todo and one.level is not Level.OK:
+        if one.level is Level.OK:
+            continue
+        if one.why:
+            out.write(f"      {one.why}\n")
+        if one.todo:
             out.write(f"      → {one.todo}\n")
     levels = [one.level for one in found]
     fails, warns = levels.count(Level.FAIL), levels.count(Level.WARN)

@@ -21,12 +21,13 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, what was found, and what to do."""
+    """One line: what was looked at, what was found, what to do, and why it matters."""
 
     level: Level
     what: str
     said: str
     todo: str = ""
+    why: str = ""
 
 
 def failed(what: str, error: OptiInfraError, level: Level = Level.FAIL) -> Finding:

@@ -46,6 +46,25 @@ Kind = Annotated[
 ]
 
 
+class Budget(Value):
+    """What may be under way at once over several deployments."""
+
+    name: str = Field(min_length=1, description="stands in the reason")
+    deployments: tuple[DeploymentId, ...] = Field(default=(), description="none means all")
+    max_moving: int | None = Field(
+        default=None, ge=1, description="changes that may be under way at once"
+    )
+    max_usd_per_hour: float | None = Field(
+        default=None,
+        gt=0,
+        description="what the targets of changes under way may cost together, $ an hour; a change"
+        " whose target has no known price does not begin under it",
+    )
+
+    def covers(self, deployment: str) -> bool:
+        return not self.deployments or deployment in self.deployments
+
+
 class Arbitration(Value):
     """Who goes first, and which deployments are one target."""
 
@@ -64,6 +83,15 @@ class Arbitration(Value):
         default=21_600.0,
         gt=0,
         description="a change that waits for longer goes before all that are not urgent, s",
+    )
+
+    max_preemptions: int = Field(
+        default=3,
+        ge=0,
+        description="how often a change that is being decided gives way to a better one",
+    )
+    budgets: tuple[Budget, ...] = Field(
+        default=(), description="what may be under way at once over several deployments"
     )
 
     @model_validator(mode="after")

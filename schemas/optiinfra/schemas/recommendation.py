@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -231,6 +232,10 @@ class Recommendation(Value):
     proposed_at: AwareDatetime
     urgent_until: AwareDatetime | None = None
     """When the reason to act ends (a spot reclaim); decisions are hurried before it."""
+
+    def is_urgent(self, at: datetime) -> bool:
+        """Whether the reason to hurry still stands."""
+        return self.urgent_until is not None and at < self.urgent_until
 
     def version_hash(self) -> str:
         """What an approval is bound to: 16 hex digits over the whole proposal."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from optiinfra.coordinator.saga import control, staging, voting
+from optiinfra.coordinator.saga import conflict, control, staging, voting
 from optiinfra.coordinator.saga.evolve import counted, evolve
 from optiinfra.coordinator.saga.freeze import FREEZE
 from optiinfra.coordinator.saga.state import Context, Saga
@@ -28,6 +28,8 @@ class Advance:
     saga: Saga
     said: tuple[f.Fact, ...]
     changed: bool
+    orders: tuple[f.ConflictResolved, ...] = ()
+    """What becomes of other changes because of this one: facts for their sagas."""
 
 
 def advance(saga: Saga, fact: f.Fact, context: Context) -> Advance:
@@ -45,7 +47,7 @@ def advance(saga: Saga, fact: f.Fact, context: Context) -> Advance:
     react = _REACTIONS.get(type(fact))
     if react is not None and taken.recommendation is not None:
         react(turn, fact)
-    return Advance(turn.saga, tuple(turn.said), changed=True)
+    return Advance(turn.saga, tuple(turn.said), changed=True, orders=tuple(turn.orders))
 
 
 def _is_a_rules_word(fact: f.Fact) -> bool:
@@ -85,6 +87,7 @@ _REACTIONS: dict[type, Callable[[Turn, Any], None]] = {
     f.VoteCast: voting.voted,
     f.ApprovalGranted: voting.granted,
     f.ApprovalDenied: voting.denied,
+    f.ConflictResolved: conflict.lost,
     f.ExecutionStaged: staging.staged,
     f.ExecutionFailed: staging.execution_failed,
     f.GateAnswered: staging.answered,

@@ -68,6 +68,17 @@ def _deferred(saga: Saga, fact: f.ChangeDeferred, at: datetime) -> Saga:
     return _with(saga, state=ChangeState.DEFERRED, waiting=fact.reason)
 
 
+def _conflict_resolved(saga: Saga, fact: f.ConflictResolved, at: datetime) -> Saga:
+    """Who has begun, or has ended, can neither give way nor be replaced any more."""
+    if saga.touched or saga.state.is_terminal or fact.verdict in ("waits", "merged"):
+        return saga
+    if fact.verdict == "superseded":
+        return _with(saga, waiting=fact.reason)
+    if not saga.is_deciding:
+        return saga
+    return _with(saga, preempted=saga.preempted + 1)
+
+
 def _vote_requested(saga: Saga, fact: c.VoteRequested, at: datetime) -> Saga:
     if fact.round <= saga.round:
         return saga
@@ -299,6 +310,7 @@ def _outcome(saga: Saga, fact: f.OutcomeRecorded, at: datetime) -> Saga:
 _HANDLERS: dict[type, Callable[[Saga, Any, datetime], Saga]] = {
     f.RecommendationProposed: _proposed,
     f.ChangeDeferred: _deferred,
+    f.ConflictResolved: _conflict_resolved,
     c.VoteRequested: _vote_requested,
     f.VoteCast: _vote_cast,
     f.ApprovalRequested: _approval_requested,

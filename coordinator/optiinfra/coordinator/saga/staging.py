@@ -54,10 +54,10 @@ def seconds_to(turn: Turn, at: datetime) -> float:
     return (at - turn.context.at).total_seconds()
 
 
-def defer(turn: Turn, reason: str) -> None:
+def defer(turn: Turn, reason: str, *, behind: str | None = None) -> None:
     """Says once why the change waits, and comes back to it."""
     if turn.saga.state is not ChangeState.DEFERRED or turn.saga.waiting != reason:
-        behind = turn.context.world.executing or turn.context.world.deciding
+        behind = behind or turn.context.world.executing
         turn.say(f.ChangeDeferred(change=turn.saga.change, behind=behind, reason=reason))
     turn.set_timer(TimerName.TURN, turn.saga.version, _turn_in_s(turn, reason))
 
@@ -84,6 +84,8 @@ def hindrance(turn: Turn) -> str | None:
 
 def _limit_reached(turn: Turn) -> str | None:
     world, rules = turn.context.world, turn.context.rules
+    if world.over_budget is not None:
+        return world.over_budget
     if world.moving >= rules.max_moving:
         return f"{world.moving} changes are being carried out, the policy allows {rules.max_moving}"
     if world.moved_last_hour >= rules.movers_per_hour:
@@ -97,8 +99,7 @@ def _limit_reached(turn: Turn) -> str | None:
 
 def is_urgent(turn: Turn) -> bool:
     """Whether the reason to hurry still stands."""
-    until = turn.saga.proposal.urgent_until
-    return until is not None and turn.context.at < until
+    return turn.saga.proposal.is_urgent(turn.context.at)
 
 
 def _next_step(saga: Saga) -> Step:
@@ -132,6 +133,18 @@ def staged(turn: Turn, fact: f.ExecutionStaged) -> None:
     saga = turn.saga
     if saga.phase is Phase.FINISHING:
         turn.say(f.ChangeCompleted(change=saga.change, arms=saga.arms))
+        for loss in turn.context.world.ruling.supersedes:
+            turn.orders.append(
+                f.ConflictResolved(
+                    change=loss.change,
+                    against=saga.change,
+                    verdict="superseded",
+                    claim=saga.proposal.deployment,
+                    rule=loss.rule,
+                    reason=loss.reason,
+                    rules_version=turn.context.rules.version,
+                )
+            )
         return
     stage = saga.proposal.rollout.stages[fact.result.step.stage]
     turn.set_timer(TimerName.HOLD_LIMIT, fact.result.step.stage, stage.soak_s + stage.hold_limit_s)

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from pydantic import AwareDatetime, Field
 
+from optiinfra.coordinator.saga.ruling import Ruling
 from optiinfra.events.facts import TimerName
 from optiinfra.schemas.approval import Approval
 from optiinfra.schemas.base import Value
@@ -61,6 +62,8 @@ class Saga(Value):
     arms: Arms = Arms()
     stage_began_at: AwareDatetime | None = None
     rollout_began_at: AwareDatetime | None = None
+    preempted: int = 0
+    """How often it gave way to a better one while it was being decided."""
     touched: bool = False
     """A step was requested at least once, so ending early means undoing."""
     paused_by: str | None = None
@@ -95,8 +98,10 @@ class World(Value):
     """Another change that is being carried out or undone on the same target or a bound one."""
     shared: str | None = None
     """What `executing` and this change both claim, where their deployments differ."""
-    deciding: ChangeId | None = None
-    """Another change of the same target that is further on in being decided."""
+    ruling: Ruling = Ruling()
+    """What the arbiter says of this change and of those that want the same target."""
+    over_budget: str | None = None
+    """The budget that has no room for this change now, in words."""
     stopped: bool = False
     moving: int = 0
     """Other changes of the tenant that are being carried out now."""

@@ -16,6 +16,8 @@ class Turn:
         self.saga = saga
         self.context = context
         self.said: list[f.Fact] = []
+        self.orders: list[f.ConflictResolved] = []
+        """What becomes of other changes because of this one."""
 
     def say(self, fact: f.Fact) -> None:
         """Takes a fact in and says it; a decision says under which policy it was made."""

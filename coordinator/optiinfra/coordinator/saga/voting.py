@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from optiinfra.coordinator.saga.conflict import give_orders, is_merged, waits_behind
 from optiinfra.coordinator.saga.floor_check import Counted, counted_vote
 from optiinfra.coordinator.saga.leave import Leave, approval_of, leave_for, people, stands
 from optiinfra.coordinator.saga.staging import defer, hindrance, is_urgent, proceed
@@ -55,7 +56,12 @@ def take_turn(turn: Turn) -> None:
 
     What was approved before it had to wait is voted on afresh; the approval stays good.
     """
+    if is_merged(turn):
+        return
+    give_orders(turn)
     reason = _target_taken(turn)
+    if reason is None and waits_behind(turn):
+        return
     if reason is None and turn.saga.approval is not None:
         reason = hindrance(turn)
     if reason is None:
@@ -65,9 +71,8 @@ def take_turn(turn: Turn) -> None:
 
 
 def _target_taken(turn: Turn) -> str | None:
-    world = turn.context.world
-    ahead = world.executing or (None if is_urgent(turn) else world.deciding)
-    target = world.shared if world.executing and world.shared else turn.saga.proposal.deployment
+    ahead, shared = turn.context.world.executing, turn.context.world.shared
+    target = shared or turn.saga.proposal.deployment
     return f"change {ahead} has the target {target}" if ahead else None
 
 

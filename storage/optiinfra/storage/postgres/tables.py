@@ -136,10 +136,11 @@ class SagaRow(Table):
     __table_args__ = (
         Index("ix_sagas_tenant_state", "tenant", "state"),
         Index(
-            "ix_sagas_held",
+            "ix_sagas_open_deployment",
             "deployment",
             postgresql_where=text(
-                "state IN ('voting', 'awaiting_approval', 'approved', 'executing', 'rolling_back')"
+                "state IN ('deferred', 'voting', 'awaiting_approval', 'approved', 'executing',"
+                " 'rolling_back')"
             ),
         ),
         Index("ix_sagas_tenant_updated_at", "tenant", "updated_at"),

@@ -20,6 +20,8 @@ class Moving:
     tenant: str
     deployment: str | None
     state: str
+    usd_per_hour: float | None = None
+    """What its target cost when it was proposed; None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,11 @@ class View:
     fresh: frozenset[str]
     """Events that were not received before; they are marked as received from here on."""
     records: Mapping[str, SagaRecord]
+    """The changes that were asked for, and all open ones of the same deployments."""
+    nudged: frozenset[str]
+    """Those of them that wait and whose turn has come."""
     moving: Sequence[Moving]
-    """Changes that hold a target of this batch, and all that are being carried out."""
+    """All changes of the tenants that are being carried out."""
     moves: Mapping[tuple[str, str | None], int]
     """How many changes began to move in the last hour, by (tenant, deployment); the deployment is
     None for all that are no targets of this batch."""
@@ -77,6 +82,7 @@ async def look(connection: Connection, asked: Question) -> View:
     return View(
         now=row["now"],
         fresh=frozenset(row["fresh"]),
+        nudged=frozenset(row["nudged"]),
         records={record.change: record for record in records},
         moving=[Moving(*one) for one in json.loads(row["moving"])],
         moves={(tenant, deployment): count for tenant, deployment, count in moves},
@@ -114,13 +120,23 @@ wanted AS (
 targets AS (
     SELECT unnest($6::text[]) AS deployment UNION SELECT deployment FROM wanted
 ),
+rivals AS (
+    SELECT change_id, tenant, deployment, state, version, hash, moving_since, opened_at, body
+    FROM targets JOIN sagas USING (deployment)
+    WHERE tenant = ANY($5::text[]) AND change_id <> ALL($3::text[])
+    AND state IN ('deferred', 'voting', 'awaiting_approval', 'approved', 'executing',
+        'rolling_back')
+),
+read AS (
+    SELECT * FROM wanted UNION ALL
+    SELECT change_id, tenant, deployment, state, version, hash, moving_since, opened_at, body
+    FROM rivals
+),
 held AS (
-    SELECT change_id, tenant, deployment, state FROM sagas
-    WHERE tenant = ANY($5::text[]) AND state IN ('executing', 'rolling_back')
-    UNION
-    SELECT change_id, tenant, deployment, state FROM targets JOIN sagas USING (deployment)
-    WHERE tenant = ANY($5::text[])
-    AND state IN ('voting', 'awaiting_approval', 'approved', 'executing', 'rolling_back')
+    SELECT change_id, s.tenant, s.deployment, state,
+        (r.body ->> 'spend_usd_per_hour')::float8 AS usd
+    FROM sagas s LEFT JOIN recommendations r ON r.id = s.change_id
+    WHERE s.tenant = ANY($5::text[]) AND state IN ('executing', 'rolling_back')
 ),
 moved AS (
     SELECT s.tenant, t.deployment, count(*) AS n FROM sagas s LEFT JOIN targets t USING (deployment)
@@ -129,9 +145,13 @@ moved AS (
 )
 SELECT clock_timestamp() AS now,
     ARRAY(SELECT event_id FROM received) AS fresh,
-    (SELECT coalesce(json_agg(wanted), '[]') FROM wanted)::text AS records,
+    (SELECT coalesce(json_agg(read), '[]') FROM read)::text AS records,
+    ARRAY(
+        SELECT change_id FROM rivals JOIN timers USING (change_id)
+        WHERE name = 'turn' AND fire_at <= clock_timestamp()
+    ) AS nudged,
     (
-        SELECT coalesce(json_agg(json_build_array(change_id, tenant, deployment, state)), '[]')
+        SELECT coalesce(json_agg(json_build_array(change_id, tenant, deployment, state, usd)), '[]')
         FROM held
     )::text AS moving,
     (SELECT coalesce(json_agg(json_build_array(tenant, deployment, n)), '[]') FROM moved)::text

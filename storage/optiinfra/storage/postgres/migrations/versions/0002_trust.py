@@ -24,11 +24,12 @@ def _deliver_leaner() -> None:
         op.drop_index(f"ix_{table}_at", table)
         op.create_index(f"ix_{table}_at", table, ["at"], postgresql_using="brin")
     op.create_index(
-        "ix_sagas_held",
+        "ix_sagas_open_deployment",
         "sagas",
         ["deployment"],
         postgresql_where=sa.text(
-            "state IN ('voting', 'awaiting_approval', 'approved', 'executing', 'rolling_back')"
+            "state IN ('deferred', 'voting', 'awaiting_approval', 'approved', 'executing',"
+            " 'rolling_back')"
         ),
     )
     no = sa.text("false")
