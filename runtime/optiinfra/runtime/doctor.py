@@ -24,7 +24,7 @@ from optiinfra.runtime.store_checks import look_at_stores
 from optiinfra.schemas.errors import Rejected
 
 
-def run(settings: Settings, as_json: bool, deep: bool = False) -> int:  # noqa: FBT001, FBT002 - flags of the command line
+def run(settings: Settings, as_json: bool, deep: bool = False) -> int:  # noqa: FBT001 - flags of the command line
     """Prints what it finds; 0 when nothing fails, else 1. Changes nothing, shows no secret.
 
     `deep` looks at the work as well: changes, consumers, letters, agents, clocks.
