@@ -29,6 +29,7 @@ MessageAt = Callable[[int], Awaitable[str | None]]
 
 _SAMPLES = 24
 _BATCH = 256
+_MOST_ROUNDS = 400
 _MARGIN = 1_024
 """Rows of the outbox are acknowledged in about their order; so many may have changed places."""
 
@@ -132,7 +133,11 @@ async def recover(
 
 
 async def _until_none(work: Callable[[], Awaitable[int]]) -> int:
+    """A bounded number of times: what does not go away is left to those that come again."""
     done = 0
-    while part := await work():
+    for _ in range(_MOST_ROUNDS):
+        part = await work()
+        if not part:
+            break
         done += part
     return done

@@ -10,7 +10,23 @@ from typing import Annotated, Any
 
 import typer
 
-from optiinfra.runtime import cli_changes, cli_events, cli_fleet, cli_letters, cli_recs, console
+from optiinfra.runtime import (
+    cli_audit,
+    cli_changes,
+    cli_events,
+    cli_fleet,
+    cli_letters,
+    cli_recs,
+    console,
+)
+    cli_audit,
+    cli_changes,
+    cli_events,
+    cli_fleet,
+    cli_letters,
+    cli_recs,
+    console,
+)
 from optiinfra.runtime.cli_options import Config, Home, Json, Policy, Yes, give, settings_of
 from optiinfra.schemas.errors import (
     Conflict,
@@ -44,11 +60,12 @@ app.add_typer(cli_recs.app, name="recs")
 app.add_typer(cli_changes.app, name="changes")
 app.add_typer(cli_fleet.agents, name="agents")
 app.add_typer(cli_events.events, name="events")
-app.add_typer(cli_events.audit, name="audit")
+app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_letters.app, name="dlq")
 app.add_typer(cli_fleet.switch, name="switch")
 app.add_typer(cli_fleet.topology, name="topology")
 app.add_typer(cli_fleet.config, name="config")
+app.command()(cli_audit.rebuild)
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback

@@ -1,4 +1,4 @@
-"""`optiinfra events` and `optiinfra audit`: what is said, what was said, and that it stands."""
+"""`optiinfra events`: what is said, and what was said."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from optiinfra.runtime.settings import Settings
 
 events = typer.Typer(help="Events: tail, replay.", no_args_is_help=True, rich_markup_mode=None)
-audit = typer.Typer(help="Audit: ls, verify.", no_args_is_help=True, rich_markup_mode=None)
 _AGO = re.compile(r"^(\d+)([smhd])$")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 EVERYTHING = 1_000_000_000
@@ -79,7 +78,7 @@ def replay(
     want = {"change": change, "kind": kind, "since": time_of(since), "until": time_of(until)}
     found = (
         _from_database(settings, tenant, want, limit)
-        if _is_direct(settings)
+        if is_direct(settings)
         else _from_api(settings, want, limit)
     )
     last: datetime | None = None
@@ -91,43 +90,7 @@ def replay(
         _tell(event, as_json=as_json)
 
 
-@audit.command("ls")
-def ls(limit: Limit = 50, as_json: Json = False, home: Home = None) -> None:
-    """Lists who did or tried what, the latest first; what was denied too."""
-    from optiinfra.runtime.cli_client import signed_in
-
-    with signed_in(settings_of(home)) as api:
-        found = list(api.pages("/audit", limit))
-    if as_json:
-        console.data(found)
-        return
-    rows = [
-        (a["at"][:19], a["actor"], a["action"], a["target"], "yes" if a["allowed"] else "DENIED")
-        for a in found
-    ]
-    console.table(("at", "who", "what", "on", "allowed"), rows)
-
-
-@audit.command()
-def verify(tenant: Tenant = "default", as_json: Json = False, home: Home = None) -> int:
-    """Proves the event log whole; exits with 1 and names the place where it is not."""
-    settings = settings_of(home)
-    found = (
-        _verified_in_database(settings, tenant)
-        if _is_direct(settings)
-        else _verified_by_api(settings)
-    )
-    if as_json:
-        console.data(found)
-    else:
-        for one in found["breaks"]:
-            console.line(f"broken  {one['chain']} at version {one['version']}: {one['what']}")
-        word = "whole" if found["ok"] else "NOT whole"
-        console.line(f"{word}: {found['events']} events in {found['chains']} chains")
-    return 0 if found["ok"] else 1
-
-
-def _is_direct(settings: Settings) -> bool:
+def is_direct(settings: Settings) -> bool:
     """Whether to read the database itself: it is named, and no API is."""
     return settings.postgres_url is not None and settings.api_url is None
 
@@ -162,30 +125,6 @@ def _from_database(
         yield from (json.loads(one.text) for one in found)
         limit -= len(found)
         after = found[-1].key
-
-
-def _verified_by_api(settings: Settings) -> dict[str, Any]:
-    from optiinfra.runtime.cli_client import signed_in
-
-    with signed_in(settings) as api:
-        found: dict[str, Any] = api.get("/audit/verify")
-        return found
-
-
-def _verified_in_database(settings: Settings, tenant: str) -> dict[str, Any]:
-    import asyncio
-    from dataclasses import asdict
-
-    from optiinfra.storage.postgres.database import open_database
-    from optiinfra.storage.postgres.verification import Verification
-    from optiinfra.storage.postgres.verification import verify as verify_log
-
-    async def work() -> Verification:
-        async with open_database(str(settings.postgres_url), connections=1) as database:
-            return await verify_log(database, tenant)
-
-    found = asyncio.run(work())
-    return {**asdict(found), "ok": found.ok}
 
 
 def time_of(given: str | None) -> datetime | None:

@@ -41,11 +41,25 @@ def addresses_of(settings: Settings) -> tuple[str, str]:
     """
     session = read_session(settings.home.expanduser())
     nats_url = settings.nats_url or (session.nats_url if session else None)
+    if nats_url is None:
+        raise _nothing_to_look_at("bus", "OPTIINFRA_NATS_URL")
+    return nats_url, database_of(settings)
+
+
+def database_of(settings: Settings) -> str:
+    """The database of the settings, else that which `up` has left in its home.
+
+    Raises `Rejected` when neither names one.
+    """
+    session = read_session(settings.home.expanduser())
     postgres_url = settings.postgres_url or (session.postgres_url if session else None)
-    if nats_url is None or postgres_url is None:
-        raise Rejected(
-            "there is no bus and no database to look at",
-            hint="name the home of a running `optiinfra up` with --home, or set"
-            " OPTIINFRA_NATS_URL and OPTIINFRA_POSTGRES_URL",
-        )
-    return nats_url, postgres_url
+    if postgres_url is None:
+        raise _nothing_to_look_at("database", "OPTIINFRA_POSTGRES_URL")
+    return postgres_url
+
+
+def _nothing_to_look_at(what: str, variable: str) -> Rejected:
+    return Rejected(
+        f"there is no {what} to look at",
+        hint=f"name the home of a running `optiinfra up` with --home, or set {variable}",
+    )

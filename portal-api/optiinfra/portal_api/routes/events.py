@@ -18,7 +18,7 @@ from optiinfra.portal_api.views import (
     VerificationView,
     audit_view,
 )
-from optiinfra.storage.postgres.reading import EventFilter
+from optiinfra.storage.postgres.reading import AuditFilter, EventFilter
 from optiinfra.storage.postgres.verification import verify
 
 router = APIRouter(tags=["events"])
@@ -45,9 +45,18 @@ async def events(
 
 
 @router.get("/audit")
-async def audit(who: Auditor, ports: Ports, paging: Paged) -> PageOf[AuditView]:
+async def audit(
+    who: Auditor,
+    ports: Ports,
+    paging: Paged,
+    allowed: bool | None = None,  # noqa: FBT001 - a query parameter
+    actor: Annotated[str | None, Query(max_length=200)] = None,
+    target: Annotated[str | None, Query(max_length=200)] = None,
+    since: AwareDatetime | None = None,
+) -> PageOf[AuditView]:
     """Who did or tried what, the latest first; what was denied too."""
-    rows = await ports.queries.audit(who.tenant, paging.page(int))
+    want = AuditFilter(allowed, actor, target, since)
+    rows = await ports.queries.audit(who.tenant, want, paging.page(int))
     return paging.of(rows, audit_view, ("position",))
 
 

@@ -245,10 +245,10 @@ AND ($2::text IS NULL OR deployment = $2)
 ORDER BY opened_at
 """  # noqa: S608 - a constant
 _NUDGE = """
-UPDATE timers SET fire_at = clock_timestamp() WHERE change_id = $1 AND name = 'turn'
+UPDATE timers SET nudged = true WHERE change_id = $1 AND name = 'turn'
 """
 _NUDGE_ALL = """
-UPDATE timers SET fire_at = clock_timestamp() WHERE tenant = $1 AND name = 'turn'
+UPDATE timers SET nudged = true WHERE tenant = $1 AND name = 'turn'
 """
 _HEAD = "SELECT version, hash FROM chain_heads WHERE chain = $1 FOR UPDATE"
 _SET_HEAD = """

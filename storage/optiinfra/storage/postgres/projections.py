@@ -200,7 +200,8 @@ INSERT INTO timers (change_id, name, key, tenant, fire_at, event_id, set_at)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[],
     $6::text[], $7::timestamptz[])
 ON CONFLICT (change_id, name) DO UPDATE SET key = excluded.key, fire_at = excluded.fire_at,
-    event_id = excluded.event_id, set_at = excluded.set_at, scheduled = false
+    event_id = excluded.event_id, set_at = excluded.set_at, scheduled = false,
+    nudged = false
 """,
 )
 _TIMER_ENDED = _Table(

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.storage.postgres.database import LOST_CONNECTION, Database
-from optiinfra.storage.postgres.reading import Page
+from optiinfra.storage.postgres.reading import AuditFilter, Page
 from optiinfra.storage.postgres.tables import AuditRow, DeploymentRow, SwitchRow
 
 Row = dict[str, Any]
@@ -33,9 +33,18 @@ class Queries:
             query = query.where(DeploymentRow.id > page.after[0])
         return await self._rows(query.order_by(DeploymentRow.id).limit(page.limit))
 
-    async def audit(self, tenant: str, page: Page) -> list[Row]:
+    async def audit(self, tenant: str, want: AuditFilter, page: Page) -> list[Row]:
         """Who did or tried what, the latest first; sort key (position)."""
         query = select(*_columns(AuditRow)).where(AuditRow.tenant == tenant)
+        for column, value in (
+            (AuditRow.allowed, want.allowed),
+            (AuditRow.actor, want.actor),
+            (AuditRow.target, want.target),
+        ):
+            if value is not None:
+                query = query.where(column == value)
+        if want.since is not None:
+            query = query.where(AuditRow.at >= want.since)
         if page.after:
             query = query.where(AuditRow.position < page.after[0])
         return await self._rows(query.order_by(AuditRow.position.desc()).limit(page.limit))

@@ -32,3 +32,13 @@ class ChangeFilter:
     state: str | None = None
     deployment: str | None = None
     kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which rows of the audit trail; None means "any"."""
+
+    allowed: bool | None = None
+    actor: str | None = None
+    target: str | None = None
+    since: datetime | None = None

@@ -165,11 +165,13 @@ class SagaRow(Table):
 
 
 class TimerRow(Table):
-    """Timers that are set; `scheduled` once the broker holds a schedule of it."""
+    """Timers that are set; `scheduled` once the broker holds a schedule of it, `nudged` when its
+    time has come early."""
 
     __tablename__ = "timers"
     __table_args__ = (
         Index("ix_timers_fire_at", "fire_at"),
+        Index("ix_timers_nudged", "change_id", postgresql_where=text("nudged")),
         Index("ix_timers_unscheduled", "set_at", postgresql_where=text("NOT scheduled")),
     )
 
@@ -181,6 +183,7 @@ class TimerRow(Table):
     event_id: Mapped[str]
     set_at: Mapped[datetime]
     scheduled: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    nudged: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
 
 
 class InboxRow(Table):

@@ -31,8 +31,8 @@ async def due_timers(database: Database, limit: int = 64) -> list[DueTimer]:
     """What should have fired by now, oldest first."""
     async with database.connection() as connection:
         rows = await connection.fetch(
-            "SELECT change_id, name, key, tenant FROM timers WHERE fire_at <= clock_timestamp()"
-            " ORDER BY fire_at LIMIT $1",
+            "SELECT change_id, name, key, tenant FROM timers"
+            " WHERE fire_at <= clock_timestamp() OR nudged ORDER BY fire_at LIMIT $1",
             limit,
         )
     return [

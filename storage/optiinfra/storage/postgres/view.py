@@ -148,7 +148,7 @@ SELECT clock_timestamp() AS now,
     (SELECT coalesce(json_agg(read), '[]') FROM read)::text AS records,
     ARRAY(
         SELECT change_id FROM rivals JOIN timers USING (change_id)
-        WHERE name = 'turn' AND fire_at <= clock_timestamp()
+        WHERE name = 'turn' AND (nudged OR fire_at <= clock_timestamp())
     ) AS nudged,
     (
         SELECT coalesce(json_agg(json_build_array(change_id, tenant, deployment, state, usd)), '[]')

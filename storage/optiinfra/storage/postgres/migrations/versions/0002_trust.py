@@ -35,7 +35,9 @@ def _deliver_leaner() -> None:
     no = sa.text("false")
     op.add_column("timers", sa.Column("event_id", sa.Text(), nullable=True))
     op.add_column("timers", sa.Column("set_at", sa.DateTime(timezone=True), nullable=True))
-    op.add_column("timers", sa.Column("scheduled", sa.Boolean(), server_default=no, nullable=False))
+    for name in ("scheduled", "nudged"):
+        op.add_column("timers", sa.Column(name, sa.Boolean(), server_default=no, nullable=False))
+    op.create_index("ix_timers_nudged", "timers", ["change_id"], postgresql_where=sa.text("nudged"))
     op.execute("UPDATE timers SET event_id = md5(change_id || name || key), set_at = now()")
     op.alter_column("timers", "event_id", nullable=False)
     op.alter_column("timers", "set_at", nullable=False)
