@@ -19,14 +19,6 @@ from optiinfra.runtime import (
     cli_recs,
     console,
 )
-    cli_audit,
-    cli_changes,
-    cli_events,
-    cli_fleet,
-    cli_letters,
-    cli_recs,
-    console,
-)
 from optiinfra.runtime.cli_options import Config, Home, Json, Policy, Yes, give, settings_of
 from optiinfra.schemas.errors import (
     Conflict,
