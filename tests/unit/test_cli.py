@@ -97,6 +97,7 @@ def test_an_error_is_one_line_and_an_exit_code(
         (["down"], "up", "stop"),
         (["status", "--json"], "up", "status"),
         (["doctor"], "doctor", "run"),
+        (["doctor", "--deep"], "doctor", "run"),
         (["migrate"], "roles", "migrate"),
         (["coordinator"], "roles", "run_role"),
         (["agent", "cost"], "roles", "run_agent"),

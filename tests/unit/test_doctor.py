@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,17 @@ def test_lines_and_json_tell_the_same_and_the_exit_code_follows(
     ]
     assert doctor.run(settings(tmp_path, {}), False) == 1
     assert "→ " in capsys.readouterr().out
+
+
+def test_deep_looks_at_the_work_too_and_says_why_it_matters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor.run(settings(tmp_path, LOCAL), False, True) == 1
+    assert "fail  deep checks: there is no bus" in capsys.readouterr().out
+    finding = Finding(Level.WARN, "outbox", "2 unsent", "start one", "nobody acts before")
+    doctor._print_lines([finding], sys.stdout)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["warn  outbox: 2 unsent", "      nobody acts before", "      → start one"]
 
 
 def test_a_finding_shows_no_password() -> None:

@@ -36,7 +36,7 @@ def on_stream(condition: StreamCondition) -> Finding:
     if condition.room <= 0:
         return Finding(Level.OK, what, f"{kept:.1f} MiB, without a limit")
     share = condition.held / condition.room
-    said = f"{kept:.1f} of {condition.room / _MIB:.0f} MiB"
+    said = f"{kept:.1f} of {condition.room / _MIB:.1f} MiB"
     if not condition.refuses or share < FULL_WARN:
         return Finding(Level.OK, what, said)
     level = Level.FAIL if share >= FULL_FAIL else Level.WARN
