@@ -51,9 +51,9 @@ async def test_a_file_nobody_touched_is_whole_and_tells_who_was_denied(postgres:
     assert found.ok
     assert (found.chains, found.audit_rows) == (3, 1)
     assert found.events == len(lines) - 2
-    denied = [json.loads(line) for line in lines if b'"type": "audit"' in line]
+    denied = [json.loads(line) for line in lines if b'"line": "audit"' in line]
     assert [(row["actor"], row["allowed"]) for row in denied] == [("person:ann", False)]
-    assert (await lines_of(postgres, Range("nobody")))[0].startswith(b'{"type": "manifest"')
+    assert (await lines_of(postgres, Range("nobody")))[0].startswith(b'{"line": "manifest"')
 
 
 async def test_a_changed_a_missing_and_a_moved_line_are_found(postgres: Database) -> None:
@@ -67,7 +67,7 @@ async def test_a_changed_a_missing_and_a_moved_line_are_found(postgres: Database
     swapped = [*lines]
     swapped[1], swapped[2] = swapped[2], swapped[1]
     assert checked(swapped).breaks
-    without_audit = [line for line in lines if b'"type": "audit"' not in line]
+    without_audit = [line for line in lines if b'"line": "audit"' not in line]
     assert (checked(without_audit).whole, checked(without_audit).breaks) == (False, ())
 
 
@@ -78,7 +78,7 @@ async def test_what_is_no_export_is_refused(postgres: Database) -> None:
         ([*lines, lines[0]], "after the last line"),
         ([b"{}\n"], "line 1"),
         ([b"no json\n"], "line 1"),
-        ([b'{"type": "event"}\n', lines[-1]], "cannot be read"),
+        ([b'{"line": "event"}\n', lines[-1]], "cannot be read"),
     ):
         with pytest.raises(Rejected, match=why):
             checked(bad)

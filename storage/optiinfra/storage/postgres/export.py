@@ -56,7 +56,7 @@ async def exported(database: Database, wanted: Range) -> AsyncIterator[str]:
     digest, counts = hashlib.sha256(), {"event": 0, "audit": 0}
 
     def line(kind: str, content: dict[str, Any]) -> str:
-        made = json.dumps({"type": kind, **content}, ensure_ascii=False) + "\n"
+        made = json.dumps({"line": kind, **content}, ensure_ascii=False) + "\n"
         digest.update(made.encode())
         counts[kind] += 1
         return made
@@ -73,7 +73,7 @@ async def exported(database: Database, wanted: Range) -> AsyncIterator[str]:
                     yield line(kind, _plain(dict(row)))
         at = await connection.fetchval("SELECT now()")
     manifest = {
-        "type": "manifest",
+        "line": "manifest",
         "format": FORMAT,
         "tenant": wanted.tenant,
         "since": wanted.since.isoformat() if wanted.since else None,
@@ -94,12 +94,12 @@ def checked(lines: Iterable[bytes]) -> Checked:
     for content, raw in _read(lines):
         if manifest is not None:
             raise Rejected("there is something after the last line of the export")
-        if content["type"] == "manifest":
+        if content["line"] == "manifest":
             manifest = content
             continue
         digest.update(raw)
-        counts[content["type"]] += 1
-        if content["type"] == "event":
+        counts[content["line"]] += 1
+        if content["line"] == "event":
             walker.walk([_row(content)])
             walker.ends.clear()
     walker.finish()
@@ -117,8 +117,8 @@ def _read(lines: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], bytes]]:
     for number, raw in enumerate(lines, 1):
         try:
             content = json.loads(raw)
-            if content["type"] not in ("event", "audit", "manifest"):
-                raise KeyError(content["type"])
+            if content["line"] not in ("event", "audit", "manifest"):
+                raise KeyError(content["line"])
         except (ValueError, KeyError, TypeError) as bad:
             raise Rejected(f"line {number} is no line of an export: {bad}") from bad
         yield content, raw
