@@ -37,9 +37,22 @@ _HEADERS: dict[str, Any] = {
 
 
 def schema_of(payload: type[Value]) -> dict[str, Any]:
-    """The JSON Schema of a payload, as it is written to the bus."""
-    schema = payload.model_json_schema(mode="serialization")
+    """The JSON Schema of a payload, as it is written to the bus; later releases may add fields."""
+    schema = _open(payload.model_json_schema(mode="serialization"))
     return {"$schema": SCHEMA_DIALECT, "$id": f"{kind_of(payload)}.json", **schema}
+
+
+def _open(schema: Any) -> Any:
+    """The schema without the refusal of fields that it does not know."""
+    if isinstance(schema, list):
+        return [_open(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: _open(value)
+        for name, value in schema.items()
+        if (name, value) != ("additionalProperties", False)
+    }
 
 
 def policy_schema() -> dict[str, Any]:

@@ -16,7 +16,8 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 from optiinfra.events.bus import Bus, Credentials
 from optiinfra.events.delivery import Delivery, Key, delivery_of
 from optiinfra.events.durable import Durable, DurableSpec
-from optiinfra.events.envelope import Event, decode
+from optiinfra.events.envelope import Event
+from optiinfra.events.newer import decode_newer
 from optiinfra.events.ordered import OrderedReader, Start
 from optiinfra.events.patterns import filters_for
 from optiinfra.events.pull import Ended, Pull
@@ -84,7 +85,8 @@ async def subscribe(
 
     Raises `Rejected` for unknown subjects; `Unavailable` when the broker does not answer at the
     start; `Conflict` when the stream was made anew or no longer keeps what comes next. An event of
-    a kind that this version does not know is logged and left out.
+    a kind that this version does not know is logged and left out; of one that it knows, fields
+    that a newer release has added are.
     """
     stream, filters = filters_for(subjects, tenant)
     if since_sequence is not None and since_time is not None:
@@ -119,7 +121,7 @@ async def _nothing() -> None:
 def _read(delivery: Delivery) -> Event | None:
     message = delivery.message
     try:
-        return decode(message.subject, message.headers, message.data)
+        return decode_newer(message.subject, message.headers, message.data)
     except Rejected as unknown:
         log.warning("%s #%d is left out: %s", message.subject, delivery.sequence, unknown)
         return None
