@@ -39,6 +39,15 @@ class Counts:
                 counts._last_day[one.tenant, one.rule] = one.last_day
         return counts
 
+    @classmethod
+    def known(cls, moves: _Counts, last_hour: _Counts, last_day: _Counts) -> Counts:
+        """Counts that somebody else has kept."""
+        counts = cls()
+        counts._moves, counts._last_hour, counts._last_day = moves, last_hour, last_day
+        for (tenant, _), number in moves.items():
+            counts._moves_in_all[tenant] += number
+        return counts
+
     def note(self, tenant: str, before: Saga, after: Saga, said: Sequence[f.Fact]) -> None:
         """Counts what one event led to."""
         if after.touched and not before.touched:

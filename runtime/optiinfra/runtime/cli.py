@@ -17,6 +17,7 @@ from optiinfra.runtime import (
     cli_fleet,
     cli_letters,
     cli_recs,
+    cli_what_if,
     console,
 )
 from optiinfra.runtime.cli_options import Config, Home, Json, Policy, Yes, give, settings_of
@@ -58,6 +59,7 @@ app.add_typer(cli_fleet.switch, name="switch")
 app.add_typer(cli_fleet.topology, name="topology")
 app.add_typer(cli_fleet.config, name="config")
 app.command()(cli_audit.rebuild)
+app.command("what-if")(cli_what_if.what_if)
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback

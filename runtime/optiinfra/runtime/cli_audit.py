@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -134,15 +135,25 @@ def rebuild(
         console.data(asdict(found))
     else:
         for one in found.differences:
-            console.line(f"{one.table} {one.key}")
-            console.line(f"  stands   {one.stands}")
-            console.line(f"  the log  {one.derived}")
+            console.line(f"{one.table} {one.key}: {_unlike(one.stands, one.derived)}")
         did = "differ" if check else "were put right"
         console.line(
             f"{found.events} events in {found.chains} chains folded;"
             f" {len(found.differences)} rows {did}"
         )
     return 1 if found.differences else 0
+
+
+def _unlike(stands: str | None, derived: str | None) -> str:
+    """What differs between two rows, column by column."""
+    if stands is None or derived is None:
+        return "it stands, the log has nothing of it" if stands else "it is missing"
+    there, log = json.loads(stands), json.loads(derived)
+    return "; ".join(
+        f"{name} is {str(there.get(name))[:60]!r}, by the log {str(log.get(name))[:60]!r}"
+        for name in sorted({*there, *log})
+        if there.get(name) != log.get(name)
+    )
 
 
 def _directly(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:

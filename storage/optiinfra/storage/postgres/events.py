@@ -46,6 +46,13 @@ def event_of(link: Link, *, traceparent: str | None = None) -> Event:
     )
 
 
+async def links_of_tenant(database: Database, tenant: str, since: datetime | None) -> list[Link]:
+    """The log of a tenant in its order: all of each chain that has begun since a time."""
+    async with database.connection() as connection:
+        rows = await connection.fetch(_OF_TENANT, tenant, since)
+    return [Link(**dict(row)) for row in rows]
+
+
 async def chains(database: Database, tenant: str | None = None) -> list[tuple[str, int, str]]:
     """All chains with the version and hash that their heads claim (name, version, hash)."""
     async with database.connection() as connection:
@@ -57,3 +64,12 @@ async def chains(database: Database, tenant: str | None = None) -> list[tuple[st
             tenant,
         )
     return [(row["chain"], row["version"], row["hash"]) for row in rows]
+
+
+_OF_TENANT = f"""
+SELECT {LINK_COLUMNS} FROM event_log WHERE tenant = $1 AND (
+    $2::timestamptz IS NULL OR chain LIKE 'tenant-%' OR chain IN (
+        SELECT chain FROM event_log WHERE tenant = $1 AND version = 1 AND at >= $2
+    )
+) ORDER BY position
+"""  # noqa: S608 - constants
