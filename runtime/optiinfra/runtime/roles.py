@@ -19,6 +19,7 @@ from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.fleet_file import load_fleet, load_governed, watched_policy
 from optiinfra.runtime.health import HealthServer
 from optiinfra.runtime.logs import configure_logs
+from optiinfra.runtime.loop import run
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.stores import Stores, new_id, open_stores, required_addresses
 from optiinfra.runtime.supervision import cancelled, first_error
@@ -40,14 +41,14 @@ def run_role(role: str, settings: Settings) -> int:
         "gateway": _gateway,
         "portal-api": _portal_api,
     }
-    asyncio.run(makers[role](settings))
+    run(makers[role](settings))
     return 0
 
 
 def run_agent(name: str, settings: Settings) -> int:
     """Runs one agent until SIGTERM."""
     configure_logs(settings)
-    asyncio.run(_agent(AgentName(name), settings))
+    run(_agent(AgentName(name), settings))
     return 0
 
 
