@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -10,8 +11,8 @@ from itertools import pairwise
 
 import pytest
 
-from optiinfra.events.envelope import Event
-from optiinfra.events.facts import ChangePaused
+from optiinfra.events.envelope import Event, encode
+from optiinfra.events.facts import ChangePaused, ChangeResumed
 from optiinfra.events.replay import replay
 from optiinfra.events.subjects import Stream
 from optiinfra.events.subscribe import Received, subscribe
@@ -202,3 +203,62 @@ async def test_a_replay_gives_the_range_in_order_and_ends(nats_server: Make) -> 
         assert [one async for one in replay(s.bus, since=now())] == []
         change = said[7].correlation
         assert [event.id async for _, event in replay(s.bus, change=change)] == [ids[7]]
+
+
+async def _say_raw(s: Stand, body: bytes, kind: str) -> None:
+    """A message as another release might say it, on a subject that is kept."""
+    event = s.facts(1)[0]
+    _, headers, _ = encode(event)
+    headers = {**headers, "ce-type": f"optiinfra.{kind}.v1"}
+    await s.bus.js.publish(event.subject, body, headers=headers)
+
+
+@pytest.mark.parametrize("durable", [None, "bills"])
+async def test_what_a_newer_release_says_is_read_as_far_as_it_is_known(
+    nats_server: Make, durable: str | None
+) -> None:
+    server = nats_server()
+    async with stand(server.url) as s:
+        first = await _say_all(s, 1)
+        await _say_raw(s, b'{"kind": "change.repainted", "change": "x"}', "change.repainted")
+        grown = {"kind": "change.resumed", "change": "c" * 32, "by": "a", "added_later": [1]}
+        event = s.publisher.event(ChangeResumed(change="c" * 32, by="a"), tenant="acme")
+        _, headers, _ = encode(event)
+        await s.bus.js.publish(event.subject, json.dumps(grown).encode(), headers=headers)
+        last = await _say_all(s, 1)
+        source = subscribe(server.url, subjects=RESUMED, since_sequence=0, durable=durable)
+        async with aclosing(source):
+            received = await _take(source, 3)
+        assert _ids(received) == [one.id for one in (*first, event, *last)]
+        assert received[1].event == event
+
+
+async def test_an_event_that_the_broker_holds_twice_is_known_by_its_id(nats_server: Make) -> None:
+    server = nats_server()
+    async with stand(server.url) as s:
+        config = (await s.bus.js.stream_info("CHANGES")).config
+        await s.bus.js.update_stream(config.evolve(duplicate_window=0.1))
+        [said] = await _say_all(s, 1)
+        async with asyncio.timeout(10):
+            while await s.publisher.publish(said) == 1:  # noqa: ASYNC110 - the window's end
+                await asyncio.sleep(0.05)
+        [last] = await _say_all(s, 1)
+        async with aclosing(subscribe(server.url, subjects=RESUMED, since_sequence=0)) as source:
+            assert _ids(await _take(source, 2)) == [said.id, last.id]
+        async with aclosing(subscribe(server.url, subjects=RESUMED, durable="bills")) as source:
+            assert _ids(await _take(source, 3)) == [said.id, said.id, last.id]
+
+
+async def test_what_was_not_acknowledged_comes_again(nats_server: Make) -> None:
+    server = nats_server()
+    async with stand(server.url) as s:
+        [said] = await _say_all(s, 1)
+        for _ in range(2):
+            async with aclosing(subscribe(server.url, subjects=RESUMED, durable="bills")) as source:
+                assert _ids(await _take(source, 1, ack=False)) == [said.id]
+        async with aclosing(subscribe(server.url, subjects=RESUMED, durable="bills")) as source:
+            assert _ids(await _take(source, 1)) == [said.id]
+        info = await s.bus.js.consumer_info("CHANGES", "bills")
+        assert (info.num_pending, info.num_ack_pending) == (0, 0)
+        assert info.config.ack_wait == 30, "what a subscriber that died had in hand waits so long"
+        assert info.config.max_deliver == -1

@@ -34,6 +34,7 @@ DEFAULT_SUBJECTS = (
     "vote.*",
     "approval.*",
     "change.*",
+    "conflict.*",
     "execution.*",
     "rollback.*",
     "gate.*",
