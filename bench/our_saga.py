@@ -70,7 +70,7 @@ class Agents:
     """Voters, executor and assessors that answer at once, and whoever proposes and waits."""
 
     def __init__(self, bus: Bus, *, gated: bool) -> None:
-        self._publisher = Publisher(bus, "bench", now, new_id)
+        self.publisher = Publisher(bus, "bench", now, new_id)
         self._gated = gated
         self._ended: dict[str, asyncio.Future[None]] = {}
         self.consumer = Consumer(
@@ -78,36 +78,33 @@ class Agents:
             ConsumerSpec(name="bench", stream=Stream.CHANGES, prefixes=HEARS),
             handle=None,
             handle_batch=self._answer,
-            publisher=self._publisher,
+            publisher=self.publisher,
             inbox=None,
             clock=now,
             jitter=jitter,
         )
 
-    async def propose(self) -> Recommendation:
-        """Publishes one proposal."""
-        one = proposal(gated=self._gated)
-        event = self._publisher.event(f.RecommendationProposed(recommendation=one), tenant="acme")
-        await self._publisher.publish(_traced(event))
-        return one
+    def proposal(self) -> Recommendation:
+        """Another one of the kind that is measured."""
+        return proposal(gated=self._gated)
 
     async def one(self) -> None:
         """One saga, from its proposal to its end."""
-        proposed = proposal(gated=self._gated)
+        proposed = self.proposal()
         ended = self._ended[proposed.id] = asyncio.get_running_loop().create_future()
         fact = f.RecommendationProposed(recommendation=proposed)
-        await self._publisher.publish(_traced(self._publisher.event(fact, tenant="acme")))
+        await self.publisher.publish(_traced(self.publisher.event(fact, tenant="acme")))
         await ended
 
     async def _answer(self, events: Sequence[Event]) -> Sequence[BaseException | None]:
         said = [
-            self._publisher.event(
+            self.publisher.event(
                 fact, tenant="acme", id=derived_id(event.id, index), causation=event.id
             )
             for event in events
             for index, fact in enumerate(self._facts(event.fact))
         ]
-        results = await self._publisher.publish_many([_traced(one) for one in said])
+        results = await self.publisher.publish_many([_traced(one) for one in said])
         failed = next((one for one in results if isinstance(one, BaseException)), None)
         return [failed] * len(events)
 

@@ -113,6 +113,10 @@ def ours(stack: ExitStack, *options: str) -> Contestant:
     return stack.enter_context(started(name, command, COUNTS))
 
 
+def ours_gated(stack: ExitStack) -> Contestant:
+    return ours(stack, "--gated")
+
+
 def dbos(stack: ExitStack) -> Contestant:
     python = install.python()
     url = stack.enter_context(servers()).postgres_url
@@ -156,7 +160,7 @@ def main() -> None:
         "dbos": dbos,
         "restate": restate,
         "temporal": temporal,
-        "ours_gated": lambda stack: ours(stack, "--gated"),
+        "ours_gated": ours_gated,
     }
     chosen = options.only.split(",") if options.only else list(makers)
     reasons: dict[str, str] = {}
