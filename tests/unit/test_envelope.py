@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optiinfra.events.envelope import MAX_BODY_BYTES, Event, decode, encode
-from optiinfra.events.facts import ChangePaused
+from optiinfra.events.facts import ChangePaused, ChangeResumed
 from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.ids import derived_id
 from tests.factories import event
@@ -102,3 +102,12 @@ def test_what_is_not_a_sound_event_is_refused_with_its_reason(
             change.get("headers", headers),
             change.get("body", body),
         )
+
+
+def test_a_copy_with_another_fact_says_the_other_fact() -> None:
+    said = event(ChangeResumed(change="a" * 32, by="ann"))
+    assert '"ann"' in said.body
+    other = said.model_copy(update={"fact": ChangePaused(change="a" * 32, by="bob", reason="x")})
+    assert '"bob"' in other.body
+    assert other.subject.startswith("change.paused.")
+    assert other.type == "optiinfra.change.paused.v1"

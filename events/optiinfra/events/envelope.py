@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC
+from typing import Any, Self
 
 from pydantic import AwareDatetime, ConfigDict, ValidationError
 
@@ -50,6 +51,16 @@ class Event(Value):
     def body(self) -> str:
         """The fact as JSON: the text that is published, kept in the log and hashed."""
         return self.fact.model_dump_json()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy that computes afresh what follows from its fields."""
+        made = super().model_copy(update=update, deep=deep)
+        for name in _KEPT:
+            made.__dict__.pop(name, None)
+        return made
+
+
+_KEPT = ("subject", "type", "body")
 
 
 def encode(event: Event) -> tuple[str, dict[str, str], bytes]:
