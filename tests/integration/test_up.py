@@ -23,8 +23,11 @@ from optiinfra.events.bus import Bus
 from optiinfra.events.commands import ExecutionRequested
 from optiinfra.events.publish import Publisher
 from optiinfra.runtime.clouds import engines_dir
+from optiinfra.runtime.deep_checks import look_deep
 from optiinfra.runtime.engines import end_engines
+from optiinfra.runtime.findings import Finding, Level
 from optiinfra.runtime.session import Session
+from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.stores import new_id, now
 from optiinfra.schemas.deployment import Market, Provider
 from optiinfra.schemas.ids import derived_id
@@ -88,6 +91,17 @@ async def until_all_have_registered(session: Session) -> None:
     raise AssertionError(known)
 
 
+async def until_nothing_is_wrong(up: Up) -> None:
+    """Until the doctor, signed in as an operator, finds nothing to warn of in what runs."""
+    wrong: list[Finding] = []
+    for _ in range(20):
+        found = await look_deep(Settings(home=up.home))
+        wrong = [one for one in found if one.level is not Level.OK]
+        if found and not wrong:
+            return
+    raise AssertionError(wrong)
+
+
 async def count(up: Up, table: str) -> int:
     async with up.database() as database, database.connection() as connection:
         found: int = await connection.fetchval(f"SELECT count(*) FROM {table}")
@@ -106,6 +120,7 @@ async def test_it_starts_serves_keeps_its_session_private_and_leaves_nothing_beh
     await until_answered(session.gateway_url)
     await until_all_have_registered(session)
     assert len(one.engines()) == 2
+    await until_nothing_is_wrong(one)
 
     second = Up(one.folder)
     process = await second.spawn()
