@@ -1,0 +1,130 @@
+"""Mechanisms of consumers switched off, to see that what they promise falls without them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from optiinfra.events.consume import Consumer, ConsumerSpec
+from optiinfra.events.delivery import Delivery
+from optiinfra.events.envelope import Event
+from optiinfra.events.subjects import Stream
+from optiinfra.schemas.errors import Unavailable
+from optiinfra.storage.embedded.nats import NatsServer
+from tests.bus_stand import Stand, now, running, stand, until
+
+Make = Callable[[], NatsServer]
+ACK_WAIT_S = 1.0
+
+
+class WithoutHealing(Consumer):
+    """A consumer that is gone stays gone."""
+
+    async def _heal(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+
+
+class Hasty(Consumer):
+    """Acknowledges what it has not done yet."""
+
+    async def _process(self, batch: list[Delivery]) -> None:
+        for delivery in batch:
+            await delivery.message.ack()
+        await super()._process(batch)
+
+
+def consumer(s: Stand, made: type[Consumer], handle: Callable[[Event], object]) -> Consumer:
+    spec = ConsumerSpec(
+        name="sabotaged",
+        stream=Stream.CHANGES,
+        prefixes=("change.resumed",),
+        ack_wait_s=ACK_WAIT_S,
+        heartbeat_s=ACK_WAIT_S / 3,
+        backoff_base_s=0.005,
+        attempts=3,
+    )
+    return made(
+        s.bus,
+        spec,
+        handle=handle,  # type: ignore[arg-type]
+        handle_batch=None,
+        publisher=s.publisher,
+        inbox=None,
+        clock=now,
+        jitter=lambda: 1.0,
+    )
+
+
+async def test_without_healing_a_deleted_consumer_hears_no_more(nats_server: Make) -> None:
+    handled: Counter[str] = Counter()
+
+    async def handle(event: Event) -> None:
+        handled[event.id] += 1
+
+    async with stand(nats_server().url) as s:
+        made = consumer(s, WithoutHealing, handle)
+        async with running(made):
+            await s.say(5)
+            await until(lambda: len(handled) == 5)
+            await s.bus.js.delete_consumer("CHANGES", "sabotaged")
+            await s.say(5)
+            with pytest.raises(TimeoutError):
+                await until(lambda: len(handled) == 10, 5.0)
+
+
+async def test_without_holds_a_database_that_is_away_costs_dead_letters(nats_server: Make) -> None:
+    """The infrastructure's errors taken for the message's own: what `verdicts` tells apart."""
+    tries = 0
+
+    async def handle(_event: Event) -> None:
+        nonlocal tries
+        tries += 1
+        try:
+            raise Unavailable("no database", 0.0)
+        except Unavailable as away:
+            raise RuntimeError("taken for the message's fault") from away
+
+    async with stand(nats_server().url) as s:
+        made = consumer(s, Consumer, handle)
+        async with running(made):
+            await s.say(1)
+            await until(lambda: made.stats.dead_lettered == 1)
+        assert tries == 3
+        assert len(await s.dead_letters()) == 1
+
+
+@pytest.mark.parametrize(("made", "again"), [(Consumer, True), (Hasty, False)])
+async def test_what_is_acknowledged_before_it_is_done_dies_with_its_consumer(
+    nats_server: Make,
+    made: type[Consumer],
+    again: bool,  # noqa: FBT001
+) -> None:
+    begun = asyncio.Event()
+    handled: Counter[str] = Counter()
+
+    async def hangs(_event: Event) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def handle(event: Event) -> None:
+        handled[event.id] += 1
+
+    server = nats_server()
+    async with stand(server.url) as first:
+        dying = asyncio.create_task(consumer(first, made, hangs).run())
+        [said] = await first.say(1)
+        await begun.wait()
+        await first.bus.client.flush()
+        dying.cancel()
+        await asyncio.wait({dying})
+    async with stand(server.url) as second, running(consumer(second, made, handle)):
+        if again:
+            await until(lambda: handled[said.id] == 1)
+            return
+        info = await second.bus.js.consumer_info("CHANGES", "sabotaged")
+        assert (info.num_pending, info.num_ack_pending) == (0, 0)
+        with pytest.raises(TimeoutError):
+            await until(lambda: bool(handled), 2 * ACK_WAIT_S)
