@@ -11,11 +11,10 @@ import pytest
 from optiinfra.events.consume import Consumer, ConsumerSpec
 from optiinfra.events.delivery import Delivery
 from optiinfra.events.envelope import Event
-from optiinfra.events.publish import Publisher
 from optiinfra.events.subjects import Stream
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.storage.embedded.nats import NatsServer
-from tests.bus_stand import Stand, new_id, now, running, stand, until
+from tests.bus_stand import Stand, now, running, stand, until
 
 Make = Callable[[], NatsServer]
 ACK_WAIT_S = 1.0
@@ -150,22 +149,3 @@ async def test_without_a_limit_of_attempts_poison_is_never_buried(nats_server: M
             await until(lambda: tries > 50)
         assert made.stats.dead_lettered == 0
         assert await s.dead_letters() == []
-
-
-@pytest.mark.parametrize(("patience_s", "whole"), [(20.0, True), (0.1, False)])
-async def test_without_patience_what_is_said_during_an_outage_is_gone(
-    nats_server: Make,
-    patience_s: float,
-    whole: bool,  # noqa: FBT001
-) -> None:
-    """One of them may lie in the client's buffer and reach the broker after all."""
-    server = nats_server()
-    async with stand(server.url) as s:
-        publisher = Publisher(s.bus, "test", now, new_id, give_up_after_s=patience_s)
-        await asyncio.to_thread(server.kill)
-        said = asyncio.create_task(publisher.publish_many(s.facts(5)))
-        await asyncio.wait({said}, timeout=1.0)
-        await asyncio.to_thread(server.start)
-        assert all(isinstance(one, int) for one in await said) == whole
-        await s.bus.connected(10.0)
-        assert ((await s.bus.js.stream_info("CHANGES")).state.messages == 5) == whole
