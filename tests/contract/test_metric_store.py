@@ -143,14 +143,77 @@ async def test_a_series_may_name_one_replica(store: MetricStore) -> None:
     assert (both.mean, one.mean) == (2.0, 3.0)
 
 
+EARLIER = NOW.replace(minute=0) - timedelta(days=2)
+"""Hours that are over, of a day that is."""
+
+
+async def folded(store: MetricStore) -> None:
+    """Folds all that is over, as if it had been quiet."""
+    while await store.fold(quiet_s=0):
+        pass
+
+
+async def without_raw_rows(store: MetricStore) -> None:
+    await store._ask(lambda client: client.command("TRUNCATE TABLE metrics"))
+
+
+async def known_of(store: MetricStore, resolution: Resolution) -> tuple[int, float | None]:
+    day = EARLIER.replace(hour=0)
+    asked = query(since=day, until=day + timedelta(days=1), points=1, resolution=resolution)
+    (point,) = await store.series(asked)
+    return point.known, point.mean
+
+
 async def test_old_windows_are_read_from_the_table_that_still_holds_them(
     store: MetricStore,
 ) -> None:
-    old = NOW - timedelta(days=60)
-    await store.insert([sample(0, 5.0, at=old), sample(60, 7.0, at=old)], "batch-1")
-    since = old.replace(minute=0)
-    (point,) = await store.series(query(since=since, until=since + timedelta(hours=2)))
+    rows = [sample(0, 5.0, at=EARLIER), sample(0, 7.0, at=EARLIER + timedelta(minutes=1))]
+    await store.insert(rows, "batch-1")
+    await folded(store)
+    await without_raw_rows(store)
+    later = MetricStore(
+        store._url, database=store._database, clock=lambda: NOW + timedelta(days=60)
+    )
+    since = EARLIER
+    (point,) = await later.series(query(since=since, until=since + timedelta(hours=2)))
+    await later.aclose()
     assert (point.at, point.known, point.mean) == (since, 2, 6.0)
+
+
+@pytest.mark.parametrize("resolution", list(Resolution))
+async def test_rollups_count_a_sample_once_in_whatever_batch_it_comes_again(
+    store: MetricStore, resolution: Resolution
+) -> None:
+    first, second, third = (sample(0, value, at=EARLIER) for value in (1.0, 3.0, 8.0))
+    await store.insert([first, second], "batch-1")
+    await store.insert([second, third], "batch-2")
+    assert await known_of(store, resolution) == (3, 4.0)
+    await folded(store)
+    await store.insert([third, first], "batch-3")
+    assert await known_of(store, resolution) == (3, 4.0)
+    await folded(store)
+    assert await known_of(store, resolution) == (3, 4.0)
+
+
+@pytest.mark.parametrize("resolution", [Resolution.HOURLY, Resolution.DAILY])
+async def test_a_late_sample_makes_its_hour_be_folded_again(
+    store: MetricStore, resolution: Resolution
+) -> None:
+    await store.insert([sample(0, 1.0, at=EARLIER)], "batch-1")
+    await folded(store)
+    await store.insert([sample(0, 3.0, at=EARLIER + timedelta(seconds=1))], "batch-2")
+    assert await known_of(store, resolution) == (2, 2.0)
+    await folded(store)
+    await without_raw_rows(store)
+    assert await known_of(store, resolution) == (2, 2.0)
+
+
+async def test_what_is_not_over_or_not_quiet_is_not_folded(store: MetricStore) -> None:
+    await store.insert([sample(0, 1.0, at=datetime.now(UTC))], "batch-1")
+    assert await store.fold(quiet_s=0) == 0
+    await store.insert([sample(0, 1.0, at=EARLIER)], "batch-2")
+    assert await store.fold() == 0
+    assert await store.fold(quiet_s=0) == 1
 
 
 def test_the_finest_table_that_can_be_read_quickly_is_chosen() -> None:

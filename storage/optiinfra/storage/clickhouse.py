@@ -16,8 +16,9 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalErr
 
 from optiinfra.schemas.errors import Conflict, Invariant, Rejected, Unavailable
 from optiinfra.storage import clickhouse_queries as queries
+from optiinfra.storage import clickhouse_rollups as rollups
 from optiinfra.storage.clickhouse_schema import Retention, statements
-from optiinfra.storage.metric_rows import MetricRow, SeriesPoint, SeriesQuery
+from optiinfra.storage.metric_rows import MetricColumns, MetricRow, SeriesPoint, SeriesQuery
 from optiinfra.storage.owner_thread import OwnerThread
 
 Result = TypeVar("Result")
@@ -30,7 +31,6 @@ SETTINGS = {"max_memory_usage": 512 << 20, "max_threads": 2, "max_execution_time
 ONE_BLOCK_ONCE = {
     "async_insert": 0,
     "insert_deduplicate": 1,
-    "deduplicate_blocks_in_dependent_materialized_views": 1,
 }
 
 
@@ -74,21 +74,59 @@ class MetricStore:
         await self._ask(run)
 
     async def insert(self, rows: Sequence[MetricRow], dedup_token: str) -> None:
-        """Add a batch in one insert; the same token again changes nothing, in rollups as well.
+        """As `insert_columns`."""
+        columns = MetricColumns()
+        for row in rows:
+            columns.add(row)
+        await self.insert_columns(columns, dedup_token)
 
-        The token must follow from the batch's messages alone, so that a redelivered batch has it
-        again. A sample redelivered in *another* batch is stored twice: `window` and raw `series`
-        see it once (by event id), rollups count it twice.
+    async def insert_columns(self, columns: MetricColumns, dedup_token: str) -> None:
+        """Add a batch in one insert; what was there already changes no answer, rollups included.
+
+        The same token again adds nothing; it must follow from the batch's messages alone. A sample
+        redelivered in *another* batch is stored twice and counted once, by its event id. Only what
+        has returned from here may be acknowledged: rollups do not know of the rest.
         """
-        if not rows:
+        if not columns:
             return
-        if len(rows) > MAX_ROWS_PER_INSERT:
-            raise Rejected(f"{len(rows)} rows in one batch", hint=f"at most {MAX_ROWS_PER_INSERT}")
-        data = [_record(row) for row in rows]
+        if len(columns) > MAX_ROWS_PER_INSERT:
+            raise Rejected(
+                f"{len(columns)} rows in one batch", hint=f"at most {MAX_ROWS_PER_INSERT}"
+            )
         settings = ONE_BLOCK_ONCE | {"insert_deduplication_token": dedup_token}
+        touched = rollups.touch_parameters(columns.hours(), self._retention.raw_days)
 
         def run(client: Client) -> None:
-            client.insert("metrics", data, column_names=queries.COLUMNS, settings=settings)
+            client.insert(
+                "metrics",
+                columns.lists(),
+                column_names=queries.COLUMNS,
+                column_oriented=True,
+                settings=settings,
+            )
+            client.command(rollups.TOUCH, touched)
+
+        await self._ask(run)
+
+    async def fold(self, *, quiet_s: int = rollups.QUIET_S) -> int:
+        """Fold hours and days that are over and have been quiet for `quiet_s` into the rollups.
+
+        Gives how many were folded; a few at a time, so it is to be called now and then. It only
+        makes reading faster and lets the rollups outlive the raw rows: `series` is exact before.
+        """
+        return await self._fold(rollups.HOUR, quiet_s) or await self._fold(rollups.DAY, quiet_s)
+
+    async def _fold(self, span: str, quiet_s: int) -> int:
+        question = queries.Question(rollups.PENDING, rollups.pending_parameters(span, quiet_s))
+        found = [rollups.Pending(span, *row) for row in await self._rows(question)]
+        for one in found:
+            await self._fold_one(one)
+        return len(found)
+
+    async def _fold_one(self, pending: rollups.Pending) -> None:
+        def run(client: Client) -> None:
+            client.command(rollups.FOLD[pending.span], pending.parameters())
+            client.command(rollups.FOLDED, pending.parameters())
 
         await self._ask(run)
 
@@ -207,21 +245,6 @@ def _open_folder(folder: Path) -> Client:
         return clickhouse_connect.get_client(interface="chdb", path=str(folder), settings=SETTINGS)
     except ClickHouseError as error:
         raise Conflict(f"chdb cannot open {folder}: {error}") from error
-
-
-def _record(row: MetricRow) -> tuple[Any, ...]:
-    return (
-        row.tenant,
-        row.deployment,
-        row.replica or "",
-        row.metric,
-        row.at.astimezone(UTC),
-        row.value,
-        row.unknown_reason or "",
-        row.unit,
-        dict(row.labels),
-        row.event_id,
-    )
 
 
 def _row(*values: Any) -> MetricRow:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from optiinfra.storage import clickhouse_rollups as rollups
 from optiinfra.storage.clickhouse_schema import Retention
 from optiinfra.storage.metric_rows import Resolution, SeriesQuery
 
@@ -23,12 +24,15 @@ BETWEEN = (
     "ts >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC') "
     "AND ts < fromUnixTimestamp64Milli({until_ms:Int64}, 'UTC')"
 )
+BEGUN_BETWEEN = (
+    "ts >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC') "
+    "AND ts < fromUnixTimestamp64Milli({ended_ms:Int64}, 'UTC')"
+)
 DEPLOYMENT = "tenant = {tenant:String} AND deployment = {deployment:String}"
 SERIES = DEPLOYMENT + " AND metric = {metric:String}"
 ONE_REPLICA = "({replica:String} = '' OR replica = {replica:String})"
 UNIT_MS = {Resolution.RAW: 1, Resolution.HOURLY: 3_600_000, Resolution.DAILY: 86_400_000}
 RAW_SPAN, HOURLY_SPAN = timedelta(days=2), timedelta(days=60)
-TABLE = {Resolution.HOURLY: "metrics_hourly", Resolution.DAILY: "metrics_daily"}
 
 RAW_SERIES = f"""
 SELECT
@@ -42,12 +46,28 @@ FROM (
 GROUP BY step ORDER BY step
 """  # noqa: S608 - constants only
 
+_STEP = "intDiv(toInt64(toUnixTimestamp(at)) * 1000 - {since_ms:Int64}, {width_ms:Int64})"
+_START = "if({span:String} = 'hour', toStartOfHour(ts), toStartOfDay(ts))"
+
 ROLLUP_SERIES = f"""
 SELECT
-    intDiv(toInt64(toUnixTimestamp(ts)) * 1000 - {{since_ms:Int64}}, {{width_ms:Int64}}) AS step,
+    {_STEP} AS step,
     avgMerge(mean), min(low), max(high),
     quantilesTDigestMerge(0.5, 0.95, 0.99)(quantiles), sum(known), sum(unknown)
-FROM {{table:Identifier}} WHERE {SERIES} AND {BETWEEN} AND {ONE_REPLICA}
+FROM (
+    SELECT ts AS at, low, high, mean, quantiles, known, unknown
+    FROM {{table:Identifier}} WHERE {SERIES} AND {BETWEEN} AND {ONE_REPLICA}
+    AND ts NOT IN ({rollups.OPEN}) AND (replica, ts, rolled_at) IN (
+        SELECT replica, ts, max(rolled_at) FROM {{table:Identifier}}
+        WHERE {SERIES} AND {BETWEEN} AND {ONE_REPLICA} GROUP BY replica, ts
+    )
+    UNION ALL
+    SELECT at, {rollups.STATISTICS} FROM (
+        SELECT {_START} AS at, value FROM metrics
+        WHERE {SERIES} AND {BEGUN_BETWEEN} AND {ONE_REPLICA} AND {_START} IN ({rollups.OPEN})
+        LIMIT 1 BY {SAME_SAMPLE}
+    ) GROUP BY at
+)
 GROUP BY step ORDER BY step
 """  # noqa: S608 - constants only
 
@@ -95,7 +115,7 @@ def steps(query: SeriesQuery, resolution: Resolution) -> tuple[int, int]:
 def series(query: SeriesQuery, resolution: Resolution) -> Question:
     """Statistics of each step of a series."""
     first_ms, width_ms = steps(query, resolution)
-    parameters = {
+    parameters: dict[str, Any] = {
         "tenant": query.tenant,
         "deployment": query.deployment,
         "metric": query.metric,
@@ -106,7 +126,13 @@ def series(query: SeriesQuery, resolution: Resolution) -> Question:
     }
     if resolution is Resolution.RAW:
         return Question(RAW_SERIES, parameters)
-    return Question(ROLLUP_SERIES, parameters | {"table": TABLE[resolution]})
+    span, unit_ms = rollups.SPAN[resolution], UNIT_MS[resolution]
+    parameters |= {
+        "span": span,
+        "table": rollups.TABLE[span],
+        "ended_ms": -(-parameters["until_ms"] // unit_ms) * unit_ms,
+    }
+    return Question(ROLLUP_SERIES, parameters)
 
 
 def window(

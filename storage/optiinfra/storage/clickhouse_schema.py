@@ -42,26 +42,28 @@ CREATE TABLE IF NOT EXISTS {table} (
 ) ENGINE = AggregatingMergeTree
 PARTITION BY toYYYYMM(ts)
 ORDER BY (tenant, deployment, metric, replica, ts)
-SETTINGS non_replicated_deduplication_window = {window}
 """
 
-ROLLUP_VIEW = """
-CREATE MATERIALIZED VIEW IF NOT EXISTS {table}_view TO {table} AS
-SELECT
-    tenant, deployment, replica, metric,
-    {start}(raw.ts) AS ts,
-    any(raw.unit) AS unit,
-    min(value) AS low,
-    max(value) AS high,
-    avgState(value) AS mean,
-    quantilesTDigestState(0.5, 0.95, 0.99)(value) AS quantiles,
-    count(value) AS known,
-    countIf(isNull(value)) AS unknown
-FROM metrics AS raw
-GROUP BY tenant, deployment, replica, metric, ts
+GENERATION = """
+ALTER TABLE {table} ADD COLUMN IF NOT EXISTS rolled_at DateTime64(6, 'UTC'),
+MODIFY ORDER BY (tenant, deployment, metric, replica, ts, rolled_at)
+"""
+"""Of a row's copies, the one that was folded last holds; 0: counted by a view of release 0.1."""
+
+TOUCHED = """
+CREATE TABLE IF NOT EXISTS metrics_touched (
+    tenant LowCardinality(String),
+    deployment LowCardinality(String),
+    span LowCardinality(String),
+    start DateTime('UTC'),
+    touched_at SimpleAggregateFunction(max, DateTime64(6, 'UTC')),
+    rolled_at SimpleAggregateFunction(max, DateTime64(6, 'UTC'))
+) ENGINE = AggregatingMergeTree
+ORDER BY (tenant, deployment, span, start)
 """
 
 TTL = "ALTER TABLE {table} MODIFY TTL toDateTime(ts) + INTERVAL {days} DAY DELETE"
+TOUCHED_TTL = "ALTER TABLE metrics_touched MODIFY TTL start + INTERVAL {days} DAY DELETE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +83,13 @@ def statements(retention: Retention) -> Iterator[str]:
     """Every statement that brings a database to this schema; each may be repeated."""
     yield RAW
     yield TTL.format(table="metrics", days=retention.raw_days)
-    for table, start, days in (
-        ("metrics_hourly", "toStartOfHour", retention.hourly_days),
-        ("metrics_daily", "toStartOfDay", retention.daily_days),
+    for table, days in (
+        ("metrics_hourly", retention.hourly_days),
+        ("metrics_daily", retention.daily_days),
     ):
-        yield ROLLUP.format(table=table, window=DEDUPLICATION_WINDOW_BLOCKS)
-        yield ROLLUP_VIEW.format(table=table, start=start)
+        yield ROLLUP.format(table=table)
+        yield f"DROP VIEW IF EXISTS {table}_view"
+        yield GENERATION.format(table=table)
         yield TTL.format(table=table, days=days)
+    yield TOUCHED
+    yield TOUCHED_TTL.format(days=retention.daily_days)

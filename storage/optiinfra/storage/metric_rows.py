@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from enum import StrEnum
 from math import isfinite
+from typing import Any
 
 MAX_POINTS = 500
 
@@ -33,6 +34,53 @@ class MetricRow:
             raise ValueError("a sample has either a value or the reason why it is unknown")
         if self.value is not None and not isfinite(self.value):
             raise ValueError("a sample that is not a finite number is unknown")
+
+
+@dataclass(slots=True)
+class MetricColumns:
+    """Samples column by column, as they are inserted; the lists are equally long.
+
+    A `value` None has its `unknown_reason`, which else is empty; no replica is an empty one.
+    """
+
+    tenant: list[str] = field(default_factory=list)
+    deployment: list[str] = field(default_factory=list)
+    replica: list[str] = field(default_factory=list)
+    metric: list[str] = field(default_factory=list)
+    ts: list[datetime] = field(default_factory=list)
+    value: list[float | None] = field(default_factory=list)
+    unknown_reason: list[str] = field(default_factory=list)
+    unit: list[str] = field(default_factory=list)
+    labels: list[Mapping[str, str]] = field(default_factory=list)
+    event_id: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.event_id)
+
+    def add(self, row: MetricRow) -> None:
+        """One more sample."""
+        self.tenant.append(row.tenant)
+        self.deployment.append(row.deployment)
+        self.replica.append(row.replica or "")
+        self.metric.append(row.metric)
+        self.ts.append(row.at.astimezone(UTC))
+        self.value.append(row.value)
+        self.unknown_reason.append(row.unknown_reason or "")
+        self.unit.append(row.unit)
+        self.labels.append(dict(row.labels))
+        self.event_id.append(row.event_id)
+
+    def lists(self) -> list[list[Any]]:
+        """All of them, in the order of their names here."""
+        return [getattr(self, name.name) for name in fields(self)]
+
+    def hours(self) -> set[tuple[str, str, datetime]]:
+        """The hours (UTC) of the deployments of the tenants that these samples belong to."""
+        moments = set(zip(self.tenant, self.deployment, self.ts, strict=True))
+        return {
+            (tenant, deployment, at.astimezone(UTC).replace(minute=0, second=0, microsecond=0))
+            for tenant, deployment, at in moments
+        }
 
 
 class Resolution(StrEnum):

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from optiinfra.events.envelope import Event
 from optiinfra.events.facts import MetricsMeasured
+from optiinfra.schemas.errors import OptiInfraError
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unit, Unknown, UnknownReason
 from optiinfra.storage.clickhouse import MetricStore
-from optiinfra.storage.metric_rows import MetricRow
+from optiinfra.storage.metric_rows import MetricColumns, MetricRow
 
 _WINDOW, _ERROR, _DETAIL = "__window_s", "__error", "__detail"
 """Labels that carry what has no column of its own."""
-_CHUNK = 5_000
+_ENOUGH = 50_000
+"""Rows after which a batch of large events is inserted in parts."""
+FOLD_EVERY_S = 30.0
+
+log = logging.getLogger("optiinfra.storage.telemetry")
 
 
 class StoredTelemetry:
@@ -45,47 +52,65 @@ class StoredTelemetry:
 class MetricSink:
     """Writes measured metrics into the store; one insert a batch of events."""
 
-    def __init__(self, store: MetricStore) -> None:
+    def __init__(
+        self, store: MetricStore, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
+        self._monotonic = monotonic
+        self._folded_s = monotonic()
 
     async def __call__(self, events: Sequence[Event]) -> Sequence[BaseException | None]:
-        """Handles one batch; what is stored twice by a redelivery is read once (by event id)."""
-        rows = [row for event in events for row in rows_of(event)]
+        """Handles one batch; a sample that comes again counts once, in whatever batch it comes."""
         token = derived_id(*(event.id for event in events))
-        for start in range(0, len(rows), _CHUNK):
-            await self._store.insert(rows[start : start + _CHUNK], f"{token}-{start}")
+        columns, part = MetricColumns(), 0
+        for event in events:
+            if len(columns) >= _ENOUGH:
+                await self._store.insert_columns(columns, f"{token}-{part}")
+                columns, part = MetricColumns(), part + 1
+            add_samples(columns, event)
+        await self._store.insert_columns(columns, f"{token}-{part}")
+        await self._fold_now_and_then()
         return [None] * len(events)
 
+    async def _fold_now_and_then(self) -> None:
+        """The rows are safe already, so that a fold that fails is tried again another time."""
+        if self._monotonic() - self._folded_s < FOLD_EVERY_S:
+            return
+        self._folded_s = self._monotonic()
+        try:
+            await self._store.fold()
+        except OptiInfraError as failed:
+            log.warning("hours of metrics are not folded yet: %s", failed)
 
-def rows_of(event: Event) -> list[MetricRow]:
-    """The rows of one event; empty when it measures nothing."""
+
+def add_samples(columns: MetricColumns, event: Event) -> None:
+    """Adds what the event measures, if it does."""
     fact = event.fact
     if not isinstance(fact, MetricsMeasured):
-        return []
-    return [_row(event, fact, sample, index) for index, sample in enumerate(fact.samples)]
+        return
+    samples, count = fact.samples, len(fact.samples)
+    columns.tenant += [fact.tenant] * count
+    columns.deployment += [fact.deployment] * count
+    columns.replica += [sample.replica or "" for sample in samples]
+    columns.metric += [sample.metric for sample in samples]
+    columns.ts += [sample.at for sample in samples]
+    columns.unit += [sample.unit.value for sample in samples]
+    columns.labels += [_labels(sample) for sample in samples]
+    columns.event_id += [f"{event.id}-{index}" for index in range(count)]
+    for reading in (sample.reading for sample in samples):
+        known = isinstance(reading, Known)
+        columns.value.append(reading.value if known else None)
+        columns.unknown_reason.append("" if known else reading.reason.value)
 
 
-def _row(event: Event, fact: MetricsMeasured, sample: Sample, index: int) -> MetricRow:
-    reading = sample.reading
-    labels = dict(sample.labels)
+def _labels(sample: Sample) -> dict[str, str]:
+    """The sample's labels and, under names of their own, what has no column."""
+    reading, labels = sample.reading, sample.labels
     if sample.window_s:
-        labels[_WINDOW] = repr(sample.window_s)
-    if isinstance(reading, Known) and reading.error:
-        labels[_ERROR] = repr(reading.error)
-    if isinstance(reading, Unknown) and reading.detail:
-        labels[_DETAIL] = reading.detail
-    return MetricRow(
-        tenant=fact.tenant,
-        deployment=fact.deployment,
-        replica=sample.replica,
-        metric=sample.metric,
-        at=sample.at,
-        value=reading.value if isinstance(reading, Known) else None,
-        unknown_reason=reading.reason.value if isinstance(reading, Unknown) else None,
-        unit=sample.unit.value,
-        labels=labels,
-        event_id=f"{event.id}-{index}",
-    )
+        labels = {**labels, _WINDOW: repr(sample.window_s)}
+    if isinstance(reading, Known):
+        return {**labels, _ERROR: repr(reading.error)} if reading.error else labels
+    return {**labels, _DETAIL: reading.detail} if reading.detail else labels
 
 
 def sample_of(row: MetricRow) -> Sample:
