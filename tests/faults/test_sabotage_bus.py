@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from optiinfra.events.bus import Bus
 from optiinfra.events.consume import Consumer, ConsumerSpec
 from optiinfra.events.delivery import Delivery
 from optiinfra.events.envelope import Event
@@ -15,6 +16,7 @@ from optiinfra.events.subjects import Stream
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.storage.embedded.nats import NatsServer
 from tests.bus_stand import Stand, now, running, stand, until
+from tests.faults.proxy import proxied
 
 Make = Callable[[], NatsServer]
 ACK_WAIT_S = 1.0
@@ -149,3 +151,20 @@ async def test_without_a_limit_of_attempts_poison_is_never_buried(nats_server: M
             await until(lambda: tries > 50)
         assert made.stats.dead_lettered == 0
         assert await s.dead_letters() == []
+
+
+async def test_without_pings_a_peer_that_stopped_answering_is_never_noticed(
+    nats_server: Make,
+    at_length: bool,  # noqa: FBT001
+) -> None:
+    if not at_length:
+        pytest.skip("it takes half a minute to see nothing: make faults")
+    async with proxied(nats_server().url) as hole:
+        bus = await Bus.connect(hole.url, name="lonely")
+        assert bus.client._ping_interval_task is not None
+        bus.client._ping_interval_task.cancel()
+        hole.open.clear()
+        with pytest.raises(TimeoutError):
+            await until(lambda: not bus.is_connected, 35.0)
+        hole.open.set()
+        await bus.close()
