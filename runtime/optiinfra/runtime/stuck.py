@@ -26,7 +26,7 @@ _RESUME = {
 def finding_on(change: OpenChange) -> Finding:
     """What one open change waits for: OK while something will wake it."""
     saga = Saga.model_validate_json(change.body)
-    said = f"{change.state} for {spoken(change.quiet_s)}, waits for {waits_for(saga)}"
+    said = f"{change.state}, unchanged for {spoken(change.quiet_s)}, waits for {waits_for(saga)}"
     for look in (_paused, _overdue, _unwakeable):
         found = look(change, saga, said)
         if found is not None:
