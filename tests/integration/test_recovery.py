@@ -69,7 +69,9 @@ class Story:
                 await self.runner.handle([event(vote(one.id, agent)) for agent in VOTERS])
 
     async def recover(self) -> None:
-        await recover(self.database, self.broker, self.runner.handle, self.reconciler)
+        """As a process that has just started, which knows nothing but what is written down."""
+        fresh = Runner(self.database, self.broker, lambda: AUTO)
+        await recover(self.database, self.broker, fresh.handle, self.reconciler)
 
     async def do(self, statement: str) -> None:
         async with self.database.connection() as connection:

@@ -1,0 +1,67 @@
+"""Logs of earlier releases: whole, and folded by this one to the states that were recorded."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optiinfra.coordinator.saga.evolve import fold
+from optiinfra.coordinator.saga.state import Saga
+from optiinfra.events.facts import FACT, TERMINAL_FACTS, Fact
+from optiinfra.events.subjects import SUBJECTS, Stream, kind_of
+from optiinfra.storage.postgres.export import checked
+
+RECORDED = Path(__file__).parents[1] / "recorded"
+LOGS = sorted(RECORDED.glob("golden_*.jsonl.gz"))
+NOT_LOGGED = {"agent.heartbeat", "metrics.measured", "sample.answer", "dead.lettered"}
+
+
+def lines(path: Path) -> list[bytes]:
+    return gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+
+
+def events(path: Path) -> Iterator[dict[str, Any]]:
+    for line in lines(path):
+        content = json.loads(line)
+        if content["line"] == "event":
+            yield content
+
+
+def test_there_is_one_of_this_release() -> None:
+    assert LOGS
+
+
+@pytest.mark.parametrize("path", LOGS, ids=lambda path: path.name)
+def test_the_log_is_whole(path: Path) -> None:
+    assert checked(lines(path)).ok
+
+
+@pytest.mark.parametrize("path", LOGS, ids=lambda path: path.name)
+def test_this_version_folds_it_to_the_states_that_were_recorded(path: Path) -> None:
+    packed = path.with_name(path.name.replace(".jsonl.", ".states.json."))
+    states: dict[str, Any] = json.loads(gzip.decompress(packed.read_bytes()))
+    chains: dict[str, list[tuple[Fact, datetime]]] = {}
+    for row in events(path):
+        if not row["chain"].startswith("tenant-"):
+            fact = FACT.validate_json(row["body"])
+            chains.setdefault(row["chain"], []).append((fact, datetime.fromisoformat(row["at"])))
+    assert set(chains) == set(states)
+    for change, log in chains.items():
+        folded = json.loads(fold(Saga(change=change), log).model_dump_json())
+        recorded = states[change]
+        assert {name: folded[name] for name in recorded} == recorded
+    assert {state["state"] for state in states.values()} >= set(TERMINAL_FACTS.values())
+
+
+def test_the_newest_holds_every_kind_of_fact_that_is_logged() -> None:
+    kinds = {json.loads(row["body"])["kind"] for row in events(LOGS[-1])}
+    logged = {
+        kind_of(row.payload) for row in SUBJECTS if row.stream in (Stream.CHANGES, Stream.TIMERS)
+    }
+    assert logged - NOT_LOGGED - kinds == set()
