@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from optiinfra.events.bus import Bus
 from optiinfra.events.consume import Consumer, ConsumerSpec
 from optiinfra.events.delivery import Delivery
-from optiinfra.events.envelope import Event
+from optiinfra.events.envelope import Event, encode
+from optiinfra.events.publish import Publisher
 from optiinfra.events.subjects import Stream
-from optiinfra.schemas.errors import Unavailable
+from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.storage.embedded.nats import NatsServer
-from tests.bus_stand import Stand, now, running, stand, until
+from tests.bus_stand import Stand, new_id, now, running, stand, until
 from tests.faults.proxy import proxied
 
 Make = Callable[[], NatsServer]
@@ -36,6 +39,16 @@ class Hasty(Consumer):
         for delivery in batch:
             await delivery.message.ack()
         await super()._process(batch)
+
+
+class Careless(Publisher):
+    """Says things and waits for no acknowledgement."""
+
+    async def publish_many(self, events: Sequence[Event]) -> list[int | OptiInfraError]:
+        for event in events:
+            subject, headers, body = encode(event)
+            await self._bus.client.publish(subject, body, headers=headers)
+        return [1] * len(events)
 
 
 def consumer(
@@ -168,3 +181,25 @@ async def test_without_pings_a_peer_that_stopped_answering_is_never_noticed(
             await until(lambda: not bus.is_connected, 35.0)
         hole.open.set()
         await bus.close()
+
+
+@pytest.mark.parametrize(("made", "whole"), [(Publisher, True), (Careless, False)])
+async def test_without_acknowledgements_what_a_broker_took_with_it_is_lost(
+    nats_server: Make,
+    made: type[Publisher],
+    whole: bool,  # noqa: FBT001
+) -> None:
+    """The broker stands still while it is spoken to, and then dies."""
+    server = nats_server()
+    async with stand(server.url) as s:
+        assert server.pid is not None
+        publisher = made(s.bus, "test", now, new_id)
+        os.kill(server.pid, signal.SIGSTOP)
+        said = asyncio.create_task(publisher.publish_many(s.facts(5)))
+        await asyncio.wait({said}, timeout=1.0)
+        await until(lambda: s.bus.client.pending_data_size == 0)
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        assert all(isinstance(one, int) for one in await said)
+        assert await s.bus.connected(10.0)
+        assert (await s.bus.js.stream_info("CHANGES")).state.messages == (5 if whole else 0)
