@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
+from optiinfra.agents.actuators.port import Traffic
+from optiinfra.agents.actuators.traffic import GatewayTraffic
 from optiinfra.agents.base.agent import Agent, Say
 from optiinfra.agents.base.host import AgentHost, Identity, Ports
 from optiinfra.agents.cost.execute import Executor
@@ -48,10 +50,13 @@ from tests.faults.crash import (
 from tests.faults.sabotage import SABOTAGE
 
 ACK_WAIT_S = 2.0
+SLOW_S = 2.5 * ACK_WAIT_S
+ADMIN_TOKEN = "a-token-of-the-fault-suite"
 RULES = Rules(
     approvals=(ApprovalRule(name="all", max_risk=Risk.LOW),),
     max_moving=1_000,
     movers_per_hour=100_000,
+    retry_turn_s=1.0,
     vote_deadline_s=20.0,
     gate_answer_s=4.0,
 )
@@ -70,6 +75,16 @@ class Config:
     clock_off_s: float = 0.0
     times: int = 1
     """How often each event of the agents is said, under message ids of their own."""
+    slow_s: float = 0.0
+    """How long the target takes over each launch."""
+    dwell_s: float = 0.0
+    """How long a coordinator stands between writing and committing."""
+    max_moving: int = 1_000
+    """How many changes may be carried out at once."""
+    asks: bool = False
+    """A person must say yes to each change."""
+    gateway: str = ""
+    """The admin plane that keeps the routes; the target keeps them where there is none."""
     drifted: bool = False
     """Starts on streams that are not as they should be."""
     without: tuple[str, ...] = field(default=())
@@ -139,12 +154,32 @@ class Judging:
         return [f.GateAnswered(answer=answer)]
 
 
+def rules_of(config: Config) -> Rules:
+    approvals = () if config.asks else RULES.approvals
+    return RULES.model_copy(update={"max_moving": config.max_moving, "approvals": approvals})
+
+
+def traffic_of(config: Config, target: CrashingTarget) -> Traffic:
+    return GatewayTraffic(config.gateway, ADMIN_TOKEN) if config.gateway else target
+
+
+def points_of(config: Config) -> Callable[[str], None]:
+    """The coordinator's points: where it dies, and where it only stands for a while."""
+    crash = Crash(*config.crash) if config.crash else Crash()
+
+    def passed(point: str) -> None:
+        crash(point)
+        if point == "written":
+            sleep(config.dwell_s)
+
+    return passed
+
+
 def clock_of(config: Config) -> Callable[[], datetime]:
     return lambda: now() + timedelta(seconds=config.clock_off_s)
 
 
 async def coordinate(config: Config) -> None:
-    crash = Crash(*config.crash) if config.crash else Crash()
     bus = await Bus.connect(config.nats_url, name="coordinator")
     if not config.drifted:
         await topology.require(bus)
@@ -156,13 +191,13 @@ async def coordinate(config: Config) -> None:
                 publisher=Publisher(bus, "coordinator", clock, new_id),
                 database=database,
                 cache=RegistryCache("memory://"),
-                rules=lambda: RULES,
+                rules=lambda: rules_of(config),
                 clock=clock,
                 new_id=new_id,
                 jitter=jitter,
             ),
             Pace(timers_s=0.1, relay_s=0.5, agents_s=5.0, reconcile_s=1.0, ack_wait_s=ACK_WAIT_S),
-            crash_point=crash,
+            crash_point=points_of(config),
         )
         await made.run()
 
@@ -172,7 +207,7 @@ async def act(config: Config) -> None:
     crash = Crash(*config.crash) if config.crash else Crash()
     bus = await Bus.connect(config.nats_url, name="agents")
     target = CrashingTarget(Path(config.target))
-    target.crash = crash
+    target.crash, target.slow_s = crash, config.slow_s
     async with open_database(config.postgres_url) as database, asyncio.TaskGroup() as group:
         for agent in cast_of(config, database, target, crash):
             group.create_task(_host(config, agent, bus, database, crash).run())
@@ -186,7 +221,7 @@ def cast_of(
         intents.crash = crash
     hands = Hands(
         actuators={Provider.AWS: target},
-        traffic=target,
+        traffic=traffic_of(config, target),
         intents=intents,
         pricing=Pricing(Catalogue.load(), {}, clock_of(config)),
         policy=CostPolicy(),
@@ -220,7 +255,8 @@ def _host(config: Config, agent: Agent, bus: Bus, database: Database, crash: Cra
         jitter=jitter,
     )
     identity = Identity("acme", derived_id(new_id())[:8], "test")
-    return AgentHost(agent, identity, ports, heartbeat_s=2.0, ack_wait_s=ACK_WAIT_S)
+    host = SABOTAGE.host(config.without)
+    return host(agent, identity, ports, heartbeat_s=2.0, ack_wait_s=ACK_WAIT_S)
 
 
 def main() -> int:

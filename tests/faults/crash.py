@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Sequence
@@ -82,9 +83,12 @@ class CrashingIntents(ExecutionLog):
 
 class CrashingTarget(Target):
     crash = Crash()
+    slow_s = 0.0
 
     async def launch(self, spec: LaunchSpec) -> Launched:
         self.crash("launch.before")
+        self.note_asked(spec.deployment)
+        await asyncio.sleep(self.slow_s)
         done = await super().launch(spec)
         self.crash("launch.after")
         return done

@@ -59,6 +59,24 @@ def _done_twice(target: Target, deployment: str) -> list[str]:
     return found
 
 
+async def moved_at_once(database: Database) -> int:
+    """How many changes were carried out at the same time, at most, by the log."""
+    async with database.connection() as connection:
+        return int(await connection.fetchval(_AT_ONCE, ENDS))
+
+
+_AT_ONCE = """
+WITH moved AS (
+    SELECT chain, min(at) FILTER (WHERE type LIKE 'optiinfra.execution.requested.%') AS began,
+        max(at) FILTER (WHERE type = ANY($1)) AS ended
+    FROM event_log GROUP BY chain
+)
+SELECT coalesce(max(n), 0) FROM (
+    SELECT count(*) AS n FROM moved AS one JOIN moved AS other
+    ON other.began <= one.began AND other.ended > one.began
+    GROUP BY one.chain
+) AS pairs
+"""
 _BROKEN = """
 WITH log AS (SELECT *, split_part(type, '.', 2) || '.' || split_part(type, '.', 3) AS kind
     FROM event_log),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,14 +15,14 @@ from tests.faults.child import Config
 RESTART_S = 0.2
 
 
-@dataclass
-class Supervised:
-    """One role: whenever its process ends, it is started again, with the next of its crashes."""
+@dataclass(kw_only=True)
+class Program:
+    """A Python program: whenever its process ends, it is started again."""
 
-    config: Config
     log: Path
-    crashes: list[tuple[str, int]] = field(default_factory=list)
-    """Where it kills itself: one of them a life; after the last it lives on."""
+    arguments: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Of its environment, without their `OPTIINFRA_`."""
     restarts: bool = True
     exits: list[int] = field(default_factory=list)
     process: asyncio.subprocess.Process | None = None
@@ -53,18 +53,34 @@ class Supervised:
         if self.process is not None and self.process.returncode is None:
             self.process.kill()
 
+    def next_arguments(self) -> tuple[str, ...]:
+        """What the interpreter is told in the coming life."""
+        return self.arguments
+
     async def _start(self) -> asyncio.subprocess.Process:
-        crash = self.crashes.pop(0) if self.crashes else None
-        told = replace(self.config, crash=crash)
+        told = {f"OPTIINFRA_{name}": value for name, value in self.settings.items()}
         with self.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.faults.child", told.text(),
-                stdout=log, stderr=log, env=child_environment(),
+                sys.executable, *self.next_arguments(),
+                stdout=log, stderr=log, env={**child_environment(), **told},
             )  # fmt: skip
 
 
+@dataclass(kw_only=True)
+class Supervised(Program):
+    """One role of the suite; each of its lives takes the next of its crashes."""
+
+    config: Config
+    crashes: list[tuple[str, int]] = field(default_factory=list)
+    """Where it kills itself: one of them a life; after the last it lives on."""
+
+    def next_arguments(self) -> tuple[str, ...]:
+        crash = self.crashes.pop(0) if self.crashes else None
+        return ("-m", "tests.faults.child", replace(self.config, crash=crash).text())
+
+
 @asynccontextmanager
-async def supervised(roles: Sequence[Supervised]) -> AsyncIterator[None]:
+async def supervised(roles: Sequence[Program]) -> AsyncIterator[None]:
     """Runs all of them for the block."""
     tasks = [asyncio.create_task(role.run()) for role in roles]
     try:

@@ -24,7 +24,7 @@ from tests.cost_stand import placement
 from tests.factories import recommendation, rollout
 from tests.faults.child import Config
 from tests.faults.oracle import broken_promises
-from tests.faults.processes import Supervised, supervised
+from tests.faults.processes import Program, Supervised, supervised
 from tests.faults.target import Target
 
 SETTLE_S = 90.0
@@ -50,7 +50,7 @@ class Stand:
             "nats_url": self.nats.url,
             "postgres_url": self.postgres_url,
             "target": str(self.folder / "target.sqlite"),
-            "deployments": tuple(f"d-{n}" for n in range(64)),
+            "deployments": tuple(f"d-{n}" for n in range(256)),
         }
         return Config(**{**values, **changes})
 
@@ -62,10 +62,34 @@ class Stand:
         restarts: bool = True,
         **changes: Any,
     ) -> Supervised:
-        name = f"{role}-{len(list(self.folder.glob('*.log')))}.log"
-        path = self.folder / name
+        return Supervised(
+            log=self._log(role),
+            config=self.config(role, **changes),
+            crashes=list(crashes),
+            restarts=restarts,
+        )
+
+    def module(self, name: str, *arguments: str) -> Program:
+        """A module of the suite, as a process."""
+        return Program(log=self._log(name), arguments=("-m", name, *arguments))
+
+    def product(self, verb: str, **settings: str) -> Program:
+        """A role as an operator starts it: `optiinfra VERB`."""
+        given = {
+            "HOME": str(self.folder / "home"),
+            "NATS_URL": self.nats.url,
+            "POSTGRES_URL": self.postgres_url,
+            "CLICKHOUSE_URL": f"chdb://{self.folder}/none",
+            "QDRANT_URL": f"local://{self.folder}/none",
+            "REDIS_URL": "memory://",
+        }
+        arguments = ("-m", "optiinfra.runtime.cli", verb)
+        return Program(log=self._log(verb), arguments=arguments, settings=given | settings)
+
+    def _log(self, name: str) -> Path:
+        path = self.folder / f"{name}-{len(list(self.folder.glob('*.log')))}.log"
         path.touch()
-        return Supervised(self.config(role, **changes), path, list(crashes), restarts)
+        return path
 
     def prepared(self, count: int, *, soak_s: float = 0.1) -> list[Recommendation]:
         """Moves of as many deployments of their own, two stages each; not said yet."""
@@ -79,6 +103,11 @@ class Stand:
     async def propose(self, count: int, *, soak_s: float = 0.1) -> list[Recommendation]:
         """As `prepared`, and said until the broker has acknowledged them."""
         made = self.prepared(count, soak_s=soak_s)
+        await self.say(made)
+        return made
+
+    async def say(self, made: Sequence[Recommendation]) -> None:
+        """Proposes until the broker has acknowledged every one."""
         facts = [f.RecommendationProposed(recommendation=one) for one in made]
         publisher = Publisher(self.bus, "cost", now, new_id)
         left = [
@@ -88,7 +117,6 @@ class Stand:
         while left:
             results = await publisher.publish_many(left)
             left = [e for e, r in zip(left, results, strict=True) if isinstance(r, OptiInfraError)]
-        return made
 
     async def keep_busy(self, done: Callable[[], bool], within_s: float = 150.0) -> None:
         """Proposes whenever little is left to do, until `done`."""
@@ -170,12 +198,16 @@ def proposal(number: int, salt: int, soak_s: float) -> Recommendation:
 
 @asynccontextmanager
 async def opened(
-    nats: NatsServer, postgres_url: str, folder: Path, seed: int
+    nats: NatsServer,
+    postgres_url: str,
+    folder: Path,
+    seed: int,
+    limits: topology.TopologyLimits | None = None,
 ) -> AsyncIterator[Stand]:
     async with AsyncExitStack() as stack:
         bus = await Bus.connect(nats.url, name="stand")
         stack.push_async_callback(bus.close)
-        await topology.apply(bus)
+        await topology.apply(bus, limits=limits)
         database = await stack.enter_async_context(open_database(postgres_url))
         target = Target(folder / "target.sqlite")
         chance = random.Random(seed)
@@ -183,6 +215,6 @@ async def opened(
 
 
 @asynccontextmanager
-async def playing(*roles: Supervised) -> AsyncIterator[None]:
+async def playing(*roles: Program) -> AsyncIterator[None]:
     async with supervised(roles):
         yield

@@ -50,6 +50,18 @@ class Target:
             )
             return [(what, detail) for what, detail in rows]
 
+    def asked(self, deployment: str) -> int:
+        """How often a launch was asked for, also in vain."""
+        with self._open() as db:
+            [(count,)] = db.execute(
+                "SELECT count(*) FROM asked WHERE deployment = ?", (deployment,)
+            )
+        return int(count)
+
+    def note_asked(self, deployment: str) -> None:
+        with self._open() as db:
+            db.execute("INSERT INTO asked VALUES (?)", (deployment,))
+
     # The actuator's port.
 
     async def replicas(self, tenant: str, deployment: str) -> Sequence[Replica]:
@@ -152,6 +164,7 @@ def _note(db: sqlite3.Connection, what: str, deployment: str, detail: str) -> No
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS machines (id TEXT PRIMARY KEY, deployment TEXT, body TEXT)",
     "CREATE TABLE IF NOT EXISTS routes (deployment TEXT PRIMARY KEY, body TEXT)",
+    "CREATE TABLE IF NOT EXISTS asked (deployment TEXT)",
     """CREATE TABLE IF NOT EXISTS acts (number INTEGER PRIMARY KEY AUTOINCREMENT, what TEXT,
     deployment TEXT, detail TEXT)""",
 )

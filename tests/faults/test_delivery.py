@@ -10,6 +10,7 @@ from optiinfra.runtime.stores import new_id, now
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.vote import VOTERS
 from tests.factories import vote
+from tests.faults.child import SLOW_S
 from tests.faults.stand import Stand, playing
 
 HOUR_S = 3_600.0
@@ -21,6 +22,14 @@ async def test_each_message_three_times_beyond_the_window_has_one_effect(stand: 
         await stand.propose(6, soak_s=0.3)
         await stand.all_completed()
     assert await stand.dead_letters() == 0
+
+
+async def test_a_target_slower_than_the_broker_waits_is_asked_once(stand: Stand) -> None:
+    slow = [stand.role("agents", slow_s=SLOW_S) for _ in range(2)]
+    async with playing(stand.role("coordinator"), *slow):
+        [made] = await stand.propose(1)
+        await stand.all_completed()
+    assert stand.target.asked(made.deployment) == 1
 
 
 async def test_votes_in_every_order_before_and_after_the_proposal_decide_the_same(

@@ -9,6 +9,7 @@ from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.embedded.postgres import PostgresServer
 from tests.faults.child import ACK_WAIT_S
 from tests.faults.crash import AGENT_POINTS, COORDINATOR_POINTS
+from tests.faults.oracle import moved_at_once
 from tests.faults.stand import Stand, playing
 
 START_UP_S = 6.0
@@ -62,6 +63,15 @@ async def test_two_coordinators_of_which_one_keeps_dying_decide_each_change_once
     async with playing(*roles, stand.role("agents"), stand.role("agents")):
         await stand.propose(12)
         await stand.all_completed()
+
+
+async def test_two_coordinators_keep_a_limit_together(stand: Stand) -> None:
+    """Each stands for a while between writing and committing, to be in the other's way."""
+    roles = [stand.role("coordinator", dwell_s=0.05, max_moving=1) for _ in range(2)]
+    async with playing(*roles, stand.role("agents")):
+        await stand.propose(5)
+        await stand.all_completed()
+    assert await moved_at_once(stand.database) == 1
 
 
 async def test_everything_killed_at_moments_of_chance(stand: Stand) -> None:
