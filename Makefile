@@ -9,7 +9,7 @@ BIN := .venv/bin
 # The rooms that decide and do nothing else: every branch of theirs is tested.
 PURE := */optiinfra/schemas/**,*/optiinfra/serving/**,*/optiinfra/agents/*/policy.py
 PURE := $(PURE),*/optiinfra/coordinator/saga.py,*/optiinfra/coordinator/saga/**
-PURE := $(PURE),*/optiinfra/coordinator/conflicts.py
+PURE := $(PURE),*/optiinfra/coordinator/arbiter.py,*/optiinfra/coordinator/replayed.py
 PURE := $(PURE),*/optiinfra/agents/application/gate.py,*/optiinfra/agents/application/assess.py
 PURE := $(PURE),*/optiinfra/agents/application/scoring.py,*/optiinfra/agents/application/sequential.py
 

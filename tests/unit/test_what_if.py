@@ -151,12 +151,13 @@ def test_a_policy_that_refuses_would_have_lost_what_was_realised() -> None:
 
 def test_a_policy_that_asks_a_person_is_unknown_from_there() -> None:
     story, _ = completed(usd=None)
-    [difference] = story.under(ASK).differences
+    [difference] = (found := story.under(ASK)).differences
     assert difference.other == "a person is asked"
     assert difference.recorded == "approved by rule all"
     assert difference.other_end == "unknown from here: a person would be asked"
-    assert difference.effect.basis == "predicted"
-    assert difference.effect.usd_per_month == SAVING.scaled(-1)
+    assert difference.effect.basis == "unknown"
+    assert difference.effect.usd_per_month == SAVING.scaled(-1), "at stake, and in no sum"
+    assert (found.predicted.mid, found.realised.mid, found.unknown) == (0, 0, 1)
 
 
 def test_a_policy_that_approves_by_itself_would_have_saved_what_was_predicted() -> None:

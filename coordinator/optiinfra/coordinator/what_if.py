@@ -52,7 +52,10 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a difference would have meant, $ a month; `basis` says how it is known."""
+    """What a difference would have meant, $ a month; `basis` says how it is known.
+
+    Where it is unknown, the money is what is at stake.
+    """
 
     basis: Literal["none", "realised", "predicted", "unknown"]
     usd_per_month: Interval | None = None
@@ -322,7 +325,9 @@ class Simulation:
             why=part.why,
             recorded_end=f.TERMINAL_FACTS[ended].value if ended else "open",
             other_end=other,
-            effect=_effect(record, saga, proposal.saving_usd_per_month),
+            effect=_effect(
+                record, saga, proposal.saving_usd_per_month, open_end=bool(part.unknown)
+            ),
         )
 
 
@@ -331,25 +336,30 @@ def what_if(log: Sequence[Logged], rules: Rules) -> WhatIf:
     return Simulation(log, rules).run()
 
 
-def _effect(record: _Record, saga: Saga, predicted: Interval | None) -> Effect:
-    """What is gained (or lost, below 0) a month by the other policy."""
+def _effect(record: _Record, saga: Saga, predicted: Interval | None, *, open_end: bool) -> Effect:
+    """What is gained (or lost, below 0) a month by the other policy.
+
+    With an open end, only what would have begun and never did has a prediction.
+    """
     was_done = any(isinstance(one, f.ChangeCompleted) for one in record.facts())
     would_be = saga.touched and saga.state not in (
         ChangeState.ROLLED_BACK,
         ChangeState.ROLLING_BACK,
         ChangeState.FAILED,
     )
-    if was_done == would_be:
+    unknown = open_end and (was_done or not would_be)
+    if was_done == would_be and not unknown:
         return Effect("none")
-    sign = 1.0 if would_be else -1.0
+    sign = -1.0 if was_done else 1.0
     outcome = record.outcome
     ttft = outcome.ttft_p95_s if outcome else None
     ttft_p95_s = ttft.value if isinstance(ttft, Known) else None
     if was_done and outcome and isinstance(outcome.realised_usd_per_month, Known):
         usd = outcome.realised_usd_per_month.value
-        return Effect("realised", Interval(low=usd, mid=usd, high=usd).scaled(sign), ttft_p95_s)
+        money = Interval(low=usd, mid=usd, high=usd).scaled(sign)
+        return Effect("unknown" if unknown else "realised", money, ttft_p95_s)
     if predicted is not None:
-        return Effect("predicted", predicted.scaled(sign), ttft_p95_s)
+        return Effect("unknown" if unknown else "predicted", predicted.scaled(sign), ttft_p95_s)
     return Effect("unknown", None, ttft_p95_s)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from optiinfra.runtime.cli_options import Home, Json, Limit, settings_of
 from optiinfra.schemas.errors import Rejected
 
 if TYPE_CHECKING:
+    from optiinfra.coordinator.saga.state import Saga
     from optiinfra.runtime.settings import Settings
 
 events = typer.Typer(help="Events: tail, replay.", no_args_is_help=True, rich_markup_mode=None)
@@ -68,26 +69,48 @@ def replay(
     speed: Annotated[
         float, typer.Option(min=0, help="Times real time; 0: as fast as possible.")
     ] = 0.0,
+    states: Annotated[
+        bool,
+        typer.Option("--states", help="Then tell in what state every change was at the end of it."),
+    ] = False,
     limit: Limit = EVERYTHING,
     tenant: Tenant = "default",
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Tells a range of the log again, in its order; from the database when postgres_url is set."""
+    """Tells a range of the log again, in its order; from the database when postgres_url is set.
+
+    Nothing is written and nothing in use is asked: the states are folded from the events alone.
+    """
+    from optiinfra.coordinator.replayed import Replayed
+
     settings = settings_of(home)
-    want = {"change": change, "kind": kind, "since": time_of(since), "until": time_of(until)}
+    start = time_of(since)
+    want = {"change": change, "kind": kind, "since": start, "until": time_of(until)}
+    read = {**want, "kind": None, "since": None} if states else want
+    reach = EVERYTHING if states else limit
     found = (
-        _from_database(settings, tenant, want, limit)
+        _from_database(settings, tenant, read, reach)
         if is_direct(settings)
-        else _from_api(settings, want, limit)
+        else _from_api(settings, read, reach)
     )
     last: datetime | None = None
+    projection = Replayed() if states else None
     for event in found:
+        if projection is not None:
+            projection.take(event)
         at = datetime.fromisoformat(event["at"])
+        if kind not in (None, event["kind"]) or (start is not None and at < start):
+            continue
         if speed > 0 and last is not None:
             time.sleep(max(0.0, (at - last).total_seconds() / speed))
         last = at
         _tell(event, as_json=as_json)
+        limit -= 1
+        if limit == 0:
+            break
+    if projection is not None:
+        _tell_states(projection.changes.values(), as_json=as_json)
 
 
 def is_direct(settings: Settings) -> bool:
@@ -142,6 +165,25 @@ def time_of(given: str | None) -> datetime | None:
             hint="give 2026-01-31T12:00:00Z, or how long ago: 15m, 2h, 3d",
         ) from wrong
     return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _tell_states(changes: Iterable[Saga], *, as_json: bool) -> None:
+    rows = [
+        (
+            saga.change if as_json else saga.change[:8],
+            saga.state.value,
+            None if saga.recommendation is None else saga.recommendation.deployment,
+            None if saga.step is None else saga.step.stage,
+            saga.waiting or saga.end_reason or saga.rollback_reason,
+        )
+        for saga in changes
+    ]
+    names = ("change", "state", "deployment", "stage", "why")
+    if as_json:
+        for row in rows:
+            console.data(dict(zip(names, row, strict=True)))
+    else:
+        console.table(names, rows)
 
 
 def _tell(event: dict[str, Any], *, as_json: bool) -> None:

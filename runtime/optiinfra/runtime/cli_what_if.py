@@ -76,6 +76,8 @@ def _effect(effect: Effect) -> str:
     if effect.usd_per_month is None:
         return "unknown"
     slo = f", TTFT p95 was {effect.ttft_p95_s:.2f} s" if effect.ttft_p95_s is not None else ""
+    if effect.basis == "unknown":
+        return f"unknown; at stake {_money(effect.usd_per_month)} a month{slo}"
     return f"{_money(effect.usd_per_month)} a month, {effect.basis}{slo}"
 
 
