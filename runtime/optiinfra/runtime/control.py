@@ -5,16 +5,21 @@ from __future__ import annotations
 from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.coordinator.policy_keeper import PolicyKeeper
 from optiinfra.coordinator.process import Coordinator, CoordinatorPorts, Pace
+from optiinfra.events.bus import Bus
 from optiinfra.events.bus_roles import BusRole
 from optiinfra.events.consume import Consumer, ConsumerSpec
+from optiinfra.events.publish import Publisher
 from optiinfra.events.subjects import Stream
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.policy_file import WatchedFile
 from optiinfra.runtime.stores import Stores, jitter, new_id, now
+from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.postgres.inbox import PostgresInbox
 from optiinfra.storage.telemetry import MetricSink
 
 _FAMILIES = ("performance", "resource", "cost", "quality")
+_SCRAPES_A_BATCH, _LINGER_S = 1_000, 0.5
+"""Few and large inserts: each is a part on the disk. Agents look at what is seconds old."""
 
 
 def coordinator(fleet: Fleet, stores: Stores, file: WatchedFile) -> Coordinator:
@@ -41,13 +46,28 @@ def coordinator(fleet: Fleet, stores: Stores, file: WatchedFile) -> Coordinator:
 def collector(stores: Stores) -> Consumer:
     """Writes what was measured into ClickHouse."""
     stores = stores.acting_as(BusRole.COLLECTOR)
+    return collecting(stores.bus, stores.publisher("collector"), stores.metrics)
+
+
+def collecting(
+    bus: Bus, publisher: Publisher, metrics: MetricStore, *, ack_wait_s: float = 30.0
+) -> Consumer:
+    """The collector on a bus and a store."""
     prefixes = tuple(f"metrics.{family}" for family in _FAMILIES)
     return Consumer(
-        stores.bus,
-        ConsumerSpec(name="collector", stream=Stream.METRICS, prefixes=prefixes, batch=256),
+        bus,
+        ConsumerSpec(
+            name="collector",
+            stream=Stream.METRICS,
+            prefixes=prefixes,
+            batch=_SCRAPES_A_BATCH,
+            linger_s=_LINGER_S,
+            ack_wait_s=ack_wait_s,
+            heartbeat_s=ack_wait_s / 3,
+        ),
         handle=None,
-        handle_batch=MetricSink(stores.metrics),
-        publisher=stores.publisher("collector"),
+        handle_batch=MetricSink(metrics),
+        publisher=publisher,
         inbox=None,
         clock=now,
         jitter=jitter,

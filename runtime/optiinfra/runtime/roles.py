@@ -19,7 +19,7 @@ from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.fleet_file import load_fleet, load_governed, watched_policy
 from optiinfra.runtime.health import HealthServer
 from optiinfra.runtime.logs import configure_logs
-from optiinfra.runtime.loop import run
+from optiinfra.runtime.loop import run, settle_heap
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.stores import Stores, new_id, open_stores, required_addresses
 from optiinfra.runtime.supervision import cancelled, first_error
@@ -144,6 +144,8 @@ async def _collector(settings: Settings) -> None:
 
     async def work(stores: Stores) -> None:
         shelf = QdrantShelf(stores.addresses.qdrant_url)
+        await stores.metrics.ping()
+        settle_heap()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(collector(stores).run())

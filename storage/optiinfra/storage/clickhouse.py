@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from math import isnan
@@ -27,6 +28,8 @@ EMBEDDED_SCHEME = "chdb"
 SERVER_THREADS = 4
 MAX_ROWS_PER_INSERT = 100_000
 MAX_ROWS_PER_ANSWER = 200_000
+TOUCHED_FOR_S = rollups.QUIET_S / 3
+"""For so long an hour that was noted needs no other note: nobody folds it before it is quiet."""
 SETTINGS = {"max_memory_usage": 512 << 20, "max_threads": 2, "max_execution_time": 30}
 ONE_BLOCK_ONCE = {
     "async_insert": 0,
@@ -61,6 +64,7 @@ class MetricStore:
         self._clock = clock
         self._client: Client | None = None
         self._opening = threading.Lock()
+        self._touched: dict[rollups.Touched, float] = {}
         embedded = urlsplit(url).scheme == EMBEDDED_SCHEME
         self._thread = OwnerThread("clickhouse", 1 if embedded else SERVER_THREADS)
 
@@ -94,7 +98,7 @@ class MetricStore:
                 f"{len(columns)} rows in one batch", hint=f"at most {MAX_ROWS_PER_INSERT}"
             )
         settings = ONE_BLOCK_ONCE | {"insert_deduplication_token": dedup_token}
-        touched = rollups.touch_parameters(columns.hours(), self._retention.raw_days)
+        hours = columns.hours()
 
         def run(client: Client) -> None:
             client.insert(
@@ -104,9 +108,18 @@ class MetricStore:
                 column_oriented=True,
                 settings=settings,
             )
-            client.command(rollups.TOUCH, touched)
+            self._touch(client, hours)
 
         await self._ask(run)
+
+    def _touch(self, client: Client, hours: set[rollups.Touched]) -> None:
+        """Notes what has changed; not again what was noted so lately that it cannot be folded."""
+        now_s = time.monotonic()
+        fresh = {hour: at for hour, at in self._touched.items() if now_s - at < TOUCHED_FOR_S}
+        news = hours - fresh.keys()
+        if news:
+            client.command(rollups.TOUCH, rollups.touch_parameters(news, self._retention.raw_days))
+        self._touched = fresh | dict.fromkeys(news, now_s)
 
     async def fold(self, *, quiet_s: int = rollups.QUIET_S) -> int:
         """Fold hours and days that are over and have been quiet for `quiet_s` into the rollups.
@@ -125,6 +138,7 @@ class MetricStore:
 
     async def _fold_one(self, pending: rollups.Pending) -> None:
         def run(client: Client) -> None:
+            self._touched = {}
             client.command(rollups.FOLD[pending.span], pending.parameters())
             client.command(rollups.FOLDED, pending.parameters())
 

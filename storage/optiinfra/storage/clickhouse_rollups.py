@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from optiinfra.storage.metric_rows import Resolution
@@ -29,8 +28,8 @@ KEY = "tenant, deployment, span, start"
 ONE_DEPLOYMENT = "tenant = {tenant:String} AND deployment = {deployment:String}"
 SAMPLE_ONCE = "metric, replica, ts, event_id, toString(labels)"
 
-Touched = tuple[str, str, datetime]
-"""Tenant, deployment, and the beginning of an hour."""
+Touched = tuple[str, str, int]
+"""Tenant, deployment, and the beginning of an hour, s since the epoch."""
 
 TOUCH = f"""
 INSERT INTO metrics_touched ({KEY}, touched_at)
@@ -140,7 +139,7 @@ def touch_parameters(touched: Collection[Touched], raw_days: int) -> dict[str, A
     return {
         "tenants": [tenant for tenant, _, _ in touched],
         "deployments": [deployment for _, deployment, _ in touched],
-        "hours": [int(hour.timestamp()) for _, _, hour in touched],
+        "hours": [hour for _, _, hour in touched],
         "oldest_h": kept_h - min(24, kept_h // 2),
     }
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from math import isfinite
 from typing import Any
 
 MAX_POINTS = 500
+_HOUR_MS = 3_600_000
+_TINY_MS = 0.001
+"""More than a float of today's times is off by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +43,15 @@ class MetricRow:
 class MetricColumns:
     """Samples column by column, as they are inserted; the lists are equally long.
 
-    A `value` None has its `unknown_reason`, which else is empty; no replica is an empty one.
+    `ts` is in ms since the epoch (`ticks_ms`). A `value` None has its `unknown_reason`, which else
+    is empty; no replica is an empty one.
     """
 
     tenant: list[str] = field(default_factory=list)
     deployment: list[str] = field(default_factory=list)
     replica: list[str] = field(default_factory=list)
     metric: list[str] = field(default_factory=list)
-    ts: list[datetime] = field(default_factory=list)
+    ts: list[int] = field(default_factory=list)
     value: list[float | None] = field(default_factory=list)
     unknown_reason: list[str] = field(default_factory=list)
     unit: list[str] = field(default_factory=list)
@@ -63,7 +67,7 @@ class MetricColumns:
         self.deployment.append(row.deployment)
         self.replica.append(row.replica or "")
         self.metric.append(row.metric)
-        self.ts.append(row.at.astimezone(UTC))
+        self.ts.append(ticks_ms(row.at))
         self.value.append(row.value)
         self.unknown_reason.append(row.unknown_reason or "")
         self.unit.append(row.unit)
@@ -74,13 +78,15 @@ class MetricColumns:
         """All of them, in the order of their names here."""
         return [getattr(self, name.name) for name in fields(self)]
 
-    def hours(self) -> set[tuple[str, str, datetime]]:
-        """The hours (UTC) of the deployments of the tenants that these samples belong to."""
-        moments = set(zip(self.tenant, self.deployment, self.ts, strict=True))
-        return {
-            (tenant, deployment, at.astimezone(UTC).replace(minute=0, second=0, microsecond=0))
-            for tenant, deployment, at in moments
-        }
+    def hours(self) -> set[tuple[str, str, int]]:
+        """Tenant, deployment and begin (s since the epoch) of the hours that these belong to."""
+        hours = [ts // _HOUR_MS * 3_600 for ts in self.ts]
+        return set(zip(self.tenant, self.deployment, hours, strict=True))
+
+
+def ticks_ms(at: datetime) -> int:
+    """Whole milliseconds since the epoch, as the store keeps a time (after 1970)."""
+    return int(at.timestamp() * 1_000 + _TINY_MS)
 
 
 class Resolution(StrEnum):

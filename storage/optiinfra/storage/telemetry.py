@@ -13,7 +13,7 @@ from optiinfra.schemas.errors import OptiInfraError
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unit, Unknown, UnknownReason
 from optiinfra.storage.clickhouse import MetricStore
-from optiinfra.storage.metric_rows import MetricColumns, MetricRow
+from optiinfra.storage.metric_rows import MetricColumns, MetricRow, ticks_ms
 
 _WINDOW, _ERROR, _DETAIL = "__window_s", "__error", "__detail"
 """Labels that carry what has no column of its own."""
@@ -93,14 +93,17 @@ def add_samples(columns: MetricColumns, event: Event) -> None:
     columns.deployment += [fact.deployment] * count
     columns.replica += [sample.replica or "" for sample in samples]
     columns.metric += [sample.metric for sample in samples]
-    columns.ts += [sample.at for sample in samples]
+    columns.ts += [ticks_ms(sample.at) for sample in samples]
     columns.unit += [sample.unit.value for sample in samples]
     columns.labels += [_labels(sample) for sample in samples]
     columns.event_id += [f"{event.id}-{index}" for index in range(count)]
     for reading in (sample.reading for sample in samples):
-        known = isinstance(reading, Known)
-        columns.value.append(reading.value if known else None)
-        columns.unknown_reason.append("" if known else reading.reason.value)
+        if isinstance(reading, Known):
+            columns.value.append(reading.value)
+            columns.unknown_reason.append("")
+        else:
+            columns.value.append(None)
+            columns.unknown_reason.append(reading.reason.value)
 
 
 def _labels(sample: Sample) -> dict[str, str]:
