@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
 
 from optiinfra.events.bus import Bus
@@ -57,5 +58,7 @@ async def sums(store: MetricStore, day: datetime, metrics: tuple[str, ...]) -> S
     return told
 
 
+ROLES: dict[str, Callable[..., Coroutine[None, None, None]]] = {"collect": collect, "tell": tell}
+
 if __name__ == "__main__":
-    asyncio.run({"collect": collect, "tell": tell}[sys.argv[1]](*sys.argv[2:]))
+    asyncio.run(ROLES[sys.argv[1]](*sys.argv[2:]))
