@@ -28,7 +28,7 @@ from tests.faults.processes import Program, Supervised, supervised
 from tests.faults.target import Target
 
 SETTLE_S = 90.0
-_OPEN = "SELECT count(*) FROM sagas WHERE state NOT IN ('completed', 'rolled_back', 'vetoed')"
+_ENDED = "SELECT count(*) FROM sagas WHERE state IN ('completed', 'rolled_back', 'vetoed')"
 
 
 @dataclass
@@ -119,11 +119,11 @@ class Stand:
             left = [e for e, r in zip(left, results, strict=True) if isinstance(r, OptiInfraError)]
 
     async def keep_busy(self, done: Callable[[], bool], within_s: float = 150.0) -> None:
-        """Proposes whenever little is left to do, until `done`."""
+        """Proposes whenever little is left to do, also of what is not yet heard, until `done`."""
         try:
             async with asyncio.timeout(within_s):
                 while not done():
-                    if await self.count(_OPEN) < 2:
+                    if len(self.proposed) - await self.count(_ENDED) < 2:
                         await self.propose(2)
                     await asyncio.sleep(0.1)
         except TimeoutError:
