@@ -71,19 +71,6 @@ def _standing(row: asyncpg.Record) -> StandingTimer:
     return StandingTimer(row["tenant"], row["event_id"], fact)
 
 
-async def is_due(database: Database, fired: TimerFired) -> bool:
-    """Whether the timer's time has come; a timer that no longer stands counts as due (and void)."""
-    async with database.connection() as connection:
-        early = await connection.fetchval(
-            "SELECT fire_at > clock_timestamp() FROM timers"
-            " WHERE change_id = $1 AND name = $2 AND key = $3",
-            fired.change,
-            fired.name.value,
-            fired.key,
-        )
-    return not early
-
-
 _UNSCHEDULED = """
 SELECT change_id, name, key, tenant, fire_at, event_id FROM timers WHERE NOT scheduled
 AND set_at <= clock_timestamp() - make_interval(secs => $2)
