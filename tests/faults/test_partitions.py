@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,9 @@ from tests.faults.stand import Stand, playing
 @pytest.mark.parametrize("far", ["nats_url", "postgres_url"])
 async def test_a_black_hole_before_a_server_loses_nothing(stand: Stand, who: str, far: str) -> None:
     async with proxied(getattr(stand.config("coordinator"), far)) as hole:
+        behind: dict[str, Any] = {far: hole.url}
         roles = [
-            stand.role(role, **({far: hole.url} if role == who else {}))
+            stand.role(role, **(behind if role == who else {}))
             for role in ("coordinator", "agents")
         ]
         async with playing(*roles):

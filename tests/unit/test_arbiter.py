@@ -223,7 +223,7 @@ def ruled(me: Rival, *rivals: Rival, policy: Arbitration = DEFAULT, at: datetime
     return arbitrate(me.saga, me.opened_at, rivals, at, policy)
 
 
-BETTER = {"proposer": AgentName.APPLICATION}
+BETTER: dict[str, Any] = {"proposer": AgentName.APPLICATION}
 
 
 def test_nobody_else_wants_it() -> None:
@@ -253,7 +253,7 @@ def test_among_equals_the_older_goes_first() -> None:
 
 
 def test_what_is_urgent_goes_beside_and_what_is_not_waits_for_it() -> None:
-    urgent = {"urgent_until": AT + timedelta(hours=1)}
+    urgent: dict[str, Any] = {"urgent_until": AT + timedelta(hours=1)}
     assert ruled(rival("new", **urgent), rival("old", **BETTER)) == Ruling()
     found = ruled(rival("new", **BETTER), rival("old", **urgent))
     assert found.behind is not None

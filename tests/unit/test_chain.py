@@ -67,7 +67,10 @@ def test_the_canonical_text_is_the_json_that_it_claims_to_be(
     at = datetime(2026, 1, 31, 23, 59, tzinfo=timezone(timedelta(hours=hours)))
     names = ("event_id", "tenant", "chain", "type", "subject", "source", "body", "prev_hash")
     values: dict[str, Any] = dict(zip(names, texts, strict=False))
-    ends = {"correlation": texts[8] if known else None, "causation": None if known else texts[9]}
+    ends: dict[str, Any] = {
+        "correlation": texts[8] if known else None,
+        "causation": None if known else texts[9],
+    }
     made = Link(version=version, at=at, said_at=AT, **values, **ends)
     content = {**values, **ends, "version": version, "prev": values["prev_hash"]}
     del content["prev_hash"]
