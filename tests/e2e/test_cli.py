@@ -105,6 +105,7 @@ async def test_a_recommendation_is_listed_shown_and_approved(command: Command) -
     code, out, _ = await command.run("recs", "show", proposal.id[:6])
     assert code == 0
     assert "Move chat to spot  [awaiting_approval]" in out
+    assert "approval  0 of 1 have said yes" in out
     assert (await command.run("recs", "approve", proposal.id))[0] == 2
     stale = await command.run("recs", "approve", proposal.id, "--version", "0" * 16)
     assert stale[0] == 5

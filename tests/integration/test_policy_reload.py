@@ -15,6 +15,7 @@ import yaml
 from optiinfra.coordinator.policy_keeper import PolicyKeeper
 from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
+from optiinfra.runtime.cli_recs import card
 from optiinfra.runtime.findings import Finding, Level
 from optiinfra.runtime.fleet_file import load_governed
 from optiinfra.runtime.policy_checks import look_at_recorded_policy
@@ -28,6 +29,7 @@ from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.postgres.access import Principal
 from optiinfra.storage.postgres.database import open_database
 from optiinfra.storage.postgres.decisions import Decision, Decisions
+from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.verification import verify
 from tests.coordinator_stand import BRISK, Stand, opened
 from tests.factories import recommendation, rollout
@@ -352,6 +354,10 @@ async def test_two_people_let_a_risky_change_go(stand: Stand, tmp_path: Path) ->
     assert (again.repeated, again.event_id) == (True, first.event_id)
     await stand.until("SELECT count(*) = 1 FROM approvals WHERE granted")
     await state(stand, change, "awaiting_approval")
+    shown = await Documents(stand.database).recommendation("acme", change.id)
+    found = json.loads(shown.text)
+    assert (len(found["approvals"]), found["approvals_needed"]) == (1, 2)
+    assert any(line.endswith("; 1 of 2 have said yes") for line in card(found))
     assert not (await portal.decide(bob, word)).repeated
     await state(stand, change, "completed")
     (row,) = await stand.fetch("SELECT body FROM event_log WHERE type LIKE '%change.approved%'")

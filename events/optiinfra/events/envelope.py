@@ -25,7 +25,7 @@ class Event(Value):
     """A fact with its envelope.
 
     `correlation` is the change (or other long-lived thing) it belongs to, `causation` the event
-    that it follows from; `sequence` is the position in the change's log once it is written.
+    that it follows from.
     """
 
     model_config = ConfigDict(ignored_types=(kept,))

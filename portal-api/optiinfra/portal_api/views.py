@@ -58,6 +58,8 @@ class RecommendationView(BaseModel):
 class RecommendationDetail(RecommendationView):
     votes: list[Vote]
     approvals: list[ApprovalView]
+    approvals_needed: int
+    """How many different people must say yes, once people are asked."""
 
 
 class ChangeView(BaseModel):
@@ -135,6 +137,8 @@ class ChangeDetail(ChangeView):
     version_hash: str
     votes: list[Vote]
     approvals: list[ApprovalView]
+    approvals_needed: int
+    """How many different people must say yes, once people are asked."""
     stages: list[StageView]
     executions: list[ExecutionView]
     timeline: list[EventView]

@@ -137,10 +137,19 @@ def card(found: dict[str, Any]) -> list[str]:
         f"saving    {console.saving(proposal)} a month",
         f"risk      {proposal['risk']}" + "".join(f"; {why}" for why in proposal["risk_reasons"]),
         *(f"vote      {v['agent']}: {v['verdict']}: {'; '.join(v['reasons'])}" for v in votes),
+        *_asked(found),
         *(f"evidence  {_evidence(one)}" for one in proposal["evidence"]),
         f"rollout   {stages}, rollback in {proposal['rollback_seconds']:.0f} s",
         *(f"warning   cannot be undone: {what}" for what in proposal["cannot_be_undone"]),
     ]
+
+
+def _asked(found: dict[str, Any]) -> list[str]:
+    said = [f"{one['by']} says {'yes' if one['granted'] else 'no'}" for one in found["approvals"]]
+    if found["state"] == "awaiting_approval":
+        given = len({one["by"] for one in found["approvals"] if one["granted"]})
+        said.append(f"{given} of {found['approvals_needed']} have said yes")
+    return [f"approval  {'; '.join(said)}"] if said else []
 
 
 def _evidence(one: dict[str, Any]) -> str:

@@ -161,10 +161,11 @@ _VOTES = """
 SELECT coalesce(json_agg(v.body ORDER BY v.round, v.agent, v.cast_at), '[]')
 FROM votes v WHERE v.change_id = r.id
 """
+_NEEDED = "coalesce((s.body::json ->> 'needed')::integer, 1) AS approvals_needed"
 _RECOMMENDATION = f"""
 SELECT row_to_json(shown)::text, shown.version_hash FROM (
     SELECT r.id, s.state, r.version_hash, r.body AS recommendation, r.proposed_at, s.updated_at,
-        ({_VOTES}) AS votes, ({_APPROVALS}) AS approvals
+        ({_VOTES}) AS votes, ({_APPROVALS}) AS approvals, {_NEEDED}
     FROM recommendations r JOIN sagas s ON s.change_id = r.id
     WHERE r.tenant = $1 AND r.id = $2
 ) shown
@@ -212,7 +213,7 @@ LATERAL (
     SELECT s.change_id AS id, s.deployment, r.body ->> 'title' AS title, r.kind, r.risk,
         r.proposer, s.state, {_OF_SAGA}, b.round, b.look, b.arms,
         r.body AS recommendation, r.version_hash,
-        ({_VOTES}) AS votes, ({_APPROVALS}) AS approvals, ({_EXECUTIONS}) AS executions
+        ({_VOTES}) AS votes, ({_APPROVALS}) AS approvals, {_NEEDED}, ({_EXECUTIONS}) AS executions
 ) shown,
 LATERAL (
     SELECT coalesce('[' || string_agg(w.text, ',') || ']', '[]') AS timeline,
