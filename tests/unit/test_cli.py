@@ -214,6 +214,8 @@ def test_a_card_puts_dissent_first_and_never_shows_unknown_as_zero() -> None:
         "state": "awaiting_approval",
         "version_hash": "abc",
         "proposed_at": "2026-01-05T12:00:00Z",
+        "approvals": [{"by": "person:ana", "granted": True}],
+        "approvals_needed": 2,
         "votes": [vote, {"agent": "performance", "verdict": "abstain", "reasons": ["unsure"]}],
         "recommendation": {
             "title": "Move",
@@ -232,6 +234,7 @@ def test_a_card_puts_dissent_first_and_never_shows_unknown_as_zero() -> None:
     lines = card(found)
     votes = [line for line in lines if line.startswith("vote")]
     assert "performance" in votes[0]
+    assert "approval  person:ana says yes; 1 of 2 have said yes" in lines
     assert f"saving    {console.UNKNOWN} a month" in lines
     assert any(f"kv {console.UNKNOWN}" in line for line in lines)
     assert "rollout   10% → 100%, rollback in 5 s" in lines
