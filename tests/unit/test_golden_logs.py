@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from optiinfra.coordinator.replayed import Replayed
 from optiinfra.coordinator.saga.evolve import fold
 from optiinfra.coordinator.saga.state import Saga
 from optiinfra.events.facts import FACT, TERMINAL_FACTS, Fact
@@ -24,6 +25,10 @@ NOT_LOGGED = {"agent.heartbeat", "metrics.measured", "sample.answer", "dead.lett
 
 def lines(path: Path) -> list[bytes]:
     return gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+
+
+def states_of(path: Path) -> Path:
+    return path.with_name(path.name.replace(".jsonl.", ".states.json."))
 
 
 def events(path: Path) -> Iterator[dict[str, Any]]:
@@ -44,8 +49,7 @@ def test_the_log_is_whole(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LOGS, ids=lambda path: path.name)
 def test_this_version_folds_it_to_the_states_that_were_recorded(path: Path) -> None:
-    packed = path.with_name(path.name.replace(".jsonl.", ".states.json."))
-    states: dict[str, Any] = json.loads(gzip.decompress(packed.read_bytes()))
+    states: dict[str, Any] = json.loads(gzip.decompress(states_of(path).read_bytes()))
     chains: dict[str, list[tuple[Fact, datetime]]] = {}
     for row in events(path):
         if not row["chain"].startswith("tenant-"):
@@ -57,6 +61,15 @@ def test_this_version_folds_it_to_the_states_that_were_recorded(path: Path) -> N
         recorded = states[change]
         assert {name: folded[name] for name in recorded} == recorded
     assert {state["state"] for state in states.values()} >= set(TERMINAL_FACTS.values())
+
+
+def test_a_replay_folds_it_to_the_same_ends() -> None:
+    states = json.loads(gzip.decompress(states_of(LOGS[-1]).read_bytes()))
+    replayed = Replayed()
+    for row in events(LOGS[-1]):
+        replayed.take({**row, "fact": json.loads(row["body"])})
+    ends = {change: saga.state.value for change, saga in replayed.changes.items()}
+    assert ends == {change: state["state"] for change, state in states.items()}
 
 
 def test_the_newest_holds_every_kind_of_fact_that_is_logged() -> None:
