@@ -13,20 +13,17 @@ import json
 import os
 import resource
 import statistics
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from bench.event_log import RULES, fill, proposal
-from optiinfra.coordinator.process import Coordinator, CoordinatorPorts
+from bench.our_saga import ports_on, servers
+from optiinfra.coordinator.process import Coordinator
 from optiinfra.coordinator.saga.evolve import fold
 from optiinfra.coordinator.saga.state import Saga
 from optiinfra.events import topology
 from optiinfra.events.bus import Bus
-from optiinfra.events.publish import Publisher
-from optiinfra.runtime.stores import jitter, new_id, now
-from optiinfra.storage.embedded.servers import Addresses, EmbeddedServers
+from optiinfra.storage.embedded.servers import Addresses
 from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.postgres.events import LINK_COLUMNS, log_of_chain
 from optiinfra.storage.postgres.migrate import upgrade
@@ -74,18 +71,8 @@ async def starting(addresses: Addresses, database: Database) -> float:
     bus = await Bus.connect(addresses.nats_url, name="bench")
     await topology.apply(bus)
     cache = RegistryCache(addresses.redis_url)
-    ports = CoordinatorPorts(
-        bus=bus,
-        publisher=Publisher(bus, "coordinator", now, new_id),
-        database=database,
-        cache=cache,
-        rules=lambda: RULES,
-        clock=now,
-        new_id=new_id,
-        jitter=jitter,
-    )
     began = time.perf_counter()
-    task = asyncio.create_task(Coordinator(ports).run())
+    task = asyncio.create_task(Coordinator(ports_on(bus, database, cache, RULES)).run())
     while True:
         try:
             info = await bus.js.consumer_info("CHANGES", "coordinator")
@@ -128,10 +115,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=1_000_000)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o711)
-        with EmbeddedServers(Path(folder) / "home") as addresses:
-            found = asyncio.run(measured(addresses, options.events))
+    with servers() as addresses:
+        found = asyncio.run(measured(addresses, options.events))
     print(f"folding one change   p50 {found['folding']['p50_ms']:.2f} ms (bound 10)")
     print(
         f"verifying            {found['verify_per_s']:,.0f} events/s (bound 50,000);"

@@ -37,7 +37,7 @@ from optiinfra.schemas.recommendation import Recommendation, Risk, SpotMigration
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import VOTERS
 from optiinfra.storage.embedded.servers import Addresses, EmbeddedServers
-from optiinfra.storage.postgres.database import open_database
+from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.postgres.migrate import upgrade
 from optiinfra.storage.redis import RegistryCache
 from tests.factories import gate_answer, recommendation, rollout, step_result, vote
@@ -148,22 +148,26 @@ async def agents(addresses: Addresses, *, gated: bool) -> AsyncIterator[Agents]:
         await bus.close()
 
 
+def ports_on(bus: Bus, database: Database, cache: RegistryCache, rules: Rules) -> CoordinatorPorts:
+    """The ports of a coordinator under fixed rules."""
+    return CoordinatorPorts(
+        bus=bus,
+        publisher=Publisher(bus, "coordinator", now, new_id),
+        database=database,
+        cache=cache,
+        rules=lambda: rules,
+        clock=now,
+        new_id=new_id,
+        jitter=jitter,
+    )
+
+
 async def coordinate(addresses: Addresses) -> None:
     """A coordinator as `optiinfra coordinator` has it, without its settings."""
     bus = await Bus.connect(addresses.nats_url, name="coordinator")
     cache = RegistryCache(addresses.redis_url)
     async with open_database(addresses.postgres_url, connections=8) as database:
-        ports = CoordinatorPorts(
-            bus=bus,
-            publisher=Publisher(bus, "coordinator", now, new_id),
-            database=database,
-            cache=cache,
-            rules=lambda: RULES,
-            clock=now,
-            new_id=new_id,
-            jitter=jitter,
-        )
-        await Coordinator(ports).run()
+        await Coordinator(ports_on(bus, database, cache, RULES)).run()
 
 
 async def prepare(addresses: Addresses) -> None:

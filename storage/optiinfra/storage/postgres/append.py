@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from optiinfra.events.envelope import Event
 from optiinfra.events.facts import TimerSet
@@ -33,6 +34,22 @@ class SagaRecord:
     body: str
     moving_since: datetime | None
     opened_at: datetime
+
+
+def record_of(row: Mapping[str, Any]) -> SagaRecord:
+    """A row of `sagas`, also one that was read as JSON: then its times are texts."""
+    since, opened = row["moving_since"], row["opened_at"]
+    return SagaRecord(
+        change=row["change_id"],
+        tenant=row["tenant"],
+        deployment=row["deployment"],
+        state=row["state"],
+        version=row["version"],
+        hash=row["hash"],
+        body=row["body"],
+        moving_since=datetime.fromisoformat(since) if isinstance(since, str) else since,
+        opened_at=datetime.fromisoformat(opened) if isinstance(opened, str) else opened,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from optiinfra.storage.postgres.append import (
     SagaWrite,
     append,
     append_changes,
+    record_of,
 )
 from optiinfra.storage.postgres.chain import GENESIS, Link
 from optiinfra.storage.postgres.database import LOST_CONNECTION, Connection, Database
@@ -118,7 +119,7 @@ class Batch:
     async def sagas(self, changes: Sequence[str]) -> dict[str, SagaRecord]:
         """The rows of more changes than were asked for at the beginning."""
         rows = await self._connection.fetch(_SAGAS, list(changes))
-        return {row["change_id"]: _record(row) for row in rows}
+        return {row["change_id"]: record_of(dict(row)) for row in rows}
 
     async def moving(self, tenants: Sequence[str]) -> list[Moving]:
         """Changes of these tenants that hold their targets now."""
@@ -140,7 +141,7 @@ class Batch:
     async def waiting(self, tenant: str, deployment: str | None) -> list[SagaRecord]:
         """Deferred changes of a target (None: of all the tenant's targets), oldest first."""
         rows = await self._connection.fetch(_WAITING, tenant, deployment)
-        return [_record(row) for row in rows]
+        return [record_of(dict(row)) for row in rows]
 
     async def nudge(self, change: str) -> None:
         """Lets a waiting change's turn come now instead of at its next retry."""
@@ -207,20 +208,6 @@ def chained(write: SagaWrite, at: datetime) -> Iterable[Link]:
         link = link_of(entry.event, write.base.change, version + 1, prev, at)
         version, prev = link.version, link.hash
         yield link
-
-
-def _record(row: asyncpg.Record) -> SagaRecord:
-    return SagaRecord(
-        change=row["change_id"],
-        tenant=row["tenant"],
-        deployment=row["deployment"],
-        state=row["state"],
-        version=row["version"],
-        hash=row["hash"],
-        body=row["body"],
-        moving_since=row["moving_since"],
-        opened_at=row["opened_at"],
-    )
 
 
 async def require_journal(database: Database) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from itertools import groupby
 
 from optiinfra.events.envelope import Event
+from optiinfra.storage.postgres.append import SagaRecord
 from optiinfra.storage.postgres.chain import Link
 from optiinfra.storage.postgres.database import Connection, Database
 from optiinfra.storage.postgres.events import LINK_COLUMNS, event_of
@@ -58,18 +59,9 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeRow:
+class ChangeRow(SagaRecord):
     """A saga as it follows from its log."""
 
-    change: str
-    tenant: str
-    deployment: str | None
-    state: str
-    version: int
-    hash: str
-    body: str
-    moving_since: datetime | None
-    opened_at: datetime
     updated_at: datetime
 
 
@@ -107,7 +99,7 @@ class Rebuild:
 
     async def change(self, row: ChangeRow) -> None:
         """Writes the row of a change."""
-        await self._connection.execute(_CHANGE, *(getattr(row, n) for n in ChangeRow.__slots__))
+        await self._connection.execute(_CHANGE, *(getattr(row, one.name) for one in fields(row)))
 
     async def differences(self, most: int = 20) -> list[Difference]:
         """Rows that stand otherwise than the log says, up to `most` of a table."""

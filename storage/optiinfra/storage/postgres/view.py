@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from optiinfra.storage.postgres.append import SagaRecord
+from optiinfra.storage.postgres.append import SagaRecord, record_of
 from optiinfra.storage.postgres.database import Connection
 
 
@@ -77,7 +76,7 @@ async def look(connection: Connection, asked: Question) -> View:
         asked.deployments,
     )
     assert row is not None
-    records = [_record(one) for one in json.loads(row["records"])]
+    records = [record_of(one) for one in json.loads(row["records"])]
     moves = json.loads(row["moves"])
     return View(
         now=row["now"],
@@ -89,21 +88,6 @@ async def look(connection: Connection, asked: Question) -> View:
         stopped=frozenset(row["stopped"]),
         waits=row["waits"],
         policies=json.loads(row["policies"]),
-    )
-
-
-def _record(row: dict[str, Any]) -> SagaRecord:
-    moving_since = row["moving_since"]
-    return SagaRecord(
-        change=row["change_id"],
-        tenant=row["tenant"],
-        deployment=row["deployment"],
-        state=row["state"],
-        version=row["version"],
-        hash=row["hash"],
-        body=row["body"],
-        moving_since=datetime.fromisoformat(moving_since) if moving_since else None,
-        opened_at=datetime.fromisoformat(row["opened_at"]),
     )
 
 
