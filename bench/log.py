@@ -30,6 +30,8 @@ from optiinfra.storage.postgres.migrate import upgrade
 from optiinfra.storage.postgres.verification import CHUNK, verify
 from optiinfra.storage.redis import RegistryCache
 
+LEAST = 50_000
+
 
 async def folding(database: Database, changes: int) -> dict[str, float]:
     """Reads and folds one change after the other, ms."""
@@ -115,6 +117,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=1_000_000)
     options = parser.parse_args()
+    if options.events < LEAST:
+        parser.error(f"--events: at least {LEAST:,}, of which the changes that are folded are made")
     with servers() as addresses:
         found = asyncio.run(measured(addresses, options.events))
     print(f"folding one change   p50 {found['folding']['p50_ms']:.2f} ms (bound 10)")
