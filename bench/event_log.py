@@ -13,7 +13,7 @@ from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.recommendation import Recommendation, Risk, SpotMigration, SpotReplacement
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import VOTERS
-from optiinfra.storage.postgres.append import SagaWrite, log_row, saga_row
+from optiinfra.storage.postgres.append import SagaWrite, saga_row
 from optiinfra.storage.postgres.chain import Link
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.journal import chained
@@ -82,7 +82,7 @@ async def fill(database: Database, events: int) -> int:
         log: list[tuple[object, ...]] = []
         sagas: list[tuple[object, ...]] = []
         for links, write, at in logged(number, _A_COPY):
-            log += [log_row(link) for link in links]
+            log += links
             sagas.append(saga_row(write, links[-1], at)[:-1])
         async with database.transaction() as connection:
             await connection.copy_records_to_table("event_log", records=log, columns=LOG_COLUMNS)

@@ -29,7 +29,7 @@ from optiinfra.events.consume import Consumer, ConsumerSpec
 from optiinfra.events.envelope import Event
 from optiinfra.events.publish import Publisher
 from optiinfra.events.subjects import Stream
-from optiinfra.runtime.loop import run
+from optiinfra.runtime.loop import run, settle_heap
 from optiinfra.runtime.stores import jitter, new_id, now
 from optiinfra.schemas.approval_rules import ApprovalRule
 from optiinfra.schemas.ids import derived_id
@@ -167,6 +167,7 @@ async def coordinate(addresses: Addresses) -> None:
     bus = await Bus.connect(addresses.nats_url, name="coordinator")
     cache = RegistryCache(addresses.redis_url)
     async with open_database(addresses.postgres_url, connections=8) as database:
+        settle_heap()
         await Coordinator(ports_on(bus, database, cache, RULES)).run()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,7 +88,7 @@ def test_a_word_on_another_version_is_void(*, granted: bool) -> None:
 def test_a_denial_ends_an_undecided_change(place: str) -> None:
     log = Log(rules=ASK)
     if place == "deferred":
-        log.world = log.world.model_copy(update={"executing": "f" * 32})
+        log.world = replace(log.world, executing="f" * 32)
     if place != "embryo":
         log.open()
     if place == "awaiting":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from optiinfra.events import commands as c
@@ -57,7 +59,7 @@ def test_two_different_votes_of_one_agent_in_one_round_are_a_veto() -> None:
 def test_a_second_different_vote_is_a_veto_also_after_all_have_voted(place: str) -> None:
     log = Log(rules=ASK).open().vote()
     if place != "asked":
-        log.world = log.world.model_copy(update={"stopped": True})
+        log.world = replace(log.world, stopped=True)
         log.decide()
         assert log.saga.state is ChangeState.APPROVED
     assert ended(log.vote("resource", verdict=Verdict.REJECT)).by == ("resource",)
@@ -122,9 +124,9 @@ def test_an_abstention_in_the_last_round_is_a_veto_for_lack_of_evidence() -> Non
 def test_rounds_after_a_wait_are_counted_afresh() -> None:
     log = Log(rules=AUTO.model_copy(update={"max_vote_rounds": 2}))
     abstain(log.open()).fire(TimerName.REVOTE)
-    log.world = log.world.model_copy(update={"moving": 1})
+    log.world = replace(log.world, moving=1)
     assert log.vote().kinds()[-1] == "change.deferred"
-    log.world = log.world.model_copy(update={"moving": 0})
+    log.world = replace(log.world, moving=0)
     abstain(log.fire(TimerName.TURN))
     assert log.saga.round == 3
     assert log.saga.state is ChangeState.VOTING

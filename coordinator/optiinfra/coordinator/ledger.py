@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
@@ -25,7 +26,7 @@ from optiinfra.storage.postgres.view import Moving
 Known = Mapping[str, tuple[str, Saga]]
 """Sagas by change, each with the hash at which its row holds it."""
 _SOURCE = "coordinator"
-_IN_MOTION = frozenset({ChangeState.EXECUTING.value, ChangeState.ROLLING_BACK.value})
+_IN_MOTION = frozenset({ChangeState.EXECUTING, ChangeState.ROLLING_BACK})
 _OPEN = frozenset(ChangeState) - TERMINAL_STATES - {ChangeState.PROPOSED}
 NOTHING = Ruling()
 
@@ -39,7 +40,8 @@ class Ledger:
         self._records: dict[str, SagaRecord] = {}
         self._sagas: dict[str, Saga] = {}
         self._writes: dict[str, SagaWrite] = {}
-        self._holding: dict[str, Moving] = {}
+        self._moving: dict[str, Moving] = {}
+        self._of_target: defaultdict[str, set[str]] = defaultdict(set)
         self._nudged: set[str] = set()
         self._counts = Counts()
         self._stopped: set[str] = set()
@@ -55,7 +57,7 @@ class Ledger:
         view = batch.view
         ledger._note(view.records, known)
         ledger._nudged = set(view.nudged)
-        ledger._holding = {moving.change: moving for moving in view.moving}
+        ledger._moving = {moving.change: moving for moving in view.moving}
         tenants = sorted({event.tenant for event in events})
         ledger._counts = await Counts.read(batch, tenants, rules)
         ledger._stopped = set(view.stopped)
@@ -71,7 +73,12 @@ class Ledger:
         for change, record in records.items():
             self._records[change] = record
             body = record.body
-            self._sagas[change] = Saga.model_validate_json(body) if body else known[change][1]
+            self._keep(Saga.model_validate_json(body) if body else known[change][1])
+
+    def _keep(self, saga: Saga) -> None:
+        self._sagas[saga.change] = saga
+        if saga.recommendation is not None:
+            self._of_target[saga.recommendation.deployment].add(saga.change)
 
     def saga(self, change: str) -> Saga:
         return self._sagas.get(change) or Saga(change=change)
@@ -141,14 +148,13 @@ class Ledger:
             proposal = event.fact.recommendation
         if proposal is None:
             return Context(at=self._now, rules=self._rules)
-        others = [
+        under_way = [
             moving
-            for moving in self._holding.values()
+            for moving in self._moving.values()
             if moving.tenant == event.tenant and moving.change != saga.change
         ]
-        target, policy = proposal.deployment, self._rules.arbitration
-        executing, shared = self._under_way(others, target)
-        under_way = [moving for moving in others if moving.state in _IN_MOTION]
+        policy = self._rules.arbitration
+        executing, shared = self._on_target(under_way, proposal.deployment)
         world = World(
             executing=executing,
             shared=shared,
@@ -181,13 +187,9 @@ class Ledger:
     def _rivals(self, change: str, tenant: str, deployment: str) -> list[Rival]:
         """The other open changes of a deployment, the oldest first."""
         found = [
-            Rival(saga, self._records[other].opened_at, nudged=other in self._nudged)
-            for other, saga in self._sagas.items()
-            if other != change
-            and saga.recommendation is not None
-            and saga.recommendation.deployment == deployment
-            and self._records[other].tenant == tenant
-            and saga.state in _OPEN
+            Rival(self._sagas[other], self._records[other].opened_at, nudged=other in self._nudged)
+            for other in self._of_target[deployment] - {change}
+            if self._records[other].tenant == tenant and self._sagas[other].state in _OPEN
         ]
         return sorted(found, key=lambda one: (one.opened_at, one.saga.change))
 
@@ -207,12 +209,12 @@ class Ledger:
         if self._advance(event, said=True):
             self.said.append(event)
 
-    def _under_way(self, others: Iterable[Moving], target: str) -> tuple[str | None, str | None]:
+    def _on_target(self, under_way: Iterable[Moving], target: str) -> tuple[str | None, str | None]:
         """The change that is carried out on the target or a bound one, and what both claim."""
         policy = self._rules.arbitration
-        for moving in others:
+        for moving in under_way:
             there = moving.deployment
-            if moving.state in _IN_MOTION and there and policy.overlap(there, target):
+            if there and policy.overlap(there, target):
                 return moving.change, policy.shared(there, target)
         return None, None
 
@@ -251,7 +253,7 @@ class Ledger:
 
     def _save(self, record: SagaRecord, before: Saga, after: Saga, entries: list[LogEntry]) -> None:
         change, proposal = after.change, after.recommendation
-        self._sagas[change] = after
+        self._keep(after)
         write = self._writes.setdefault(
             change, SagaWrite(record, record.state, record.deployment, "", record.moving_since)
         )
@@ -266,13 +268,15 @@ class Ledger:
         proposal = after.recommendation
         if proposal is None:
             return
-        if after.state.holds_target:
-            self._holding[after.change] = Moving(
+        if after.state in _IN_MOTION:
+            self._moving[after.change] = Moving(
                 after.change,
                 tenant,
                 proposal.deployment,
                 after.state.value,
                 proposal.spend_usd_per_hour,
             )
-        elif self._holding.pop(after.change, None) or before.state.holds_target:
+            return
+        self._moving.pop(after.change, None)
+        if before.state.holds_target and not after.state.holds_target:
             self.freed.add((tenant, proposal.deployment))

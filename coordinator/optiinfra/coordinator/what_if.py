@@ -155,8 +155,10 @@ class _Replay(Ledger):
 
     def forget(self, change: str) -> None:
         """It stands in nobody's way any more."""
-        self._sagas.pop(change, None)
-        self._holding.pop(change, None)
+        saga = self._sagas.pop(change, None)
+        if saga is not None and saga.recommendation is not None:
+            self._of_target[saga.recommendation.deployment].discard(change)
+        self._moving.pop(change, None)
 
 
 class Simulation:

@@ -109,7 +109,9 @@ class Arbitration(Value):
 
     def overlap(self, one: str, other: str) -> bool:
         """Whether changes on these two deployments may not be carried out at the same time."""
-        return one == other or not self.claims(one).isdisjoint(self.claims(other))
+        if one == other or not self.needs:
+            return one == other
+        return not self.claims(one).isdisjoint(self.claims(other))
 
     def shared(self, one: str, other: str) -> str | None:
         """The first deployment by name that two different ones both claim; None without one."""

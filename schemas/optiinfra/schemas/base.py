@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Self
+
 from pydantic import BaseModel, ConfigDict
+
+_set = object.__setattr__
 
 
 class Value(BaseModel):
     """A frozen value; unknown fields are kept out so that a typo cannot pass silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, at a fifth of its cost: a value has neither extra nor private fields.
+
+        A decision copies a saga dozens of times.
+        """
+        if deep:
+            return super().model_copy(update=update, deep=True)
+        made = object.__new__(type(self))
+        changes = update or {}
+        _set(made, "__dict__", {**self.__dict__, **changes})
+        _set(made, "__pydantic_fields_set__", self.__pydantic_fields_set__ | changes.keys())
+        _set(made, "__pydantic_extra__", None)
+        _set(made, "__pydantic_private__", None)
+        return made

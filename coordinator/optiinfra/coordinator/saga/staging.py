@@ -146,12 +146,19 @@ def staged(turn: Turn, fact: f.ExecutionStaged) -> None:
                 )
             )
         return
-    stage = saga.proposal.rollout.stages[fact.result.step.stage]
-    turn.set_timer(TimerName.HOLD_LIMIT, fact.result.step.stage, stage.soak_s + stage.hold_limit_s)
+    _begin_soak(turn, fact.result.step)
+
+
+def _begin_soak(turn: Turn, step: Step) -> None:
+    """A stage without soak and without assessors is passed at once: nothing of it can hold."""
+    rollout = turn.saga.proposal.rollout
+    stage = rollout.stages[step.stage]
+    if stage.soak_s > 0 or rollout.gates:
+        turn.set_timer(TimerName.HOLD_LIMIT, step.stage, stage.soak_s + stage.hold_limit_s)
     if stage.soak_s > 0:
-        turn.set_timer(TimerName.SOAK, fact.result.step.stage, stage.soak_s)
+        turn.set_timer(TimerName.SOAK, step.stage, stage.soak_s)
     else:
-        _assess(turn, fact.result.step)
+        _assess(turn, step)
 
 
 def execution_failed(turn: Turn, fact: f.ExecutionFailed) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from pydantic import AwareDatetime, Field
@@ -18,6 +20,8 @@ from optiinfra.schemas.rollout import Arms, GateAnswer, Step
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import Vote
 
+_NO_RULING = Ruling()
+_DEFAULT_RULES = Rules()
 STOP_SWITCH = "stop switch"
 """Who paused a change that no person paused; turning the switch off lets it go on."""
 
@@ -91,14 +95,15 @@ class Saga(Value):
         )
 
 
-class World(Value):
+@dataclass(frozen=True, slots=True)
+class World:
     """What a decision must know of the rest: the target, the tenant, the switch."""
 
     executing: ChangeId | None = None
     """Another change that is being carried out or undone on the same target or a bound one."""
     shared: str | None = None
     """What `executing` and this change both claim, where their deployments differ."""
-    ruling: Ruling = Ruling()
+    ruling: Ruling = _NO_RULING
     """What the arbiter says of this change and of those that want the same target."""
     over_budget: str | None = None
     """The budget that has no room for this change now, in words."""
@@ -108,16 +113,17 @@ class World(Value):
     moved_last_hour: int = 0
     moved_last_hour_here: int = 0
     """Those of them that were on the same target."""
-    approved_last_hour: dict[str, int] = Field(default_factory=dict)
+    approved_last_hour: Mapping[str, int] = field(default_factory=dict)
     """How many changes each rule of the policy has approved, by its name."""
-    approved_last_day: dict[str, int] = Field(default_factory=dict)
+    approved_last_day: Mapping[str, int] = field(default_factory=dict)
 
 
-class Context(Value):
+@dataclass(frozen=True, slots=True)
+class Context:
     """Everything outside the saga that a decision may use; `at` is the database's clock."""
 
-    at: AwareDatetime
-    rules: Rules = Rules()
+    at: datetime
+    rules: Rules = _DEFAULT_RULES
     world: World = World()
 
 

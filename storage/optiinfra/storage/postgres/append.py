@@ -103,7 +103,7 @@ async def append_changes(
 
 
 def _log(links: Sequence[Link]) -> Part:
-    return Part("log", _LOG, columns((log_row(link) for link in links), 14))
+    return Part("log", _LOG, columns(links, 14))
 
 
 def _outbox(said: Iterable[Event]) -> list[Part]:
@@ -131,25 +131,6 @@ def saga_row(write: SagaWrite, head: Link, now: datetime) -> tuple[object, ...]:
         base.opened_at,
         now,
         base.version,
-    )
-
-
-def log_row(link: Link) -> tuple[object, ...]:
-    return (
-        link.event_id,
-        link.tenant,
-        link.chain,
-        link.version,
-        link.type,
-        link.subject,
-        link.source,
-        link.at,
-        link.said_at,
-        link.correlation,
-        link.causation,
-        link.body,
-        link.prev_hash,
-        link.hash,
     )
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 GENESIS = "0" * 64
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """One event of a log as it is hashed; `body` is the very text of the fact."""
 
     event_id: str
@@ -33,32 +32,11 @@ class Link:
 
     def sealed(self) -> Link:
         """This link with its hash set."""
-        object.__setattr__(self, "hash", self.computed_hash())
-        return self
+        return self._replace(hash=self.computed_hash())
 
     def computed_hash(self) -> str:
         """SHA-256 over the canonical text, which ends with `prev_hash`'s key."""
-        return hashlib.sha256(self.canonical().encode()).hexdigest()
-
-    def canonical(self) -> str:
-        """The text that is hashed."""
-        return canonical(
-            (
-                self.event_id,
-                self.tenant,
-                self.chain,
-                self.version,
-                self.type,
-                self.subject,
-                self.source,
-                self.at,
-                self.said_at,
-                self.correlation,
-                self.causation,
-                self.body,
-                self.prev_hash,
-            )
-        )
+        return hashlib.sha256(canonical(self).encode()).hexdigest()
 
 
 def canonical(fields: Sequence[Any]) -> str:
@@ -161,5 +139,5 @@ class Walker:
 def first_break(links: Iterable[Link]) -> Break | None:
     """Walks one chain from its beginning; None when every link holds."""
     walker = Walker()
-    walker.walk(astuple(link) for link in links)
+    walker.walk(links)
     return walker.breaks[0] if walker.breaks else None
