@@ -45,7 +45,7 @@ from tests.factories import gate_answer, recommendation, rollout, step_result, v
 RULES = Rules(
     approvals=(ApprovalRule(name="all", max_risk=Risk.LOW),),
     max_moving=1_000_000,
-    movers_per_hour=1_000_000,
+    movers_per_hour=None,
 )
 HEARS = ("vote.requested", "execution.requested", "gate.requested", "change.completed")
 TRACE = "00-{}-{}-01"

@@ -81,6 +81,15 @@ def test_the_moves_of_a_batch_count_for_the_hour() -> None:
     assert "in the last hour" in (ledger.saga(SEARCH.id).waiting or "")
 
 
+def test_without_a_limit_any_number_moves() -> None:
+    rules = AUTO.model_copy(update={"max_moving": 9, "movers_per_hour": None})
+    ledger = opened(CHAT, SEARCH, rules=rules)
+    assert agree(ledger, CHAT) is ChangeState.EXECUTING
+    assert agree(ledger, SEARCH) is ChangeState.EXECUTING
+    assert not rules.limits_movers
+    assert rules.model_copy(update={"movers_per_hour_per_target": 1}).limits_movers
+
+
 def test_the_stop_switch_reaches_the_next_decision_of_the_batch() -> None:
     ledger = opened(CHAT)
     ledger.turn_switch("acme", stopped=True)

@@ -70,12 +70,15 @@ class Runner:
         failures.clear()
         changes = sorted({change for e in events if (change := f.change_of(e.fact))})
         known = self._known.lookup(changes)
-        asked = _question(events, changes, known)
+        asked = _question(events, changes, known, self._rules())
         async with self._journal.batch(asked.tenants, asked) as batch:
             new = _fresh(batch.view, events)
             if self._policies is not None:
                 await self._policies.follow(batch)
-            ledger = await Ledger.read(batch, new, self._rules(), known)
+            rules = self._rules()
+            if rules.limits_movers and not asked.counts_moves:
+                raise Conflict("the policy that came into force limits what may move")
+            ledger = await Ledger.read(batch, new, rules, known)
             of_tenants = [event for event in new if f.change_of(event.fact) is None]
             for event in new:
                 if f.change_of(event.fact) is not None:
@@ -141,7 +144,10 @@ _ATTEMPTS = 3
 
 
 def _question(
-    events: Sequence[Event], changes: Sequence[str], known: Mapping[str, tuple[str, Saga]]
+    events: Sequence[Event],
+    changes: Sequence[str],
+    known: Mapping[str, tuple[str, Saga]],
+    rules: Rules,
 ) -> Question:
     """Timers need no mark in the inbox: their key makes a repeated one void."""
     marked = {event.id for event in events if not isinstance(event.fact, f.TimerFired)}
@@ -158,6 +164,7 @@ def _question(
         ),
         known={change: head for change, (head, _) in known.items()},
         tenants=sorted({event.tenant for event in events}),
+        counts_moves=rules.limits_movers,
     )
 
 

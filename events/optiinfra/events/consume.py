@@ -204,11 +204,9 @@ class Consumer:
     async def _fill(self, batch: list[Delivery]) -> None:
         """Adds what is there already, or comes within the linger time."""
         ready, limit = self._hand.ready, self.spec.batch
-        if self.spec.linger_s > 0 and self._last_batch >= self.spec.linger_from:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.spec.linger_s):
-                    while len(batch) < limit:
-                        batch.append(await ready.get())
+        waits = self.spec.linger_s > 0 and self._last_batch >= self.spec.linger_from
+        if waits and len(batch) + ready.qsize() < limit:
+            await asyncio.sleep(self.spec.linger_s)
         while len(batch) < limit and not ready.empty():
             batch.append(ready.get_nowait())
         self._last_batch = len(batch)

@@ -58,9 +58,9 @@ def _over(rules: Rules, now: datetime) -> Iterator[str]:
 
 
 def _idle_limits(rules: Rules) -> Iterator[str]:
-    here = rules.movers_per_hour_per_target
-    if here is not None and here >= rules.movers_per_hour:
+    here, all_targets = rules.movers_per_hour_per_target, rules.movers_per_hour
+    if here is not None and all_targets is not None and here >= all_targets:
         yield (
             f"movers_per_hour_per_target: {here} is not below movers_per_hour"
-            f" ({rules.movers_per_hour}), which is reached first"
+            f" ({all_targets}), which is reached first"
         )

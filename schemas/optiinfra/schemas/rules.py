@@ -75,8 +75,10 @@ class Rules(Value):
     arbitration: Arbitration = Field(
         default_factory=Arbitration, description="who goes first when changes want the same"
     )
-    movers_per_hour: int = Field(
-        default=10, ge=1, description="changes that may begin to move in any 60 minutes"
+    movers_per_hour: int | None = Field(
+        default=10,
+        ge=1,
+        description="changes that may begin to move in any 60 minutes; none: no limit",
     )
     movers_per_hour_per_target: int | None = Field(
         default=None, ge=1, description="the same for one deployment; none: no limit of its own"
@@ -126,6 +128,11 @@ class Rules(Value):
         for derived in ("sha256", "version"):
             copied.__dict__.pop(derived, None)
         return copied
+
+    @property
+    def limits_movers(self) -> bool:
+        """Whether it matters how many changes have begun to move lately."""
+        return self.movers_per_hour is not None or self.movers_per_hour_per_target is not None
 
     def needed(self, proposal: Recommendation) -> int:
         """How many different people must at least say yes where people are asked."""

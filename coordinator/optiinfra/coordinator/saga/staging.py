@@ -88,7 +88,7 @@ def _limit_reached(turn: Turn) -> str | None:
         return world.over_budget
     if world.moving >= rules.max_moving:
         return f"{world.moving} changes are being carried out, the policy allows {rules.max_moving}"
-    if world.moved_last_hour >= rules.movers_per_hour:
+    if rules.movers_per_hour is not None and world.moved_last_hour >= rules.movers_per_hour:
         return f"{world.moved_last_hour} changes in the last hour, the policy's limit"
     here, most = world.moved_last_hour_here, rules.movers_per_hour_per_target
     if most is not None and here >= most:

@@ -28,7 +28,8 @@ class Question:
     """Events that came in for `consumer`, the changes that they are about, and their tenants.
 
     `known` are the hashes at which changes are known already: their bodies are not read.
-    `deployments` are targets of changes that may have no row yet.
+    `deployments` are targets of changes that may have no row yet; `counts_moves` has `View.moves`
+    counted.
     """
 
     consumer: str
@@ -37,6 +38,7 @@ class Question:
     deployments: Sequence[str]
     known: Mapping[str, str]
     tenants: Sequence[str]
+    counts_moves: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ async def look(connection: Connection, asked: Question) -> View:
         hashes,
         asked.tenants,
         asked.deployments,
+        asked.counts_moves,
     )
     assert row is not None
     records = [record_of(one) for one in json.loads(row["records"])]
@@ -124,7 +127,7 @@ held AS (
 ),
 moved AS (
     SELECT s.tenant, t.deployment, count(*) AS n FROM sagas s LEFT JOIN targets t USING (deployment)
-    WHERE s.tenant = ANY($5::text[]) AND moving_since > clock_timestamp() - interval '1 hour'
+    WHERE $7 AND s.tenant = ANY($5::text[]) AND moving_since > clock_timestamp() - interval '1 hour'
     GROUP BY s.tenant, t.deployment
 )
 SELECT clock_timestamp() AS now,
