@@ -90,7 +90,8 @@ class Contestant:
 
 @contextlib.contextmanager
 def started(name: str, command: list[str], counts: dict[int, int]) -> Iterator[Contestant]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
         env=environment,

@@ -93,7 +93,7 @@ class Pace:
     """Longer than the streams keep events: what comes again must still be known."""
     ack_wait_s: float = 30.0
     """After this the broker gives what a coordinator that has died had in hand to another."""
-    gather_s: float = 0.006
+    gather_s: float = 0.004
     """How long a busy coordinator lets a batch fill: one transaction for many changes."""
 
 
