@@ -105,7 +105,7 @@ async def test_the_durables_are_those_that_the_roles_make() -> None:
     stores = Stores(nothing, bus, nothing, nothing, nothing, nothing)
     made[BusRole.COLLECTOR] = [collector(stores), remembering(stores, nothing_remembered())]
     ports_of_coordinator = CoordinatorPorts(*[bus, *[nothing] * 7])
-    made[BusRole.COORDINATOR] = Coordinator(ports_of_coordinator)._consumers()
+    made[BusRole.COORDINATOR] = Coordinator(ports_of_coordinator)._consumers
     names = {
         role: {(one.spec.stream, one.spec.name) for one in consumers}
         for role, consumers in made.items()

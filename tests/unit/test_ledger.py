@@ -106,6 +106,21 @@ def test_a_change_that_ends_frees_its_target() -> None:
     assert ledger.freed == {("acme", "chat")}
 
 
+def test_a_deadline_waits_for_what_was_said_before_it() -> None:
+    """A vote may stand in the queue; silence counts once everything older has been heard."""
+    later = AT + timedelta(hours=1)
+    deadline = f.TimerFired(change=CHAT.id, name=TimerName.VOTE_DEADLINE, key="1")
+    for heard_until, state in (
+        (AT, ChangeState.VOTING),
+        (later, ChangeState.VETOED),
+        (None, ChangeState.VETOED),
+    ):
+        ledger = Ledger(later, AUTO, heard_until)
+        ledger._sagas[CHAT.id] = opened(CHAT).saga(CHAT.id)
+        ledger.take(event(deadline))
+        assert ledger.saga(CHAT.id).state is state
+
+
 def test_a_timer_that_comes_before_its_time_waits_for_the_sweep() -> None:
     ledger = opened(CHAT)
     fired = f.TimerFired(change=CHAT.id, name=TimerName.VOTE_DEADLINE, key="1")

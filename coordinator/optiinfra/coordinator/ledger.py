@@ -13,6 +13,7 @@ from optiinfra.coordinator.saga.ruling import Ruling
 from optiinfra.coordinator.saga.state import Context, Saga, World
 from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
+from optiinfra.events.timers import WAIT_FOR_NOBODY
 from optiinfra.schemas.change import TERMINAL_STATES, ChangeState
 from optiinfra.schemas.errors import Invariant, Rejected
 from optiinfra.schemas.ids import derived_id
@@ -34,8 +35,9 @@ NOTHING = Ruling()
 class Ledger:
     """What a batch knows, and what it has done so far; made with `read`."""
 
-    def __init__(self, now: datetime, rules: Rules) -> None:
+    def __init__(self, now: datetime, rules: Rules, heard_until: datetime | None = None) -> None:
         self._now = now
+        self._heard_until = heard_until
         self._rules = rules
         self._records: dict[str, SagaRecord] = {}
         self._sagas: dict[str, Saga] = {}
@@ -50,10 +52,17 @@ class Ledger:
 
     @classmethod
     async def read(
-        cls, batch: Batch, events: Sequence[Event], rules: Rules, known: Known
+        cls,
+        batch: Batch,
+        events: Sequence[Event],
+        rules: Rules,
+        known: Known,
+        heard_until: datetime | None = None,
     ) -> Ledger:
-        """`known` are the sagas that the batch's question has named by their hashes."""
-        ledger = cls(batch.now, rules)
+        """`known` are the sagas that the batch's question has named by their hashes; what was said
+        after `heard_until` (None: nothing) has yet to be heard.
+        """
+        ledger = cls(batch.now, rules, heard_until)
         view = batch.view
         ledger._note(view.records, known)
         ledger._nudged = set(view.nudged)
@@ -130,12 +139,16 @@ class Ledger:
     def _is_early(self, saga: Saga, fact: f.Fact) -> bool:
         """Whether a timer came before its time; the sweep fires it again when it is due.
 
-        A waiting change's turn may come at any time: that is what a nudge does.
+        A waiting change's turn may come at any time: that is what a nudge does. A deadline has
+        not come while words that were said before it wait to be heard.
         """
         if not isinstance(fact, f.TimerFired) or fact.name is f.TimerName.TURN:
             return False
         pending = saga.timers.get(fact.name)
-        return bool(pending and pending.key == fact.key and pending.fire_at > self._now)
+        if pending is None or pending.key != fact.key:
+            return False
+        heard_until = None if fact.name in WAIT_FOR_NOBODY else self._heard_until
+        return pending.fire_at > min(self._now, heard_until or self._now)
 
     @staticmethod
     def _check_folded(before: Saga, after: Saga, said: Sequence[f.Fact]) -> None:

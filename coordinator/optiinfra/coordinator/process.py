@@ -122,8 +122,10 @@ class Coordinator:
             self._announcer,
             ports.rules,
             policies=ports.policies,
+            heard_until=self._heard_until,
             crash_point=crash_point,
         )
+        self._consumers = self._made_consumers()
 
     async def run(self) -> None:
         """Finishes what was left half done, then takes new work.
@@ -135,7 +137,7 @@ class Coordinator:
         await self._recover()
         pace = self._pace
         async with asyncio.TaskGroup() as group:
-            for consumer in self._consumers():
+            for consumer in self._consumers:
                 group.create_task(consumer.run(), name=consumer.spec.name)
             group.create_task(self.runner.outlet.run(), name="outlet")
             group.create_task(self._hear_heartbeats(), name="heartbeats")
@@ -171,9 +173,18 @@ class Coordinator:
                 log.warning("coordinator.work_failed", work="policy", reason=str(failed))
 
     async def _recover(self) -> None:
-        await recover(self._ports.database, self._announcer, self.runner.handle, self._reconciler)
+        await recover(
+            self._ports.database,
+            self._announcer,
+            self.runner.handle,
+            self._reconciler,
+            self._heard_until(),
+        )
 
-    def _consumers(self) -> list[Consumer]:
+    def _heard_until(self) -> datetime | None:
+        return self._consumers[0].heard_until()
+
+    def _made_consumers(self) -> list[Consumer]:
         ports, wait_s = self._ports, self._pace.ack_wait_s
         specs = [
             ConsumerSpec(
@@ -205,7 +216,7 @@ class Coordinator:
         ]
 
     async def _sweep_timers(self) -> int:
-        return await sweep_timers(self._ports.database, self.runner.handle)
+        return await sweep_timers(self._ports.database, self.runner.handle, self._heard_until())
 
     async def _relay(self) -> int:
         relayed = await relay_outbox(self._ports.database, self._announcer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 
 import structlog
 
@@ -109,10 +110,16 @@ class Reconciler:
 
 
 async def recover(
-    database: Database, publisher: Publishes, handle: Handle, reconciler: Reconciler
+    database: Database,
+    publisher: Publishes,
+    handle: Handle,
+    reconciler: Reconciler,
+    heard_until: datetime | None = None,
 ) -> None:
     """Says what was never said, says again what was lost, fires what is overdue, and asks again
     for steps and undos that nobody has answered.
+
+    Deadlines after `heard_until` (None: no limit) are left: an answer may wait on the bus.
 
     Raises `Invariant` when a row of an open change does not stand at the end of its log.
     """
@@ -124,7 +131,7 @@ async def recover(
         )
     relayed = await _until_none(lambda: relay_outbox(database, publisher, older_than_s=0))
     lost = await reconciler.reconcile()
-    fired = await _until_none(lambda: sweep_timers(database, handle))
+    fired = await _until_none(lambda: sweep_timers(database, handle, heard_until))
     asked = await open_commands(database)
     await publisher.publish_many(asked)
     log.info(

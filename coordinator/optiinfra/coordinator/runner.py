@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 
 import structlog
 
@@ -38,9 +39,11 @@ class Runner:
         rules: Callable[[], Rules],
         *,
         policies: PolicyKeeper | None = None,
+        heard_until: Callable[[], datetime | None] = lambda: None,
         crash_point: CrashPoint = lambda _name: None,
     ) -> None:
         self._journal = Journal(database)
+        self._heard_until = heard_until
         self._rules = rules
         self._policies = policies
         self._known = KnownSagas()
@@ -68,6 +71,7 @@ class Runner:
         self, events: Sequence[Event], failures: dict[str, BaseException]
     ) -> list[Event]:
         failures.clear()
+        heard_until = self._heard_until()
         changes = sorted({change for e in events if (change := f.change_of(e.fact))})
         known = self._known.lookup(changes)
         asked = _question(events, changes, known, self._rules())
@@ -78,7 +82,7 @@ class Runner:
             rules = self._rules()
             if rules.limits_movers and not asked.counts_moves:
                 raise Conflict("the policy that came into force limits what may move")
-            ledger = await Ledger.read(batch, new, rules, known)
+            ledger = await Ledger.read(batch, new, rules, known, heard_until)
             of_tenants = [event for event in new if f.change_of(event.fact) is None]
             for event in new:
                 if f.change_of(event.fact) is not None:

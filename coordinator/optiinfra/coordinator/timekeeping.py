@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 
 import structlog
 
@@ -25,9 +26,14 @@ _BATCH = 256
 _TIDY_BATCH = 5_000
 
 
-async def sweep_timers(database: Database, handle: Handle) -> int:
-    """Fires the timers that are due by the database's clock; gives how many."""
-    due = await due_timers(database)
+async def sweep_timers(
+    database: Database, handle: Handle, heard_until: datetime | None = None
+) -> int:
+    """Fires the timers that are due by the database's clock; gives how many.
+
+    `heard_until`: how far it is known what was said; None: to the end.
+    """
+    due = await due_timers(database, heard_until)
     if not due:
         return 0
     now = await database_clock(database)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from nats.aio.msg import Msg
 
@@ -86,6 +86,15 @@ class Consumer:
         """Counts since the start."""
         return self._hand.stats
 
+    def heard_until(self) -> datetime | None:
+        """What was said before this time, on the broker's clock, has been handled by this instance
+        or by another; None: all that was said. The beginning of time before it has heard anything.
+
+        What others have in hand counts as handled.
+        """
+        until_ns = self._hand.heard_until_ns()
+        return None if until_ns is None else datetime.fromtimestamp(until_ns / 1e9, UTC)
+
     async def run(self) -> None:
         """Goes on until cancelled; then finishes or gives back what is in hand.
 
@@ -133,6 +142,7 @@ class Consumer:
             failures = 0 if self._pull.heard else failures
             if ended is Ended.EXPIRED:
                 self.stats.lag = 0
+                self._hand.note_left(0)
                 self.stats.progressed()
             elif ended is not Ended.FILLED:
                 failures += 1
@@ -182,11 +192,12 @@ class Consumer:
     async def _look(self) -> None:
         """Asks now and then how far all instances are: for the lag, and for `Durable.floor`."""
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
             with contextlib.suppress(Unavailable):
                 info = await self._durable.look()
                 if info is not None:
                     self.stats.lag = (info.num_pending or 0) + (info.num_ack_pending or 0)
+                    self._hand.note_left(info.num_pending or 0)
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def _work(self) -> None:
         task = asyncio.current_task()

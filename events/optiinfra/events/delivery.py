@@ -48,6 +48,8 @@ class Delivery:
     """Set once the handler has succeeded: only the rest (mark, ack) is left to do."""
     holds: int = 0
     conflicts: int = 0
+    tried: bool = False
+    """Set once it has failed: it waits for another try, and nobody waits for it."""
 
     @property
     def key(self) -> Key:

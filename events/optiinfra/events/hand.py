@@ -52,6 +52,8 @@ class Hand:
         self._excused: OrderedDict[Key, int] = OrderedDict()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._room = asyncio.Event()
+        self._left: int | None = None
+        self._newest_ns = 0
         self.ready: asyncio.Queue[Delivery] = asyncio.Queue()
         self.stats = ConsumerStats()
 
@@ -60,6 +62,8 @@ class Hand:
         delivery = delivery_of(message, asyncio.get_running_loop().time())
         self.stats.received += 1
         self.stats.lag = delivery.pending
+        self.note_left(delivery.pending)
+        self._newest_ns = max(self._newest_ns, delivery.stored_ns)
         known = self._held.get(delivery.key)
         if known is not None:
             known.message, known.delivered = message, delivery.delivered
@@ -71,6 +75,21 @@ class Hand:
         elif self._deliveries(delivery) > self._spec.max_deliver:
             delivery.cause = Rejected(f"delivered {delivery.delivered} times without an answer")
         self.ready.put_nowait(delivery)
+
+    def note_left(self, count: int) -> None:
+        """The broker has told how many messages it has not delivered yet."""
+        self._left = count
+
+    def heard_until_ns(self) -> int | None:
+        """Everything that was stored before this time (ns since the epoch) has been handled here,
+        or failed at least once; None: everything there is. 0 until the broker has told.
+        """
+        for delivery in self._held.values():
+            if not delivery.tried:
+                return delivery.stored_ns
+        if self._left is None:
+            return 0
+        return self._newest_ns if self._left else None
 
     async def room(self) -> int:
         """Waits until half of the hand is free; gives how many more it can take."""
@@ -182,6 +201,7 @@ class Hand:
     def _again(self, delivery: Delivery, delay_s: float) -> None:
         """Hands the message out again after `delay_s`; meanwhile it stays in hand."""
         self.stats.retried += 1
+        delivery.tried = True
 
         def hand_out() -> None:
             self._timers.pop(delivery.key, None)

@@ -25,6 +25,10 @@ class TimerName(StrEnum):
     TURN = "turn"
 
 
+WAIT_FOR_NOBODY = frozenset({TimerName.SOAK, TimerName.LOOK, TimerName.TURN, TimerName.REVOTE})
+"""All others end the waiting for somebody's word, which may have been said already."""
+
+
 class TimerSet(Value):
     """`key` tells two timers of one name apart (round, stage, look), so that a late one is void."""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 
 import asyncpg
 
 from optiinfra.events.facts import TimerFired, TimerName, TimerSet
+from optiinfra.events.timers import WAIT_FOR_NOBODY
 from optiinfra.storage.postgres.database import Database
 
 
@@ -27,13 +29,17 @@ class DueTimer:
     fired: TimerFired
 
 
-async def due_timers(database: Database, limit: int = 64) -> list[DueTimer]:
-    """What should have fired by now, oldest first."""
+async def due_timers(
+    database: Database, heard_until: datetime | None = None, limit: int = 64
+) -> list[DueTimer]:
+    """What should have fired by now, oldest first.
+
+    Those that end the waiting for somebody's word only once everything has been heard that was
+    said before them: until `heard_until` (None: all).
+    """
     async with database.connection() as connection:
         rows = await connection.fetch(
-            "SELECT change_id, name, key, tenant FROM timers"
-            " WHERE fire_at <= clock_timestamp() OR nudged ORDER BY fire_at LIMIT $1",
-            limit,
+            _DUE, limit, heard_until, sorted(name.value for name in WAIT_FOR_NOBODY)
         )
     return [
         DueTimer(
@@ -71,6 +77,12 @@ def _standing(row: asyncpg.Record) -> StandingTimer:
     return StandingTimer(row["tenant"], row["event_id"], fact)
 
 
+_DUE = """
+SELECT change_id, name, key, tenant FROM timers WHERE nudged OR (
+    fire_at <= clock_timestamp()
+    AND ($2::timestamptz IS NULL OR fire_at <= $2 OR name = ANY($3::text[]))
+) ORDER BY fire_at LIMIT $1
+"""
 _UNSCHEDULED = """
 SELECT change_id, name, key, tenant, fire_at, event_id FROM timers WHERE NOT scheduled
 AND set_at <= clock_timestamp() - make_interval(secs => $2)
