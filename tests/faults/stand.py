@@ -157,9 +157,9 @@ class Stand:
                 len(self.proposed),
                 within_s,
             )
+            await self.until("SELECT 1 - count(*) FROM outbox WHERE sent_seq IS NULL", 1, 15)
         except TimeoutError:
             raise AssertionError(await self._told("not settled")) from None
-        await self.until("SELECT 1 - count(*) FROM outbox WHERE sent_seq IS NULL", 1, 15)
         broken = await broken_promises(self.database, self.target, self.proposed)
         assert not broken, await self._told("\n".join(broken))
 
