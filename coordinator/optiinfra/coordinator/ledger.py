@@ -11,6 +11,7 @@ from optiinfra.coordinator.counts import Counts
 from optiinfra.coordinator.saga.decide import advance
 from optiinfra.coordinator.saga.ruling import Ruling
 from optiinfra.coordinator.saga.state import Context, Saga, World
+from optiinfra.coordinator.under_way import UnderWay
 from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
 from optiinfra.events.timers import WAIT_FOR_NOBODY
@@ -42,7 +43,7 @@ class Ledger:
         self._records: dict[str, SagaRecord] = {}
         self._sagas: dict[str, Saga] = {}
         self._writes: dict[str, SagaWrite] = {}
-        self._moving: dict[str, Moving] = {}
+        self._under_way = UnderWay()
         self._of_target: defaultdict[str, set[str]] = defaultdict(set)
         self._nudged: set[str] = set()
         self._counts = Counts()
@@ -66,7 +67,7 @@ class Ledger:
         view = batch.view
         ledger._note(view.records, known)
         ledger._nudged = set(view.nudged)
-        ledger._moving = {moving.change: moving for moving in view.moving}
+        ledger._under_way = UnderWay(view.moving)
         tenants = sorted({event.tenant for event in events})
         ledger._counts = await Counts.read(batch, tenants, rules)
         ledger._stopped = set(view.stopped)
@@ -161,21 +162,19 @@ class Ledger:
             proposal = event.fact.recommendation
         if proposal is None:
             return Context(at=self._now, rules=self._rules)
-        under_way = [
-            moving
-            for moving in self._moving.values()
-            if moving.tenant == event.tenant and moving.change != saga.change
-        ]
-        policy = self._rules.arbitration
-        executing, shared = self._on_target(under_way, proposal.deployment)
+        tenant, change, policy = event.tenant, saga.change, self._rules.arbitration
+        under_way = self._under_way
+        executing, shared = under_way.on_target(tenant, change, proposal.deployment, policy)
         world = World(
             executing=executing,
             shared=shared,
             ruling=self._ruling(saga, event, proposal),
-            over_budget=over_budget(proposal, under_way, policy) if policy.budgets else None,
-            stopped=event.tenant in self._stopped,
-            moving=len(under_way),
-            **self._counts.of(event.tenant, proposal.deployment),
+            over_budget=over_budget(proposal, under_way.others(tenant, change), policy)
+            if policy.budgets
+            else None,
+            stopped=tenant in self._stopped,
+            moving=under_way.count(tenant, change),
+            **self._counts.of(tenant, proposal.deployment),
         )
         return Context(at=self._now, rules=self._rules, world=world)
 
@@ -221,15 +220,6 @@ class Ledger:
         )
         if self._advance(event, said=True):
             self.said.append(event)
-
-    def _on_target(self, under_way: Iterable[Moving], target: str) -> tuple[str | None, str | None]:
-        """The change that is carried out on the target or a bound one, and what both claim."""
-        policy = self._rules.arbitration
-        for moving in under_way:
-            there = moving.deployment
-            if there and policy.overlap(there, target):
-                return moving.change, policy.shared(there, target)
-        return None, None
 
     def _record(self, change: str, tenant: str) -> SagaRecord:
         if change not in self._records:
@@ -282,14 +272,10 @@ class Ledger:
         if proposal is None:
             return
         if after.state in _IN_MOTION:
-            self._moving[after.change] = Moving(
-                after.change,
-                tenant,
-                proposal.deployment,
-                after.state.value,
-                proposal.spend_usd_per_hour,
-            )
+            spend = proposal.spend_usd_per_hour
+            moving = Moving(after.change, tenant, proposal.deployment, after.state.value, spend)
+            self._under_way.begin(moving)
             return
-        self._moving.pop(after.change, None)
+        self._under_way.end(after.change)
         if before.state.holds_target and not after.state.holds_target:
             self.freed.add((tenant, proposal.deployment))

@@ -158,7 +158,7 @@ class _Replay(Ledger):
         saga = self._sagas.pop(change, None)
         if saga is not None and saga.recommendation is not None:
             self._of_target[saga.recommendation.deployment].discard(change)
-        self._moving.pop(change, None)
+        self._under_way.end(change)
 
 
 class Simulation:
