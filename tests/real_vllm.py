@@ -43,6 +43,20 @@ async def running(arguments: Sequence[str], port: int, log: Path) -> AsyncIterat
         await _end(process)
 
 
+async def output_of(*arguments: str) -> tuple[int, str]:
+    """Exit status and output of a call that ends by itself."""
+    process = await asyncio.create_subprocess_exec(
+        VLLM, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True, env={**os.environ, **_ENVIRONMENT},
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(_START_S):
+            output, _ = await process.communicate()
+    finally:
+        await _end(process)
+    return process.returncode or 0, output.decode("utf-8", "replace")
+
+
 async def _until_ready(process: asyncio.subprocess.Process, url: str, log: Path) -> None:
     async with httpx.AsyncClient(trust_env=False) as http, asyncio.timeout(_START_S):
         while True:

@@ -1,9 +1,10 @@
-"""The contract of vLLM against a real server: nothing that it promises is missing or unknown."""
+"""vLLM's contract and flags against a real server: nothing is missing, unknown or renamed."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,19 +14,29 @@ from optiinfra.runtime.stores import now
 from optiinfra.schemas.deployment import Engine
 from optiinfra.schemas.telemetry import Known, Unknown, UnknownReason
 from optiinfra.serving.contracts import contract_for
+from optiinfra.serving.engine_rules import Severity
+from optiinfra.serving.engines import VllmConfig
+from optiinfra.serving.flags import disagreements, flag_table
+from optiinfra.serving.launch import command, problems
+from optiinfra.serving.versions import parse_version
 from tests.captures import TINY_MODEL
-from tests.real_vllm import MODEL_NAME, completed, needs_vllm, running
+from tests.real_vllm import MODEL_NAME, completed, needs_vllm, output_of, running
 from tests.telemetry import deployment, replica
 
 pytestmark = [needs_vllm, pytest.mark.timeout(600)]
 PROMPTS = [f"Q: What is the anthem of place number {number}?\nA:" for number in range(12)]
 
 
-def arguments(port: int) -> list[str]:
-    return [
-        "serve", str(TINY_MODEL), "--served-model-name", MODEL_NAME, "--host", "127.0.0.1",
-        "--port", str(port), "--max-model-len", "512", "--max-num-seqs", "4", "--enforce-eager",
-    ]  # fmt: skip
+def config(port: int, **knobs: Any) -> VllmConfig:
+    return VllmConfig(
+        model=str(TINY_MODEL), served_model_name=MODEL_NAME, host="127.0.0.1", port=port,
+        max_model_len=512, max_num_seqs=4, enforce_eager=True, **knobs,
+    )  # fmt: skip
+
+
+def arguments(port: int) -> tuple[str, ...]:
+    """What follows the program in its command line."""
+    return command(config(port), None)[1:]
 
 
 @pytest.fixture
@@ -92,3 +103,23 @@ async def test_counters_survive_the_restart_of_a_real_server(
         again = await scraped(scraper, url)
     assert counted(again, "requests_per_s") == pytest.approx(len(PROMPTS))
     assert known(again, "ttft_s", quantile="mean").value > 0
+
+
+async def test_the_flags_are_those_that_the_engine_lists_itself() -> None:
+    status, version = await output_of("--version")
+    assert status == 0
+    version = version.split()[-1]
+    status, listed = await output_of("serve", "--help=all")
+    assert status == 0
+    table = flag_table(Engine.VLLM)
+    assert table.checked(parse_version(version)), f"{version} is not in the table yet"
+    assert disagreements(table, version, listed) == ()
+
+
+async def test_what_the_rules_call_refused_the_engine_refuses_itself(unused_tcp_port: int) -> None:
+    bad = config(unused_tcp_port, max_num_batched_tokens=2)
+    (problem,) = problems(bad, None)
+    assert problem.severity is Severity.REFUSED
+    status, said = await output_of(*arguments(unused_tcp_port), "--max-num-batched-tokens", "2")
+    assert status != 0
+    assert "max_num_batched_tokens" in said
