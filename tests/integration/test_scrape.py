@@ -12,6 +12,8 @@ import pytest
 from aiohttp import web
 
 from optiinfra.agents.collectors.scrape import EngineScraper, ReplicaReadings
+from optiinfra.agents.performance.sense import Sensing
+from optiinfra.events.facts import MetricsMeasured, TelemetryGap
 from optiinfra.schemas.deployment import Engine, Replica
 from optiinfra.schemas.telemetry import Known, Reading, Unknown, UnknownReason
 from optiinfra.twin.defects import Defect
@@ -225,6 +227,34 @@ async def test_of_a_server_with_two_models_only_the_deployments_is_read(
     found = (await scraper.scrape(strange, [replica("a", url=engine.url)]))[0]
     assert [gap.metric for gap in found.gaps] == ["requests_running"]
     assert "chat-model, other; none of them is third" in found.gaps[0].detail
+
+
+class One:
+    """A fleet of one replica."""
+
+    def __init__(self, only: Replica) -> None:
+        self.only = only
+
+    async def replicas(self, tenant: str, deployment: str) -> list[Replica]:
+        return [self.only]
+
+
+async def test_a_renamed_metric_is_unknown_and_said_once(
+    scraper: EngineScraper, engine: FakeEngine
+) -> None:
+    engine.metrics = GAUGES.format(finished=10).replace("kv_cache_usage", "gpu_cache_usage")
+    fleet = One(replica("a", url=engine.url))
+    sensing = Sensing({"chat": deployment()}, fleet, scraper, lambda: NOW)
+    measured, gap = sensing.facts(await sensing.scrape())
+    assert isinstance(measured, MetricsMeasured)
+    (usage,) = (s.reading for s in measured.samples if s.metric == "kv_usage_fraction")
+    assert isinstance(usage, Unknown)
+    assert usage.reason is UnknownReason.RENAMED
+    assert isinstance(gap, TelemetryGap)
+    assert gap.metrics == ("kv_usage_fraction",)
+    assert "it exposes vllm:gpu_cache_usage_perc" in gap.detail
+    (again,) = sensing.facts(await sensing.scrape())
+    assert isinstance(again, MetricsMeasured)
 
 
 async def test_an_upgrade_in_place_is_noticed_after_the_outage(

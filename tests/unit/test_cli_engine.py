@@ -68,6 +68,14 @@ def test_a_knob_without_effect_is_a_warning(file: Path, capsys: pytest.CaptureFi
     assert "warning: kv_cache_bytes, gpu_memory_fraction: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("version", "warned"), [("0.33.0", 0), ("0.99", 1), ("nightly", 1)])
+def test_a_version_that_nobody_checked_is_a_warning(
+    file: Path, version: str, warned: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["engine", "show", str(file), "--for", version]) == 0
+    assert capsys.readouterr().err.count("was not checked") == warned
+
+
 def test_another_engine_and_a_bad_image_are_refused(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

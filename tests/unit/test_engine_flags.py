@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from optiinfra.schemas.deployment import Engine
 from optiinfra.schemas.errors import NotFound
-from optiinfra.serving.engines import SglangConfig, VllmConfig
+from optiinfra.serving.engines import EngineConfig, SglangConfig, VllmConfig
 from optiinfra.serving.flags import (
     Flag,
     FlagTable,
@@ -42,7 +42,7 @@ def table(*flags: Flag) -> FlagTable:
     ("found", "config"), [(VLLM, VllmConfig), (SGLANG, SglangConfig)], ids=["vllm", "sglang"]
 )
 def test_every_knob_has_a_flag_and_every_flag_a_knob(
-    found: FlagTable, config: type[VllmConfig | SglangConfig]
+    found: FlagTable, config: type[EngineConfig]
 ) -> None:
     knobs = set(config.model_fields) - {"engine", "extra_arguments"}
     assert {knob for flag in found.flags for knob in flag.knobs} == knobs

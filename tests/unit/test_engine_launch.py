@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from optiinfra.schemas.errors import Rejected
 from optiinfra.serving.config_diff import differences, needs_restart
 from optiinfra.serving.engine_rules import Severity
-from optiinfra.serving.engines import ENGINE_CONFIG, SglangConfig, VllmConfig
+from optiinfra.serving.engines import EngineConfig, SglangConfig, VllmConfig
 from optiinfra.serving.launch import command, problems
 
 
@@ -22,7 +22,7 @@ def sglang(**knobs: Any) -> SglangConfig:
     return SglangConfig(model="org/model", **knobs)
 
 
-def words(config: VllmConfig | SglangConfig, version: str | None) -> list[str]:
+def words(config: EngineConfig, version: str | None) -> list[str]:
     """The command without program, model and address."""
     bare = type(config)(model="org/model")
     usual = command(bare, version)
@@ -111,11 +111,10 @@ def test_a_secret_on_the_command_line_is_refused(secret: tuple[str, ...]) -> Non
         vllm(extra_arguments=secret)
 
 
-def test_a_configuration_is_read_by_its_engine() -> None:
-    read = ENGINE_CONFIG.validate_python({"engine": "sglang", "model": "m", "kv_tokens": 9})
-    assert read == SglangConfig(model="m", kv_tokens=9)
+def test_a_knob_of_the_other_engine_is_refused() -> None:
     with pytest.raises(ValidationError):
-        ENGINE_CONFIG.validate_python({"engine": "vllm", "model": "m", "kv_tokens": 9})
+        vllm(kv_tokens=9)
+    assert sglang(kv_tokens=9).knobs()["kv_tokens"] == 9
 
 
 def test_gpus_are_those_of_all_ranks() -> None:
@@ -150,7 +149,7 @@ def test_an_extra_argument_that_has_a_knob_is_refused(extra: tuple[str, ...]) ->
     assert "set that instead" in found[0].reason
 
 
-REFUSED: list[tuple[VllmConfig | SglangConfig, str, str | None]] = [
+REFUSED: list[tuple[EngineConfig, str, str | None]] = [
     (vllm(max_num_batched_tokens=10, max_num_seqs=20), "0.33.0", None),
     (vllm(max_num_batched_tokens=10, max_model_len=20, chunked_prefill=False), "0.10.2", None),
     (vllm(speculation_tokens=3), "0.10.2", None),
@@ -170,7 +169,7 @@ REFUSED: list[tuple[VllmConfig | SglangConfig, str, str | None]] = [
 
 @pytest.mark.parametrize(("config", "version", "fine"), REFUSED)
 def test_knobs_that_an_engine_refuses_together_are_found_before_it_starts(
-    config: VllmConfig | SglangConfig, version: str, fine: str | None
+    config: EngineConfig, version: str, fine: str | None
 ) -> None:
     (problem,) = problems(config, version)
     assert problem.severity is Severity.REFUSED
@@ -190,7 +189,7 @@ def test_knobs_that_an_engine_refuses_together_are_found_before_it_starts(
     ],
 )
 def test_knobs_without_effect_are_told_and_do_not_keep_it_from_starting(
-    config: VllmConfig | SglangConfig, version: str
+    config: EngineConfig, version: str
 ) -> None:
     (problem,) = problems(config, version)
     assert problem.severity is Severity.IGNORED

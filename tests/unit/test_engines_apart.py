@@ -102,6 +102,20 @@ def test_of_two_models_only_ours_is_read() -> None:
     assert value(readings, "requests_running") == 2
 
 
+def test_errors_of_the_other_model_are_not_ours() -> None:
+    name = "vllm:request_success_total"
+    rows = [("ours", "stop", 5), ("b", "stop", 9), ("b", "error", 40)]
+    before = f"# TYPE {name} counter\n" + "".join(
+        f'{name}{{model_name="{model}",finished_reason="{why}"}} 0\n' for model, why, _ in rows
+    )
+    now = f"# TYPE {name} counter\n" + "".join(
+        f'{name}{{model_name="{model}",finished_reason="{why}"}} {n}\n' for model, why, n in rows
+    )
+    readings = read(VLLM, "r1", scrape(now, 10), scrape(before), model="ours")
+    assert value(readings, "requests_per_s") == 0.5
+    assert reason(readings, "errors_per_s") is UnknownReason.NOT_SUPPORTED
+
+
 @pytest.mark.parametrize("model", [None, "third"])
 def test_several_models_of_which_none_is_ours_are_unknown(model: str | None) -> None:
     readings = read(VLLM, "r1", scrape(two_models()), model=model)

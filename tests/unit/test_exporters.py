@@ -8,7 +8,7 @@ import pytest
 
 from optiinfra.schemas.deployment import Engine
 from optiinfra.schemas.telemetry import Known, Unknown, UnknownReason
-from optiinfra.serving.contracts import Combine, Exporter, ExposedType, contract_for
+from optiinfra.serving.contracts import Exporter, contract_for
 from optiinfra.serving.exposition import exposition_of
 from optiinfra.serving.scrapes import ScrapeReadings, levels, read
 from optiinfra.serving.units import ExposedUnit
@@ -265,8 +265,3 @@ def test_every_capture_is_read_by_a_contract_of_its_own_without_an_invented_zero
                 found = [s.reading for s in readings.samples if s.metric == promise.metric]
                 assert found, f"{name}: {promise.metric}"
                 assert all(isinstance(one, Unknown) for one in found)
-
-
-def test_levels_of_devices_are_never_means() -> None:
-    sources = [(p, s) for c in (DCGM, NVML) for p in c.promises for s in p.sources]
-    assert all(p.combine is Combine.SUM for p, s in sources if s.type is ExposedType.GAUGE)

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from optiinfra.schemas.errors import Rejected
-from optiinfra.serving.engines import SglangConfig, VllmConfig
+from optiinfra.serving.engines import EngineConfig, SglangConfig, VllmConfig
 from optiinfra.serving.launch import command
 from optiinfra.serving.manifests import SecretKey, Workload, deployment
 
@@ -107,7 +107,7 @@ def pod_of(made: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_a_deployment_has_the_shape_of_the_api_and_the_command_of_the_engine(
-    config: VllmConfig | SglangConfig, version: str
+    config: EngineConfig, version: str
 ) -> None:
     made = deployment(config, PLAIN, version)
     jsonschema.validate(made, DEPLOYMENT)

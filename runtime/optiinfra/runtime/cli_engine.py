@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from optiinfra.runtime import console
 from optiinfra.runtime.cli_options import Json
-
-if TYPE_CHECKING:
-    from optiinfra.serving.engine_rules import Problem
 
 DIFFERS = 5
 
@@ -61,13 +58,17 @@ def show(
 ) -> None:
     """Prints the command line, or with --image the manifest; exits with 2 if it would not start."""
     from optiinfra.runtime.engine_file import load_engine, workload
+    from optiinfra.serving.flags import flag_table
     from optiinfra.serving.launch import command, problems
     from optiinfra.serving.manifests import deployment
+    from optiinfra.serving.versions import parse_version
 
     config = load_engine(path)
     words = command(config, version)
     for problem in problems(config, version):
-        console.say(f"warning: {_told(problem)}")
+        console.say(f"warning: {', '.join(problem.knobs)}: {problem.reason}")
+    if version is not None and not flag_table(config.engine).checked(parse_version(version)):
+        console.say(f"warning: {config.engine} {version} was not checked; known versions stand in")
     if image is not None:
         made = deployment(config, workload(name, image, replicas), version)
         _print(made, as_json=as_json)
@@ -107,10 +108,6 @@ def check(
         return DIFFERS
     console.line(f"vllm {version}: all flags are as they are known here")
     return 0
-
-
-def _told(problem: Problem) -> str:
-    return f"{', '.join(problem.knobs)}: {problem.reason}"
 
 
 def _print(manifest: dict[str, object], *, as_json: bool) -> None:

@@ -10,18 +10,18 @@ from pydantic import ValidationError
 from optiinfra.runtime.yaml_file import FileKind, content_of, wrong
 from optiinfra.schemas.deployment import Engine
 from optiinfra.schemas.errors import Rejected, Unavailable
-from optiinfra.serving.engines import SglangConfig, VllmConfig
+from optiinfra.serving.engines import EngineConfig, SglangConfig, VllmConfig
 from optiinfra.serving.flags import disagreements, flag_table
 from optiinfra.serving.manifests import Workload
 
-_TYPES: dict[str, type[VllmConfig | SglangConfig]] = {
+_TYPES: dict[str, type[EngineConfig]] = {
     Engine.VLLM.value: VllmConfig,
     Engine.SGLANG.value: SglangConfig,
 }
 _ANSWER_S = 120.0
 
 
-def load_engine(path: Path) -> VllmConfig | SglangConfig:
+def load_engine(path: Path) -> EngineConfig:
     """The configuration in a file. Raises `Rejected` that names the bad keys."""
     content = content_of(path, _kind(VllmConfig))
     chosen = type_of(str(content.get("engine")))
@@ -31,7 +31,7 @@ def load_engine(path: Path) -> VllmConfig | SglangConfig:
         raise wrong(path, _kind(chosen), invalid) from invalid
 
 
-def type_of(engine: str) -> type[VllmConfig | SglangConfig]:
+def type_of(engine: str) -> type[EngineConfig]:
     """The type of an engine's configuration. Raises `Rejected` for others."""
     chosen = _TYPES.get(engine)
     if chosen is None:
@@ -73,7 +73,7 @@ def _said(executable: Path, *arguments: str) -> str:
     return answer.stdout
 
 
-def _kind(model: type[VllmConfig | SglangConfig]) -> FileKind:
+def _kind(model: type[EngineConfig]) -> FileKind:
     return FileKind(
         "engine file", model, "`optiinfra engine knobs`", needs="engine",
         checked_by="optiinfra engine show",

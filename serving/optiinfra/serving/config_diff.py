@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optiinfra.schemas.errors import Rejected
-from optiinfra.serving.engines import SglangConfig, VllmConfig
+from optiinfra.serving.engines import EngineConfig
 from optiinfra.serving.flags import flag_table
 from optiinfra.serving.versions import parse_version
 
@@ -34,7 +34,7 @@ class Difference:
 
 
 def differences(
-    before: VllmConfig | SglangConfig, after: VllmConfig | SglangConfig, version: str | None
+    before: EngineConfig, after: EngineConfig, version: str | None
 ) -> tuple[Difference, ...]:
     """The knobs that differ, in the order in which they are declared.
 
@@ -65,7 +65,7 @@ def needs_restart(changes: tuple[Difference, ...]) -> bool:
     return any(change.live is None for change in changes)
 
 
-def _all(config: VllmConfig | SglangConfig) -> dict[str, Any]:
+def _all(config: EngineConfig) -> dict[str, Any]:
     values = {name: getattr(config, name) for name in type(config).model_fields}
     values.pop("engine")
     return {**values, "extra_arguments": " ".join(config.extra_arguments) or None}

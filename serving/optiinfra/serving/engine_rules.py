@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from optiinfra.serving.engines import SglangConfig, VllmConfig
+from optiinfra.serving.engines import EngineConfig, SglangConfig, VllmConfig
 from optiinfra.serving.flags import Span
 from optiinfra.serving.versions import Version
 
@@ -47,7 +47,7 @@ class _Rule(Generic[C]):
     severity: Severity = Severity.REFUSED
 
 
-def conflicts(config: VllmConfig | SglangConfig, version: Version | None) -> tuple[Problem, ...]:
+def conflicts(config: EngineConfig, version: Version | None) -> tuple[Problem, ...]:
     """The rules that `config` breaks in `version`; an unknown version is taken for the newest."""
     if isinstance(config, VllmConfig):
         return _broken(_VLLM, config, version)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, field_validator
+from pydantic import Field, field_validator
 
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import Engine
@@ -148,9 +148,7 @@ class SglangConfig(EngineSettings):
         return _times(self.tensor_parallel, self.pipeline_parallel, data_parallel)
 
 
-EngineConfig = Annotated[VllmConfig | SglangConfig, Field(discriminator="engine")]
-
-ENGINE_CONFIG: TypeAdapter[VllmConfig | SglangConfig] = TypeAdapter(EngineConfig)
+EngineConfig = VllmConfig | SglangConfig
 
 
 def _times(*sizes: int | None) -> int:

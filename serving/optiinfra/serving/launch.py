@@ -8,12 +8,12 @@ from typing import Any
 
 from optiinfra.schemas.errors import Rejected
 from optiinfra.serving.engine_rules import Problem, Severity, conflicts
-from optiinfra.serving.engines import SglangConfig, VllmConfig
+from optiinfra.serving.engines import EngineConfig
 from optiinfra.serving.flags import Flag, FlagTable, Form, flag_table
 from optiinfra.serving.versions import Version, parse_version
 
 
-def problems(config: VllmConfig | SglangConfig, version: str | None) -> tuple[Problem, ...]:
+def problems(config: EngineConfig, version: str | None) -> tuple[Problem, ...]:
     """All that is wrong with `config` in `version`; an unknown one is taken for the newest.
 
     A version beyond the table is held to the newest rules.
@@ -28,7 +28,7 @@ def problems(config: VllmConfig | SglangConfig, version: str | None) -> tuple[Pr
     )
 
 
-def command(config: VllmConfig | SglangConfig, version: str | None) -> tuple[str, ...]:
+def command(config: EngineConfig, version: str | None) -> tuple[str, ...]:
     """Program and arguments, one word each. Raises `Rejected` where the engine would refuse it."""
     refused = [p for p in problems(config, version) if p.severity is Severity.REFUSED]
     if refused:
@@ -90,7 +90,7 @@ def _bad_choices(
             yield Problem((knob,), Severity.REFUSED, reason)
 
 
-def _given_twice(table: FlagTable, config: VllmConfig | SglangConfig) -> Iterable[Problem]:
+def _given_twice(table: FlagTable, config: EngineConfig) -> Iterable[Problem]:
     """Flags among the extra arguments that a knob would set."""
     extra = {word.split("=")[0].replace("--no-", "--", 1) for word in config.extra_arguments}
     for flag in table.flags:

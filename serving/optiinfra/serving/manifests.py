@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from optiinfra.schemas.base import Value
-from optiinfra.serving.engines import SglangConfig, VllmConfig
+from optiinfra.serving.engines import EngineConfig
 from optiinfra.serving.launch import command
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
@@ -41,9 +41,7 @@ class Workload(Value):
     hub_token: SecretKey | None = None
 
 
-def deployment(
-    config: VllmConfig | SglangConfig, workload: Workload, version: str | None
-) -> dict[str, Any]:
+def deployment(config: EngineConfig, workload: Workload, version: str | None) -> dict[str, Any]:
     """The apps/v1 Deployment whose pods run `command(config, version)`, one server a pod.
 
     A new pod serves before an old one goes. Raises as `command`.
@@ -75,9 +73,7 @@ def deployment(
     }
 
 
-def _pod(
-    config: VllmConfig | SglangConfig, workload: Workload, version: str | None
-) -> dict[str, Any]:
+def _pod(config: EngineConfig, workload: Workload, version: str | None) -> dict[str, Any]:
     memory = {"medium": "Memory", "sizeLimit": f"{workload.shared_memory_gib}Gi"}
     pod: dict[str, Any] = {
         "containers": [_container(config, workload, version)],
@@ -89,9 +85,7 @@ def _pod(
     return pod
 
 
-def _container(
-    config: VllmConfig | SglangConfig, workload: Workload, version: str | None
-) -> dict[str, Any]:
+def _container(config: EngineConfig, workload: Workload, version: str | None) -> dict[str, Any]:
     gpus = {workload.gpu_resource: str(config.gpus)}
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": _PROBE_S}
     container: dict[str, Any] = {

@@ -23,14 +23,15 @@ class View:
 
     def select(self, selection: Selection, part: Part = WHOLE) -> tuple[Series, ...]:
         """Its series in `part`, of one model and without the copies."""
+        named = self.exposition.named(selection.name)
+        mixed = len(self._models(named)) > 1
         found = [
             one
-            for one in self.exposition.named(selection.name)
+            for one in named
             if one.matches(selection.where, selection.unless)
             and all(one.labels.get(name) == value for name, value in part)
+            and not (mixed and self._model(one) != self.model)
         ]
-        if len(self._models(found)) > 1:
-            found = [one for one in found if self._model(one) == self.model]
         return tuple(_lowest(found, self.identity.copies))
 
     def strangers(self, selection: Selection) -> tuple[str, ...]:
