@@ -12,6 +12,8 @@ import pytest
 from aiohttp import web
 
 from optiinfra.agents.collectors.scrape import EngineScraper, ReplicaReadings
+from optiinfra.agents.performance.sense import Sensing
+from optiinfra.events.facts import MetricsMeasured, TelemetryGap
 from optiinfra.schemas.deployment import Engine, Replica
 from optiinfra.schemas.telemetry import Known, Reading, Unknown, UnknownReason
 from optiinfra.twin.defects import Defect
@@ -28,6 +30,16 @@ vllm:kv_cache_usage_perc 0.25
 vllm:request_success_total {finished}
 # TYPE vllm:time_to_first_token_seconds histogram
 # TYPE vllm:request_time_per_output_token_seconds histogram
+# TYPE vllm:inter_token_latency_seconds histogram
+# TYPE vllm:e2e_request_latency_seconds histogram
+# TYPE vllm:request_queue_time_seconds histogram
+# TYPE vllm:request_prompt_tokens histogram
+# TYPE vllm:request_generation_tokens histogram
+# TYPE vllm:num_preemptions counter
+# TYPE vllm:prompt_tokens counter
+# TYPE vllm:generation_tokens counter
+# TYPE vllm:prefix_cache_hits counter
+# TYPE vllm:prefix_cache_queries counter
 """
 
 
@@ -50,6 +62,7 @@ class FakeEngine:
         self.status = 200
         self.version: object = {"version": "0.32.0"}
         self.version_status = 200
+        self.told: dict[str, object] = {}
         self.stalled: asyncio.Event | None = None
         self.url = ""
 
@@ -63,10 +76,17 @@ class FakeEngine:
             return web.Response(text=self.version, status=self.version_status)
         return web.json_response(self.version, status=self.version_status)
 
+    async def _told(self, request: web.Request) -> web.Response:
+        """What other engines tell elsewhere."""
+        if request.path not in self.told:
+            return web.Response(status=404)
+        return web.json_response(self.told[request.path])
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[FakeEngine]:
         app = web.Application()
         app.add_routes([web.get("/metrics", self._metrics), web.get("/version", self._version)])
+        app.add_routes([web.get("/{path:.*}", self._told)])
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -176,6 +196,67 @@ async def test_an_engine_that_does_not_tell_its_version_is_read_by_all_names(
     assert {s.labels.get("contract") for s in found.samples} == {"assumed"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "path", "field", "version"),
+    [
+        (Engine.SGLANG, "/get_server_info", "version", "0.5.10"),
+        (Engine.TGI, "/info", "version", "3.3.5"),
+        (Engine.LLAMA_CPP, "/props", "build_info", "b5646-1a2b3c4d"),
+        (Engine.TENSORRT_LLM, "/v2", "version", "2.40.0"),
+    ],
+)
+async def test_each_engine_is_asked_for_its_version_where_it_tells_it(
+    scraper: EngineScraper, engine: FakeEngine, kind: Engine, path: str, field: str, version: str
+) -> None:
+    engine.told = {path: {field: version}}
+    found = await scraper.scrape(deployment(engine=kind), [replica("a", url=engine.url)])
+    assert found[0].version == version
+    assert "requests_running" in {gap.metric for gap in found[0].gaps}
+
+
+async def test_of_a_server_with_two_models_only_the_deployments_is_read(
+    scraper: EngineScraper, engine: FakeEngine
+) -> None:
+    name = "vllm:num_requests_running"
+    both = f'{name}{{model_name="other"}} 7\n{name}{{model_name="chat-model"}} 3'
+    engine.metrics = GAUGES.format(finished=10).replace(f"{name} 3", both)
+    ours = deployment(model="chat-model")
+    found = (await scraper.scrape(ours, [replica("a", url=engine.url)]))[0]
+    assert reading(found, "requests_running") == Known(value=3)
+    strange = deployment(model="third")
+    found = (await scraper.scrape(strange, [replica("a", url=engine.url)]))[0]
+    assert [gap.metric for gap in found.gaps] == ["requests_running"]
+    assert "chat-model, other; none of them is third" in found.gaps[0].detail
+
+
+class One:
+    """A fleet of one replica."""
+
+    def __init__(self, only: Replica) -> None:
+        self.only = only
+
+    async def replicas(self, tenant: str, deployment: str) -> list[Replica]:
+        return [self.only]
+
+
+async def test_a_renamed_metric_is_unknown_and_said_once(
+    scraper: EngineScraper, engine: FakeEngine
+) -> None:
+    engine.metrics = GAUGES.format(finished=10).replace("kv_cache_usage", "gpu_cache_usage")
+    fleet = One(replica("a", url=engine.url))
+    sensing = Sensing({"chat": deployment()}, fleet, scraper, lambda: NOW)
+    measured, gap = sensing.facts(await sensing.scrape())
+    assert isinstance(measured, MetricsMeasured)
+    (usage,) = (s.reading for s in measured.samples if s.metric == "kv_usage_fraction")
+    assert isinstance(usage, Unknown)
+    assert usage.reason is UnknownReason.RENAMED
+    assert isinstance(gap, TelemetryGap)
+    assert gap.metrics == ("kv_usage_fraction",)
+    assert "it exposes vllm:gpu_cache_usage_perc" in gap.detail
+    (again,) = sensing.facts(await sensing.scrape())
+    assert isinstance(again, MetricsMeasured)
+
+
 async def test_an_upgrade_in_place_is_noticed_after_the_outage(
     scraper: EngineScraper, engine: FakeEngine
 ) -> None:
@@ -195,15 +276,6 @@ async def test_a_replica_that_left_starts_afresh_when_it_comes_back(
     await scraped(scraper)
     again = (await scraped(scraper, one))[0]
     assert "requests_per_s" not in {s.metric for s in again.samples}
-
-
-async def test_an_engine_without_a_contract_is_a_gap(
-    scraper: EngineScraper, engine: FakeEngine
-) -> None:
-    tgi = deployment(engine=Engine.TGI)
-    found = (await scraper.scrape(tgi, [replica("a", url=engine.url)]))[0]
-    assert found.samples == ()
-    assert found.gaps[0].reason is UnknownReason.NOT_CONFIGURED
 
 
 async def test_an_emulator_says_so_on_every_sample_and_its_defects_are_gaps(

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
-from functools import lru_cache
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -16,36 +12,19 @@ from optiinfra.schemas.errors import NotFound
 from optiinfra.schemas.telemetry import Known, Unit, Unknown, UnknownReason
 from optiinfra.serving.contracts import (
     Contract,
+    Exporter,
+    ExposedType,
     Promise,
+    Source,
     contract_for,
-    parse_version,
-    version_of,
 )
 from optiinfra.serving.scrapes import Scrape, ScrapeReadings, read
+from optiinfra.serving.units import ExposedUnit
+from optiinfra.serving.versions import parse_version, version_of
+from tests.captures import REAL_VLLM, captures, definitions, needs_data, replays
 from tests.exposition import reading, reason, scrape, value
 
-SHARED = Path(__file__).parents[2].parent / "shared"
-METRICS = SHARED / "data" / "metrics"
-REAL_VLLM = SHARED / "tools" / "real-vllm" / "metrics-0.32.0.txt"
-needs_data = pytest.mark.skipif(not METRICS.is_dir(), reason="the shared test data are not here")
 VLLM = contract_for(Engine.VLLM)
-
-
-@lru_cache(maxsize=1)
-def replays() -> dict[str, list[tuple[float, str]]]:
-    found: dict[str, list[tuple[float, str]]] = {}
-    with gzip.open(METRICS / "replay_scrapes.jsonl.gz", "rt", encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            found.setdefault(row["engine_version"], []).append((row["t_s"], row["text"]))
-    return found
-
-
-@lru_cache(maxsize=1)
-def captures() -> dict[str, str]:
-    with gzip.open(METRICS / "captured_scrapes.jsonl.gz", "rt", encoding="utf-8") as file:
-        return {row["name"]: row["text"] for row in map(json.loads, file)}
-
 
 REPLAYED = {
     "vllm-0.5.5-v0": True, "vllm-0.6.6-v0": True, "vllm-0.8.5-v1": True, "vllm-0.10.2-v1": True,
@@ -143,28 +122,71 @@ def test_a_captured_v0_scrape_is_read_by_the_oldest_names_and_flagged() -> None:
 )  # fmt: skip
 def test_what_is_no_engine_of_ours_is_missing_and_never_zero(name: str) -> None:
     readings = read(VLLM, "r1", scrape(captures()[name]))
-    required = {p.metric for p in VLLM.promises if p.required}
-    assert {gap.metric for gap in readings.gaps} == required
+    promised = {p.metric for p in VLLM.promises if not p.optional}
+    assert {gap.metric for gap in readings.gaps} == promised
     assert not any(isinstance(s.reading, Known) for s in readings.samples)
 
 
 @needs_data
-def test_every_source_is_defined_in_the_engine_versions_that_it_covers() -> None:
-    with gzip.open(METRICS / "engine_metric_definitions.csv.gz", "rt", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    defined = {(r["engine"], r["version"], r["exposed_name"]) for r in rows}
-    kinds = {(r["engine"], r["version"], r["exposed_name"]): r["type"] for r in rows}
-    for engine in (Engine.VLLM, Engine.SGLANG):
-        contract = contract_for(engine)
-        versions = {r["version"] for r in rows if r["engine"] == engine.value}
-        for version in versions:
-            for promise in contract.promises:
-                if not promise.required:
-                    continue
-                allowed = [s for s in promise.sources if s.covers(parse_version(version))]
-                names = [s for s in allowed if (engine.value, version, s.name) in defined]
-                assert names, f"{engine} {version}: nothing gives {promise.metric}"
-                assert kinds[engine.value, version, names[0].name] == names[0].type.value
+@pytest.mark.parametrize("engine", [Engine.VLLM, Engine.SGLANG])
+def test_every_promise_is_kept_by_the_sources_of_every_engine_version(engine: Engine) -> None:
+    rows = {(r["version"], r["exposed_name"]): r for r in definitions() if r["engine"] == engine}
+    for version in {version for version, _ in rows}:
+        for promise in contract_for(engine).promises:
+            allowed = [s for s in promise.sources if s.covers(parse_version(version))]
+            found = [rows[version, s.name] for s in allowed if (version, s.name) in rows]
+            if promise.optional or not allowed:
+                continue
+            assert found, f"{engine} {version}: nothing gives {promise.metric}"
+
+
+@needs_data
+@pytest.mark.parametrize("engine", [Engine.VLLM, Engine.SGLANG])
+def test_types_units_and_buckets_are_those_of_the_sources(engine: Engine) -> None:
+    compared = set()
+    for row in definitions():
+        for source in (s for p in contract_for(engine).promises for s in p.sources):
+            if row["engine"] != engine or row["exposed_name"] != source.name:
+                continue
+            compared.add(source.name)
+            if row["type"] != "unresolved" and not source.labels:
+                assert row["type"] == source.type.value
+            if row["unit"] == "seconds":
+                assert source.unit is ExposedUnit.SECONDS
+            if source.unit is ExposedUnit.SECONDS:
+                assert row["unit"] == "seconds" or "in seconds" in row["help"]
+            if source.buckets and row["buckets"].startswith("["):
+                bounds = tuple(float(bound) for bound in json.loads(row["buckets"]))
+                assert bounds in source.buckets, f"{row['version']} {source.name}"
+    assert len(compared) > 10
+
+
+@needs_data
+@pytest.mark.parametrize("name", REPLAYED)
+def test_buckets_of_replayed_versions_are_those_that_ship(name: str) -> None:
+    engine, version = name.split("-")[:2]
+    (at_s, text), (later_s, later) = replays()[name][:2]
+    before, now = scrape(text, at_s, version), scrape(later, later_s, version)
+    readings = read(contract_for(Engine(engine)), "r1", now, before)
+    assert {s.metric for s in readings.samples if "buckets" in s.labels} == set()
+
+
+@pytest.mark.parametrize("engine", [*Engine, *Exporter])
+def test_every_engine_and_exporter_has_a_contract(engine: Engine | Exporter) -> None:
+    contract = contract_for(engine)
+    assert contract.engine is engine
+    required = {p.metric for p in contract.promises if p.required}
+    assert required
+    assert not any(p.required and p.optional for p in contract.promises)
+    for promise in contract.promises:
+        if promise.unit is Unit.FRACTION:
+            assert (promise.low, promise.high) == (0.0, 1.0)
+
+
+def test_a_promise_in_another_unit_than_its_source_is_refused() -> None:
+    source = Source(name="x", type=ExposedType.GAUGE, unit=ExposedUnit.SECONDS)
+    with pytest.raises(ValidationError, match="x in seconds is another quantity"):
+        Promise(metric="usage", unit=Unit.FRACTION, sources=(source,))
 
 
 def test_versions_are_read_from_what_engines_say() -> None:
@@ -174,11 +196,6 @@ def test_versions_are_read_from_what_engines_say() -> None:
     assert parse_version(None) is None
     with pytest.raises(NotFound, match="not a version"):
         version_of("nightly")
-
-
-def test_an_engine_without_a_table_is_named() -> None:
-    with pytest.raises(NotFound, match="tgi"):
-        contract_for(Engine.TGI)
 
 
 def test_a_metric_cannot_be_promised_twice() -> None:

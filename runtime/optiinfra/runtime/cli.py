@@ -13,6 +13,7 @@ import typer
 from optiinfra.runtime import (
     cli_audit,
     cli_changes,
+    cli_engine,
     cli_events,
     cli_fleet,
     cli_letters,
@@ -58,6 +59,7 @@ app.add_typer(cli_letters.app, name="dlq")
 app.add_typer(cli_fleet.switch, name="switch")
 app.add_typer(cli_fleet.topology, name="topology")
 app.add_typer(cli_fleet.config, name="config")
+app.add_typer(cli_engine.app, name="engine")
 app.command()(cli_audit.rebuild)
 app.command("what-if")(cli_what_if.what_if)
 

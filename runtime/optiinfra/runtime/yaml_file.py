@@ -25,10 +25,11 @@ class FileKind:
     document: str
     needs: str
     """A key that even the smallest file has, or should have."""
+    checked_by: str = "optiinfra config check"
 
     @property
     def hint(self) -> str:
-        return f"{self.document} lists every key; `optiinfra config check` checks the file"
+        return f"{self.document} lists every key; `{self.checked_by}` checks the file"
 
 
 class _Loader(yaml.SafeLoader):

@@ -11,9 +11,13 @@ from optiinfra.schemas.ids import DeploymentId, ReplicaId, TenantId
 
 
 class Engine(StrEnum):
+    """Serving engines whose metrics can be read; TensorRT-LLM is the one behind Triton."""
+
     VLLM = "vllm"
     SGLANG = "sglang"
     TGI = "tgi"
+    TENSORRT_LLM = "tensorrt_llm"
+    LLAMA_CPP = "llama_cpp"
 
 
 class Market(StrEnum):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from optiinfra.schemas.errors import Rejected
-
-_BUCKET, _SUM = "_bucket", "_sum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +18,11 @@ class Series:
     labels: Mapping[str, str]
     value: float
 
-    def matches(self, where: Mapping[str, str]) -> bool:
-        """Whether it carries every label of `where`."""
-        return all(self.labels.get(name) == wanted for name, wanted in where.items())
+    def matches(self, where: Mapping[str, str], unless: Mapping[str, Sequence[str]]) -> bool:
+        """Whether it carries every label of `where`, and no value of `unless`."""
+        return all(self.labels.get(name) == wanted for name, wanted in where.items()) and not any(
+            self.labels.get(name) in barred for name, barred in unless.items()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +37,21 @@ class Exposition:
     declared: frozenset[str]
     duplicated: frozenset[str]
 
+    def named(self, name: str) -> tuple[Series, ...]:
+        """Series called `name`; of counters whose text lacks `_total`, the parser adds it."""
+        return self.series.get(name) or self.series.get(f"{name}_total") or ()
+
+    def declares(self, name: str) -> bool:
+        """Whether there is a `# TYPE` line of it."""
+        return name in self.declared or f"{name}_total" in self.declared
+
     def knows(self, name: str) -> bool:
         """Whether `name` is declared or has a value: a series that is absent then is at zero."""
-        return name in self.declared or name in self.series
+        return self.declares(name) or bool(self.named(name))
 
-    def select(self, name: str, where: Mapping[str, str]) -> tuple[Series, ...]:
-        """Series called `name` (counters with `_total`) that carry the labels of `where`."""
-        return tuple(s for s in self.series.get(name, ()) if s.matches(where))
-
-    def buckets(self, name: str, where: Mapping[str, str]) -> dict[float, float]:
-        """Cumulative counts by upper bound of a histogram, summed over its label sets."""
-        counts: dict[float, float] = {}
-        for series in self.select(name + _BUCKET, where):
-            bound = float(series.labels.get("le", inf))
-            counts[bound] = counts.get(bound, 0.0) + series.value
-        return counts
-
-    def sum_of(self, name: str, where: Mapping[str, str]) -> float:
-        """Sum of the observed values of a histogram over its label sets."""
-        return sum(s.value for s in self.select(name + _SUM, where))
+    def repeats(self, name: str) -> bool:
+        """Whether it carries one label set twice."""
+        return name in self.duplicated or f"{name}_total" in self.duplicated
 
 
 def parse(text: str) -> Exposition:
@@ -73,6 +68,12 @@ def parse(text: str) -> Exposition:
         declared=frozenset(declared),
         duplicated=frozenset(name for name, found in series.items() if _has_twins(found)),
     )
+
+
+def exposition_of(values: Mapping[str, float]) -> Exposition:
+    """Single values by name, as a driver gives them, in the same form."""
+    series = {name: (Series({}, value),) for name, value in values.items()}
+    return Exposition(series, frozenset(values), frozenset())
 
 
 def _families(text: str) -> Iterator[Metric]:

@@ -36,6 +36,11 @@ class Distribution:
         """Mean of the observed values; exact, since the sum is."""
         return Known(value=self.value_sum / self.count) if self.count else NOTHING_OBSERVED
 
+    def scaled(self, factor: float) -> Distribution:
+        """The same observations in another unit."""
+        bins = (Bin(one.low * factor, one.high * factor, one.count) for one in self.bins)
+        return Distribution(tuple(bins), self.value_sum * factor)
+
     def quantile(self, fraction: float) -> Reading:
         """Interpolated quantile; `error` bounds the distance to the true one by the bin's ends.
 

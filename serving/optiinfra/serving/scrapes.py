@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from math import isfinite, isinf
 
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unit, Unknown, UnknownReason
-from optiinfra.serving.contracts import (
-    Combine,
-    Contract,
-    ExposedType,
-    Promise,
-    Source,
-    Version,
-)
+from optiinfra.serving.contracts import Contract, ExposedType, Promise, Source
 from optiinfra.serving.exposition import Exposition
-from optiinfra.serving.histograms import NOTHING_OBSERVED, Distribution, difference, distribution
+from optiinfra.serving.histograms import Distribution, pooled
+from optiinfra.serving.sources import (
+    Interval,
+    choose,
+    level,
+    observed,
+    rate,
+    unusual,
+)
+from optiinfra.serving.views import WHOLE, Part, View
 
 QUANTILES: Mapping[str, float] = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 """Values of the label `quantile`, beside `mean`."""
-_STARTED = "process_start_time_seconds"
 _START_JITTER_S = 2.0
 _GAP_REASONS = frozenset({UnknownReason.MISSING, UnknownReason.RENAMED, UnknownReason.IMPLAUSIBLE})
 
@@ -38,7 +38,7 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A required metric that the server does not expose as promised."""
+    """A metric that the server does not expose as promised."""
 
     metric: str
     reason: UnknownReason
@@ -52,14 +52,20 @@ class ScrapeReadings:
 
 
 def read(
-    contract: Contract, replica: str, now: Scrape, before: Scrape | None = None
+    contract: Contract,
+    replica: str | None,
+    now: Scrape,
+    before: Scrape | None = None,
+    *,
+    model: str | None = None,
 ) -> ScrapeReadings:
     """Samples of `now`; rates and distributions over the time since `before`, else left out.
 
-    Samples carry the labels `contract=assumed` where the table was not checked against the
-    version, and `emulated=true` where the server is an emulator.
+    Of a server with several models only `model` is read. Samples carry the labels
+    `contract=assumed` where the table was not checked against the version, `emulated=true` where
+    the server is an emulator, and our names of what tells devices apart.
     """
-    reader = _Reader(contract, replica, now, before)
+    reader = _Reader(contract, replica, now, before, model)
     samples: list[Sample] = list(reader.window())
     gaps: list[Gap] = []
     for promise in contract.promises:
@@ -82,6 +88,19 @@ def unread(contract: Contract, replica: str, at: datetime, why: Unknown) -> tupl
     )
 
 
+def levels(contract: Contract, exposition: Exposition) -> Mapping[str, Reading]:
+    """The present value of each promised gauge, by metric: for what is asked, not scraped."""
+    view = View(exposition, contract.identity)
+
+    def reading(promise: Promise) -> Reading:
+        source = choose(promise, None, view)
+        if isinstance(source, Unknown):
+            return source
+        return level(promise, source, view, (WHOLE,))
+
+    return {promise.metric: reading(promise) for promise in contract.promises}
+
+
 def _shape(promise: Promise) -> Iterable[dict[str, str]]:
     """The label sets of its samples: one for each statistic of a distribution."""
     if any(source.type is ExposedType.HISTOGRAM for source in promise.sources):
@@ -93,59 +112,91 @@ class _Reader:
     """One scrape against the one before it."""
 
     def __init__(
-        self, contract: Contract, replica: str, now: Scrape, before: Scrape | None
+        self,
+        contract: Contract,
+        replica: str | None,
+        now: Scrape,
+        before: Scrape | None,
+        model: str | None,
     ) -> None:
-        self.version, checked = contract.resolve(now.version)
+        version = now.version or _told_version(contract, now.exposition)
+        self.version, checked = contract.resolve(version)
+        self.identity = contract.identity
         self.replica = replica
-        self.now = now
-        self.before = before if before is not None and before.at < now.at else None
-        self.restarted = self.before is not None and _restarted(now, self.before)
-        self.window_s = (now.at - self.before.at).total_seconds() if self.before else 0.0
+        self.at = now.at
+        self.view = View(now.exposition, contract.identity, model)
+        self.over = _interval(contract, now, before, self.view)
         self.labels = {} if checked else {"contract": "assumed"}
         if now.emulated:
             self.labels["emulated"] = "true"
 
     def window(self) -> Iterable[Sample]:
-        if self.before is not None:
-            yield self._sample("scrape_window_s", Unit.SECONDS, Known(value=self.window_s))
+        if self.over is not None:
+            window_s = Known(value=self.over.seconds)
+            yield self._sample("scrape_window_s", Unit.SECONDS, window_s)
 
     def promise(self, promise: Promise) -> tuple[list[Sample], Gap | None]:
-        source = choose(promise, self.version, self.now.exposition)
+        source = choose(promise, self.version, self.view)
         if isinstance(source, Unknown):
             return self._unknown(promise, source)
         if source.type is ExposedType.HISTOGRAM:
-            return list(self._distribution(promise, source)), None
-        reading = self._number(promise, source)
-        if reading is None:
-            return [], None
-        if isinstance(reading, Unknown) and reading.reason is not UnknownReason.NO_TRAFFIC:
-            return self._unknown(promise, reading)
-        return [self._sample(promise.metric, promise.unit, reading, _basis(source))], None
+            return self._latencies(promise, source)
+        return self._numbers(promise, source)
 
     def _unknown(self, promise: Promise, why: Unknown) -> tuple[list[Sample], Gap | None]:
         samples = [
             self._sample(promise.metric, promise.unit, why, labels) for labels in _shape(promise)
         ]
-        if promise.required and why.reason in _GAP_REASONS:
-            return samples, Gap(promise.metric, why.reason, why.detail)
-        return samples, None
+        is_gap = why.reason in _GAP_REASONS
+        return samples, Gap(promise.metric, why.reason, why.detail) if is_gap else None
 
-    def _distribution(self, promise: Promise, source: Source) -> Iterable[Sample]:
-        if self.before is None or not self.before.exposition.knows(source.name):
-            return
-        now, before = (
-            distribution(s.exposition.buckets(source.name, source.where),
-                         s.exposition.sum_of(source.name, source.where))
-            for s in (self.now, self.before)
-        )  # fmt: skip
-        seen = now if self.restarted else difference(now, before)
-        basis = _basis(source)
-        for name, fraction in QUANTILES.items():
-            reading = seen.quantile(fraction)
-            yield self._sample(promise.metric, promise.unit, reading, basis | {"quantile": name})
-        yield self._sample(promise.metric, promise.unit, seen.mean, basis | {"quantile": "mean"})
+    def _numbers(self, promise: Promise, source: Source) -> tuple[list[Sample], Gap | None]:
+        """One value of all parts together, or one of each device; then one of each engine."""
+        parts = self.view.parts(source) or (WHOLE,)
+        groups = [(part,) for part in parts] if self.identity.apart else [parts]
+        samples: list[Sample] = []
+        gap: Gap | None = None
+        for group in groups:
+            reading = self._number(promise, source, group)
+            if isinstance(reading, Unknown) and reading.reason in _GAP_REASONS:
+                gap = Gap(promise.metric, reading.reason, reading.detail)
+            if reading is not None:
+                labels = _basis(source) | (self._named(group[0]) if self.identity.apart else {})
+                samples.append(self._sample(promise.metric, promise.unit, reading, labels))
+        for part in self._engines(parts):
+            reading = self._number(promise, source, [part])
+            if reading is not None:
+                samples.append(self._of_engine(promise, reading, _basis(source), part))
+        return samples, gap
+
+    def _number(self, promise: Promise, source: Source, parts: Sequence[Part]) -> Reading | None:
+        """The value of a gauge, information or rate; None when a rate has no earlier value yet."""
+        if source.type is not ExposedType.COUNTER:
+            return level(promise, source, self.view, parts)
+        return rate(promise, source, self.over, parts) if self.over is not None else None
+
+    def _latencies(self, promise: Promise, source: Source) -> tuple[list[Sample], Gap | None]:
+        if self.over is None:
+            return [], None
+        found = observed(promise, source, self.over)
+        if isinstance(found, Unknown):
+            return self._unknown(promise, found)
+        if found is None:
+            return [], None
+        seen = pooled(found.values())
+        labels = _basis(source) | ({"buckets": "other"} if unusual(source, seen) else {})
+        samples = [
+            self._sample(promise.metric, promise.unit, reading, labels | {"quantile": name})
+            for name, reading in _statistics(seen)
+        ]
         if promise.pooled:
-            yield from self._bins(promise, seen)
+            samples.extend(self._bins(promise, seen))
+        for part in self._engines([*found]):
+            samples.extend(
+                self._of_engine(promise, reading, labels | {"quantile": name}, part)
+                for name, reading in _statistics(found[part])
+            )
+        return samples, None
 
     def _bins(self, promise: Promise, seen: Distribution) -> Iterable[Sample]:
         for one in seen.bins:
@@ -157,34 +208,19 @@ class _Reader:
             value_sum = Known(value=seen.value_sum)
             yield self._sample(f"{promise.metric}_sum", promise.unit, value_sum)
 
-    def _number(self, promise: Promise, source: Source) -> Reading | None:
-        """The value of a gauge, information or rate; None when a rate has no earlier value yet."""
-        match source.type:
-            case ExposedType.COUNTER:
-                if self.before is None or not self.before.exposition.knows(source.name):
-                    return None
-                reading = self._rate(source, self.before)
-            case ExposedType.INFO:
-                found = self.now.exposition.select(source.name, source.where)
-                reading = Known(value=sum(_product(s.labels, source.labels) or 0.0 for s in found))
-            case _:
-                reading = _level(promise, source, self.now.exposition)
-        return _plausible(promise, source, reading)
+    def _engines(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """The engines to tell of one by one: none where there is one alone."""
+        return parts if self.identity.engine and len(parts) > 1 else ()
 
-    def _rate(self, source: Source, before: Scrape) -> Reading:
-        counted = self._counted(source.name, source.where, before)
-        if source.per is None:
-            return _finite(source, counted / self.window_s)
-        asked = self._counted(source.per, source.where, before)
-        return _finite(source, counted / asked) if asked else NOTHING_OBSERVED
+    def _of_engine(
+        self, promise: Promise, reading: Reading, labels: Mapping[str, str], part: Part
+    ) -> Sample:
+        labels = {**labels, **self._named(part)}
+        return self._sample(f"{promise.metric}_by_engine", promise.unit, reading, labels)
 
-    def _counted(self, name: str, where: Mapping[str, str], before: Scrape) -> float:
-        """What a counter counted in the window; since the restart when it fell."""
-        now, earlier = (
-            sum(s.value for s in scrape.exposition.select(name, where))
-            for scrape in (self.now, before)
-        )
-        return now if self.restarted or now < earlier else now - earlier
+    def _named(self, part: Part) -> dict[str, str]:
+        """Our labels of one engine or device."""
+        return {self.identity.ours[name]: value for name, value in part if value is not None}
 
     def _sample(
         self, metric: str, unit: Unit, reading: Reading, labels: Mapping[str, str] | None = None
@@ -193,86 +229,42 @@ class _Reader:
             metric=metric,
             unit=unit,
             reading=reading,
-            at=self.now.at,
-            window_s=self.window_s,
+            at=self.at,
+            window_s=self.over.seconds if self.over is not None else 0.0,
             replica=self.replica,
             labels=self.labels | dict(labels or {}),
         )
 
 
-def choose(promise: Promise, version: Version | None, exposition: Exposition) -> Source | Unknown:
-    """The source to read a promise from, or why there is none."""
-    allowed = [s for s in promise.sources if s.covers(version)]
-    for source in allowed:
-        if _exposed(source, exposition):
-            return _unless_duplicated(source, exposition)
-    if any(source.name in exposition.declared for source in allowed if not source.where):
-        return Unknown(reason=UnknownReason.NO_TRAFFIC, detail="declared, no value yet")
-    for source in promise.sources:
-        if _exposed(source, exposition):
-            wanted = ", ".join(s.name for s in allowed) or "nothing for it"
-            detail = f"this version should expose {wanted}, it exposes {source.name}"
-            return Unknown(reason=UnknownReason.RENAMED, detail=detail)
-    if not promise.required:
-        return Unknown(reason=UnknownReason.NOT_SUPPORTED, detail="not exposed")
-    names = " or ".join(s.name for s in allowed) or promise.metric
-    return Unknown(reason=UnknownReason.MISSING, detail=f"{names} is not exposed")
+def _interval(
+    contract: Contract, now: Scrape, before: Scrape | None, view: View
+) -> Interval | None:
+    if before is None or before.at >= now.at:
+        return None
+    earlier = View(before.exposition, contract.identity, view.model)
+    seconds = (now.at - before.at).total_seconds()
+    return Interval(view, earlier, seconds, _restarted(contract.started, now, before))
 
 
-def _exposed(source: Source, exposition: Exposition) -> bool:
-    if source.type is ExposedType.HISTOGRAM:
-        return bool(exposition.buckets(source.name, source.where))
-    if source.type is ExposedType.INFO:
-        found = exposition.select(source.name, source.where)
-        return any(_product(s.labels, source.labels) is not None for s in found)
-    return bool(exposition.select(source.name, {} if source.first_use else source.where))
-
-
-def _unless_duplicated(source: Source, exposition: Exposition) -> Source | Unknown:
-    name = f"{source.name}_bucket" if source.type is ExposedType.HISTOGRAM else source.name
-    if name in exposition.duplicated:
-        return Unknown(reason=UnknownReason.IMPLAUSIBLE, detail=f"{name} is exposed twice")
-    return source
-
-
-def _level(promise: Promise, source: Source, exposition: Exposition) -> Reading:
-    values = [s.value for s in exposition.select(source.name, source.where)]
-    total = sum(values)
-    return _finite(source, total / len(values) if promise.combine is Combine.MEAN else total)
-
-
-def _finite(source: Source, value: float) -> Reading:
-    if isfinite(value):
-        return Known(value=value)
-    return Unknown(reason=UnknownReason.IMPLAUSIBLE, detail=f"{source.name} is {value}")
-
-
-def _plausible(promise: Promise, source: Source, reading: Reading) -> Reading:
-    if isinstance(reading, Unknown):
-        return reading
-    high = float("inf") if promise.high is None else promise.high
-    if promise.low <= reading.value <= high:
-        return reading
-    detail = f"{source.name} is {reading.value:g}"
-    return Unknown(reason=UnknownReason.IMPLAUSIBLE, detail=detail)
-
-
-def _product(labels: Mapping[str, str], names: Iterable[str]) -> float | None:
-    """The product of numbers carried in labels; None when one of them is not a number."""
-    value = 1.0
-    for name in names:
-        try:
-            value *= float(labels[name])
-        except (KeyError, ValueError):
-            return None
-    return None if isinf(value) else value
+def _statistics(seen: Distribution) -> Iterable[tuple[str, Reading]]:
+    for name, fraction in QUANTILES.items():
+        yield name, seen.quantile(fraction)
+    yield "mean", seen.mean
 
 
 def _basis(source: Source) -> dict[str, str]:
     return {"basis": source.basis} if source.basis else {}
 
 
-def _restarted(now: Scrape, before: Scrape) -> bool:
-    """Whether the process is another one, also when its counters have overtaken the old ones."""
-    starts = [[s.value for s in scrape.exposition.select(_STARTED, {})] for scrape in (now, before)]
+def _told_version(contract: Contract, exposition: Exposition) -> str | None:
+    """The version that the text itself tells, where the contract knows where."""
+    told = exposition.named(contract.version_at.metric) if contract.version_at.metric else ()
+    return next((one.labels.get("version") for one in told), None)
+
+
+def _restarted(started: str | None, now: Scrape, before: Scrape) -> bool:
+    """Whether counters began anew, also when they have overtaken the old ones."""
+    if started is None:
+        return False
+    starts = [[s.value for s in scrape.exposition.named(started)] for scrape in (now, before)]
     return all(starts) and abs(starts[0][0] - starts[1][0]) > _START_JITTER_S

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -10,7 +10,10 @@ from typing import Protocol
 import pynvml
 
 from optiinfra.schemas.errors import Unavailable
-from optiinfra.schemas.telemetry import Known, Reading, Sample, Unit, Unknown, UnknownReason
+from optiinfra.schemas.telemetry import Reading, Sample, Unit, Unknown, UnknownReason
+from optiinfra.serving.contracts import Exporter, contract_for
+from optiinfra.serving.exposition import exposition_of
+from optiinfra.serving.scrapes import levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,9 @@ class GpuReadings:
     memory_used_fraction: Reading
     temperature_celsius: Reading
     power_watts: Reading
+
+
+_CONTRACT = contract_for(Exporter.NVML)
 
 
 class GpuSource(Protocol):
@@ -95,27 +101,41 @@ def _samples(gpu: GpuReadings, at: datetime, labels: dict[str, str]) -> tuple[Sa
 
 def _gpu(index: int) -> GpuReadings:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    answers: dict[str, float] = {}
+    refusals: list[str] = []
+    for name, ask in _questions(handle).items():
+        try:
+            answers[name] = float(ask())
+        except pynvml.NVMLError as refused:
+            refusals.append(f"{name}: {refused}")
+    readings = levels(_CONTRACT, exposition_of(answers))
     return GpuReadings(
         index=index,
         uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
         name=str(pynvml.nvmlDeviceGetName(handle)),
-        busy_fraction=_asked(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
-        memory_used_fraction=_asked(lambda: _memory_fraction(handle)),
-        temperature_celsius=_asked(
-            lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
-        ),
-        power_watts=_asked(lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+        busy_fraction=_supported(readings["gpu_busy_fraction"], refusals),
+        memory_used_fraction=_supported(readings["gpu_memory_used_fraction"], refusals),
+        temperature_celsius=_supported(readings["gpu_temperature_celsius"], refusals),
+        power_watts=_supported(readings["gpu_power_watts"], refusals),
     )
 
 
-def _memory_fraction(handle: object) -> float:
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return float(memory.used) / float(memory.total)
+def _questions(gpu: object) -> Mapping[str, Callable[[], float]]:
+    """What the driver is asked of one GPU, by the names of the contract."""
+    return {
+        "nvmlDeviceGetUtilizationRates.gpu": lambda: pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
+        "nvmlDeviceGetMemoryInfo.used": lambda: pynvml.nvmlDeviceGetMemoryInfo(gpu).used,
+        "nvmlDeviceGetMemoryInfo.total": lambda: pynvml.nvmlDeviceGetMemoryInfo(gpu).total,
+        "nvmlDeviceGetTemperature": lambda: pynvml.nvmlDeviceGetTemperature(
+            gpu, pynvml.NVML_TEMPERATURE_GPU
+        ),
+        "nvmlDeviceGetPowerUsage": lambda: pynvml.nvmlDeviceGetPowerUsage(gpu),
+    }
 
 
-def _asked(ask: Callable[[], float]) -> Reading:
-    """One query of the driver; what this GPU does not support is unknown."""
-    try:
-        return Known(value=float(ask()))
-    except pynvml.NVMLError as refused:
-        return Unknown(reason=UnknownReason.NOT_SUPPORTED, detail=f"NVML: {refused}")
+def _supported(reading: Reading, refusals: Sequence[str]) -> Reading:
+    """A GPU that refuses a question does not support it: no question is ever left out."""
+    if isinstance(reading, Unknown) and reading.reason is UnknownReason.MISSING:
+        detail = f"NVML: {'; '.join(refusals)}"
+        return Unknown(reason=UnknownReason.NOT_SUPPORTED, detail=detail)
+    return reading

@@ -11,9 +11,9 @@ import httpx
 
 from optiinfra.agents.base.agent import Clock
 from optiinfra.schemas.deployment import Deployment, Replica
-from optiinfra.schemas.errors import NotFound, Rejected
+from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.telemetry import Sample, Unknown, UnknownReason
-from optiinfra.serving.contracts import Contract, contract_for
+from optiinfra.serving.contracts import Contract, VersionAt, contract_for
 from optiinfra.serving.exposition import parse
 from optiinfra.serving.scrapes import Gap, Scrape, read, unread
 
@@ -57,20 +57,20 @@ class EngineScraper:
         self, deployment: Deployment, replicas: Sequence[Replica]
     ) -> Sequence[ReplicaReadings]:
         """One reading for each replica, in order; replicas that are gone are forgotten."""
-        contract = _contract(deployment)
-        if isinstance(contract, Unknown):
-            gap = Gap("telemetry_contract", contract.reason, contract.detail)
-            return [ReplicaReadings(one.id, None, (), (gap,)) for one in replicas]
+        contract = contract_for(deployment.engine)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._replica(contract, one)) for one in replicas]
+            tasks = [
+                group.create_task(self._replica(contract, one, deployment.model))
+                for one in replicas
+            ]
         self._forget(deployment.id, {one.id for one in replicas})
         return [task.result() for task in tasks]
 
-    async def _replica(self, contract: Contract, replica: Replica) -> ReplicaReadings:
+    async def _replica(self, contract: Contract, replica: Replica, model: str) -> ReplicaReadings:
         key = (replica.deployment, replica.id)
         try:
             async with asyncio.timeout(self._timeout_s):
-                found = await self._fetch(replica, key)
+                found = await self._fetch(contract, replica, key)
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
             detail = str(error) or type(error).__name__
             found = Unknown(reason=UnknownReason.UNREACHABLE, detail=detail)
@@ -80,15 +80,17 @@ class EngineScraper:
             gap = Gap("scrape", found.reason, found.detail)
             implausible = found.reason is UnknownReason.IMPLAUSIBLE
             return ReplicaReadings(replica.id, None, samples, (gap,) if implausible else ())
-        readings = read(contract, replica.id, found, self._before.get(key))
+        readings = read(contract, replica.id, found, self._before.get(key), model=model)
         self._before[key] = found
         return ReplicaReadings(replica.id, found.version, readings.samples, readings.gaps)
 
-    async def _fetch(self, replica: Replica, key: tuple[str, str]) -> Scrape | Unknown:
+    async def _fetch(
+        self, contract: Contract, replica: Replica, key: tuple[str, str]
+    ) -> Scrape | Unknown:
         if replica.url is None:
             return Unknown(reason=UnknownReason.UNREACHABLE, detail="it has no address yet")
         url = replica.url.rstrip("/")
-        build = await self._build(url, key)
+        build = await self._build(contract.version_at, url, key)
         answer = await self._client.get(f"{url}/metrics")
         if answer.status_code != httpx.codes.OK:
             detail = f"/metrics answers {answer.status_code}"
@@ -102,11 +104,18 @@ class EngineScraper:
         emulated = build.emulated or replica.emulated
         return Scrape(self._now(), exposition, build.version, emulated)
 
-    async def _build(self, url: str, key: tuple[str, str]) -> _Build:
-        """What `/version` says, if anything; asked again after a scrape that failed."""
+    async def _build(self, at: VersionAt, url: str, key: tuple[str, str]) -> _Build:
+        """What the engine says of its version, if anything; asked again after a failed scrape."""
         if key not in self._builds:
-            self._builds[key] = _build_of(await self._client.get(f"{url}/version"))
+            self._builds[key] = await self._asked_build(at, url)
         return self._builds[key]
+
+    async def _asked_build(self, at: VersionAt, url: str) -> _Build:
+        for path in at.paths:
+            build = _build_of(await self._client.get(f"{url}{path}"), at.field)
+            if build.version is not None:
+                return build
+        return _UNKNOWN_BUILD
 
     def _forget(self, deployment: str, present: set[str]) -> None:
         gone = [
@@ -124,21 +133,15 @@ class EngineScraper:
         return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
-def _build_of(answer: httpx.Response) -> _Build:
+def _build_of(answer: httpx.Response, field: str) -> _Build:
     if answer.status_code != httpx.codes.OK:
         return _UNKNOWN_BUILD
     try:
         body = answer.json()
     except ValueError:
         return _UNKNOWN_BUILD
-    version = body.get("version") if isinstance(body, dict) else None
-    return _Build(
-        version if isinstance(version, str) else None, emulated="emulat" in answer.text.lower()
-    )
-
-
-def _contract(deployment: Deployment) -> Contract | Unknown:
-    try:
-        return contract_for(deployment.engine)
-    except NotFound as missing:
-        return Unknown(reason=UnknownReason.NOT_CONFIGURED, detail=str(missing))
+    if not isinstance(body, dict):
+        return _UNKNOWN_BUILD
+    version = body.get(field)
+    emulated = "emulat" in str(version).lower() or body.get("emulator") is True
+    return _Build(version if isinstance(version, str) else None, emulated=emulated)
