@@ -53,7 +53,12 @@ class Stand:
         return Publisher(self.bus, "test", now, new_id)
 
     async def coordinator(
-        self, pace: Pace = BRISK, *, rules: Rules = RULES, policy: Path | None = None
+        self,
+        pace: Pace = BRISK,
+        *,
+        rules: Rules = RULES,
+        policy: Path | None = None,
+        kind: type[Coordinator] = Coordinator,
     ) -> Coordinator:
         """Starts one more, on a connection of its own; `policy` is a file that it watches."""
         bus = await Bus.connect(self.nats_url, name="coordinator")
@@ -75,7 +80,7 @@ class Stand:
             jitter=jitter,
             policies=policies,
         )
-        made = Coordinator(ports, pace)
+        made = kind(ports, pace)
         self.runs(made.run)
         return made
 

@@ -1,34 +1,87 @@
-"""The collector as a process, and what its store holds: chdb opens one folder a process."""
+"""The collector as a process, also without a mechanism, and what its store holds.
+
+chdb opens one folder a process.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 
+from clickhouse_connect.driver.client import Client
+
 from optiinfra.events.bus import Bus
+from optiinfra.events.envelope import Event
 from optiinfra.events.publish import Publisher
 from optiinfra.runtime.control import collecting
 from optiinfra.runtime.loop import settle_heap
 from optiinfra.runtime.stores import new_id, now
+from optiinfra.storage import clickhouse_rollups as rollups
 from optiinfra.storage.clickhouse import MetricStore
-from optiinfra.storage.metric_rows import Resolution, SeriesQuery
+from optiinfra.storage.metric_rows import MetricColumns, Resolution, SeriesQuery
+from optiinfra.storage.telemetry import MetricSink
 
-ACK_WAIT_S = 3.0
+ACK_WAIT_S = 1.0
+COUNTED = """
+CREATE MATERIALIZED VIEW IF NOT EXISTS {table}_view TO {table} AS
+SELECT
+    tenant, deployment, replica, metric, {start}(raw.ts) AS ts, any(raw.unit) AS unit,
+    min(value) AS low, max(value) AS high, avgState(value) AS mean,
+    quantilesTDigestState(0.5, 0.95, 0.99)(value) AS quantiles,
+    count(value) AS known, countIf(isNull(value)) AS unknown
+FROM metrics AS raw GROUP BY tenant, deployment, replica, metric, ts
+"""
+"""The view of release 0.1, by which a rollup was counted on the way in."""
 Sums = dict[str, tuple[int, float]]
 """How many samples, and their sum, for each `metric resolution`."""
 
 
-async def collect(folder: str, nats_url: str) -> None:
+class Slow(MetricStore):
+    """Takes a while over each batch before it stores it."""
+
+    slow_s = 0.0
+
+    async def insert_columns(self, columns: MetricColumns, dedup_token: str) -> None:
+        await asyncio.sleep(self.slow_s)
+        await super().insert_columns(columns, dedup_token)
+
+
+class Counting(Slow):
+    """Counts hours and days while it inserts, as release 0.1 did; nothing is left to be folded."""
+
+    async def migrate(self) -> None:
+        await super().migrate()
+        for span, table in rollups.TABLE.items():
+            view = COUNTED.format(table=table, start=rollups.START[span])
+            await self._ask(lambda client, view=view: client.command(view))  # type: ignore[misc]
+
+    def _touch(self, client: Client, hours: set[rollups.Touched]) -> None:
+        """What was inserted is counted already."""
+
+
+class Eager(MetricSink):
+    """Says that a batch is stored, and only then stores it."""
+
+    async def __call__(self, events: Sequence[Event]) -> Sequence[BaseException | None]:
+        self._storing = asyncio.ensure_future(super().__call__(events))
+        return [None] * len(events)
+
+
+async def collect(folder: str, nats_url: str, without: str, slow_s: str) -> None:
     """Until it is killed; whatever the folder holds is opened again."""
     bus = await Bus.connect(nats_url, name="collector")
-    store = MetricStore(f"chdb://{folder}")
+    store = (Counting if without == "folding" else Slow)(f"chdb://{folder}")
+    store.slow_s = float(slow_s)
     await store.migrate()
     settle_heap()
     publisher = Publisher(bus, "collector", now, new_id)
-    await collecting(bus, publisher, store, ack_wait_s=ACK_WAIT_S).run()
+    made = collecting(bus, publisher, store, ack_wait_s=ACK_WAIT_S)
+    if without == "acknowledgements":
+        made._handle_batch = Eager(store)
+    await made.run()
 
 
 async def tell(folder: str, day: str, *metrics: str) -> None:

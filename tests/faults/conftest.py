@@ -10,6 +10,7 @@ import pytest
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.embedded.postgres import PostgresServer
 from optiinfra.storage.postgres.migrate import upgrade
+from tests.faults.pipeline import Collector
 from tests.faults.stand import Stand, opened
 
 
@@ -47,3 +48,16 @@ async def stand_alone(
     await upgrade(postgres.url)
     async with opened(server, postgres.url, tmp_path, seed) as made:
         yield made, postgres
+
+
+@pytest.fixture
+async def collector(
+    nats_server: Callable[[], NatsServer], tmp_path: Path
+) -> AsyncIterator[tuple[Collector, NatsServer]]:
+    """A collector that is not started yet, and the broker that it hears."""
+    server = nats_server()
+    made = Collector(server.url, tmp_path / "clickhouse", tmp_path / "collector.log")
+    try:
+        yield made, server
+    finally:
+        await made.kill()

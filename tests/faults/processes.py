@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import httpx
+
 from optiinfra.demo.children import child_environment
 from tests.faults.child import Config
 
@@ -89,3 +91,15 @@ async def supervised(roles: Sequence[Program]) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until_up(url: str) -> None:
+    """Until a program answers that it is in health."""
+    async with asyncio.timeout(30), httpx.AsyncClient(trust_env=False) as http:
+        while True:
+            try:
+                if (await http.get(f"{url}/healthz")).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.05)

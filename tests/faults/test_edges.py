@@ -13,7 +13,7 @@ from optiinfra.schemas.tenant import Role
 from optiinfra.storage.embedded.ports import free_port
 from optiinfra.storage.postgres.access import AccessTokens
 from tests.faults.child import ADMIN_TOKEN
-from tests.faults.processes import Program
+from tests.faults.processes import Program, until_up
 from tests.faults.stand import SETTLE_S, Stand, playing
 
 _GRANTED = "SELECT count(*) FROM event_log WHERE type LIKE 'optiinfra.approval.granted.%'"
@@ -116,14 +116,3 @@ def _only_new(table: RouteTable) -> bool:
     """Whether the machine of before is gone from the routes, and another is in its place."""
     names = [backend.replica for backend in table.backends]
     return bool(names) and f"{table.deployment}-1" not in names
-
-
-async def until_up(url: str) -> None:
-    async with asyncio.timeout(30), httpx.AsyncClient(trust_env=False) as http:
-        while True:
-            try:
-                if (await http.get(f"{url}/healthz")).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.05)

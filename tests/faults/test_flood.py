@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from statistics import quantiles
 
 import psutil
 
@@ -13,27 +15,36 @@ from tests.faults.processes import Program
 from tests.faults.stand import Stand, playing
 
 MIB = 1 << 20
-WAVES = 4
+TURNS = 2
+"""Quiet and flood take turns, so that a machine that is busy for a while is it in both."""
+WAVES = 3
 A_WAVE = 4
-GROWS_MIB = 32
+A_TURN = 1_500
+GROWS_MIB = 12
+"""Twice what was measured; a hand without its limit grows by five times this."""
 
 
 async def test_a_flood_of_metrics_before_a_slow_store_slows_no_change_down(stand: Stand) -> None:
     taker = stand.module("tests.faults.flood", "take", stand.nats.url)
     teller = stand.module("tests.faults.flood", "say", stand.nats.url, str(10 * TAKEN_PER_S))
+    calm, flooded, grown = [], [], []
     async with playing(stand.role("coordinator"), stand.role("agents"), taker):
         await waves(stand, 1)  # until all have started
-        calm, flooded = [], []
-        calm += await waves(stand, WAVES)
-        async with playing(teller):
-            await until_behind(stand, 500)
-            before = resident_mib(taker)
-            flooded += await waves(stand, 2 * WAVES)
-            await until_behind(stand, 3_000)
-            assert resident_mib(taker) - before < GROWS_MIB
-        calm += await waves(stand, WAVES)
+        for turn in range(1, TURNS + 1):
+            calm += await waves(stand, WAVES)
+            async with playing(teller):
+                await until_behind(stand, turn * A_TURN)
+                grown.append(resident_mib(taker))
+                flooded += await waves(stand, WAVES)
+                grown.append(resident_mib(taker))
         await stand.all_completed()
-    assert max(flooded) < 2 * max(calm), (calm, flooded)
+    assert max(grown) - grown[0] < GROWS_MIB, grown
+    assert upper_quartile(flooded) < 2 * upper_quartile(calm), (calm, flooded)
+
+
+def upper_quartile(taken: Sequence[float]) -> float:
+    """Three of four were quicker; how long the slowest takes, a busy machine decides."""
+    return quantiles(taken, n=4)[2]
 
 
 async def waves(stand: Stand, count: int) -> list[float]:
