@@ -41,8 +41,8 @@ class Shared(ConsumerSpec):
 class OneForAll(Coordinator):
     """Takes metrics to the slow store, too, with the consumer of its changes."""
 
-    def _consumers(self) -> list[Consumer]:
-        changes, timers = super()._consumers()
+    def _made_consumers(self) -> list[Consumer]:
+        changes, timers = super()._made_consumers()
         assert changes._handle_batch is not None
         spec = {one.name: getattr(changes.spec, one.name) for one in fields(changes.spec)}
         ports = self._ports
