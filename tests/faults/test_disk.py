@@ -1,76 +1,33 @@
-"""The broker on a small file system that fills up."""
+"""The broker, and PostgreSQL, on a small file system that fills up."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from optiinfra.events import topology
 from optiinfra.events.publish import Publisher
 from optiinfra.runtime.stores import new_id, now
-from optiinfra.schemas.errors import Unavailable
-from optiinfra.schemas.ids import derived_id
-from optiinfra.storage.embedded.nats import NatsServer
-from tests.factories import vote
-from tests.faults.stand import Stand, opened, playing
+from optiinfra.storage.embedded.postgres import PostgresServer
+from tests.faults.disk import filled, log_filled, noted, told
+from tests.faults.processes import Supervised
+from tests.faults.stand import Stand, playing
 
-DISK_MIB = 96
-_MIB = 1 << 20
-SMALL = topology.TopologyLimits(
-    metrics_bytes=4 * _MIB,
-    samples_bytes=2 * _MIB,
-    changes_bytes=16 * _MIB,
-    timers_bytes=4 * _MIB,
-    dlq_bytes=2 * _MIB,
-    advisory_bytes=1 * _MIB,
-)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own; only root may have one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(place)]
-    mounted = shutil.which("mount") and subprocess.run(mounting, capture_output=True, check=False)
-    if os.geteuid() != 0 or not mounted or mounted.returncode != 0:
-        pytest.skip("no small file system: mounting one takes root and its rights")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-@pytest.fixture
-async def on_small_disk(
-    disk: Path, database: str, tmp_path: Path, seed: int
-) -> AsyncIterator[Stand]:
-    server = NatsServer(disk / "nats")
-    await asyncio.to_thread(server.start)
-    try:
-        async with opened(server, database, tmp_path, seed, limits=SMALL) as made:
-            yield made
-    finally:
-        await asyncio.to_thread(server.kill)
+_MOST = 10_000
 
 
 async def test_a_full_disk_is_said_and_costs_nothing_that_was_acknowledged(
-    on_small_disk: Stand, disk: Path
+    stand_on_broker: Stand, disk: Path
 ) -> None:
-    stand = on_small_disk
+    stand = stand_on_broker
     roles = (stand.role("coordinator", drifted=True), stand.role("agents"))
     async with playing(*roles):
         await stand.propose(4, soak_s=1.0)
         await stand.staged(2)
         ballast = filled(disk)
-        with pytest.raises(Unavailable):
-            await tell_until_refused(stand)
+        publisher = Publisher(stand.bus, "cost", now, new_id, give_up_after_s=3.0)
+        assert await told(publisher, _MOST) < _MOST
         ballast.unlink()
         await asyncio.to_thread(stand.nats.kill)
         await asyncio.to_thread(stand.nats.start)
@@ -78,23 +35,36 @@ async def test_a_full_disk_is_said_and_costs_nothing_that_was_acknowledged(
         await stand.all_completed()
 
 
-def filled(disk: Path) -> Path:
-    """A file that takes what is left, to the last byte."""
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (_MIB, 4096, 1):
-            while True:
-                try:
-                    if file.write(b"x" * size) < size:
-                        break
-                except OSError:
-                    break
-    return ballast
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_full_disk_under_postgres_is_said_and_costs_nothing_that_was_acknowledged(
+    stand_on_postgres: Stand,
+    postgres_on_disk: PostgresServer,
+    disk: Path,
+    ends: bool,  # noqa: FBT001
+) -> None:
+    """Where tables cannot grow PostgreSQL says so; where its own log cannot, it ends, and is
+    started again when there is room."""
+    stand = stand_on_postgres
+    coordinator = stand.role("coordinator")
+    async with playing(coordinator, stand.role("agents")):
+        await stand.propose(4, soak_s=1.0)
+        await stand.staged(2)
+        ballast = filled(disk)
+        assert await noted(stand.database, _MOST) < _MOST
+        if ends:
+            await log_filled(postgres_on_disk)
+        await stand.propose(4)
+        await until_held(coordinator)
+        ballast.unlink()
+        if ends:
+            await asyncio.to_thread(postgres_on_disk.start)
+        await stand.all_completed()
+    assert coordinator.exits[:-1] == []
+    assert await stand.dead_letters() == 0
 
 
-async def tell_until_refused(stand: Stand) -> None:
-    publisher = Publisher(stand.bus, "cost", now, new_id, give_up_after_s=3.0)
-    async with asyncio.timeout(60):
-        for number in range(10_000):
-            fact = vote(derived_id("none", number), "cost")
-            await publisher.publish(publisher.event(fact, tenant="acme"))
+async def until_held(coordinator: Supervised) -> None:
+    """Until it has said that it waits for PostgreSQL with a message in hand."""
+    async with asyncio.timeout(30):
+        while "s: PostgreSQL cannot be reached" not in coordinator.log.read_text():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
