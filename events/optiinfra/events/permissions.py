@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from optiinfra.events.bus_roles import BusRole, inbox_of
+from optiinfra.events.bus_roles import BusRole, agent_of, inbox_of
 from optiinfra.events.publish import SCHEDULES
-from optiinfra.events.subjects import BY_PREFIX, SUBJECTS, Stream
+from optiinfra.events.subjects import BY_PREFIX, SUBJECTS, Stream, Subject
 
 _API = "$JS.API"
 _HEARTBEATS = BY_PREFIX["agent.heartbeat"].pattern
@@ -67,8 +67,20 @@ def permissions_of(role: BusRole) -> Permissions:
 
 def says(role: BusRole) -> tuple[str, ...]:
     """The subjects of facts and commands that a role may publish."""
-    said = tuple(row.pattern for row in SUBJECTS if role in row.publishers)
+    rows = [row for row in SUBJECTS if role in row.publishers]
+    said = tuple(row.pattern_of(last) for row in rows for last in _names(row, role))
     return (*said, f"{SCHEDULES}.*.*.*") if role is BusRole.COORDINATOR else said
+
+
+def _names(row: Subject, role: BusRole) -> tuple[str, ...]:
+    """What may stand last in the subjects of a row when `role` speaks."""
+    match row.tokens[-1]:
+        case "agent":
+            return (agent_of(role),)
+        case "consumer" if role in DURABLES:
+            return tuple(name for _, name in DURABLES[role])
+        case _:
+            return ("*",)
 
 
 def _uses_durable(stream: str, name: str) -> Iterable[str]:
