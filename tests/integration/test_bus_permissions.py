@@ -189,6 +189,7 @@ async def test_no_role_can_hear_what_is_said_to_others(bare: NatsServer) -> None
 
 ADMINISTERS = {
     BusRole.COORDINATOR: {"$JS.API.STREAM.MSG.GET.CHANGES"},
+    BusRole.PORTAL_API: {"$JS.API.STREAM.MSG.GET.DLQ"},
     BusRole.TOPOLOGY: {
         f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE") for stream in Stream
     },
