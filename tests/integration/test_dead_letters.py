@@ -209,9 +209,11 @@ async def test_a_letter_of_what_nobody_said_is_not_sent_again(s: Stand, postgres
     assert (await s.bus.js.stream_info("CHANGES")).state.last_seq == 2
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 100])
 async def test_letters_are_read_in_parts_and_around_what_is_no_letter(
-    s: Stand, postgres: Database
+    s: Stand, postgres: Database, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
+    monkeypatch.setattr("optiinfra.storage.letters.CHUNK", chunk)
     handle = Moody()
     letters = Letters(s.bus, postgres, s.publisher)
     assert await letters.ls(Wanted()) == []
