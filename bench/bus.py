@@ -82,7 +82,7 @@ def a_vote(number: int) -> VoteCast:
 async def raw(client: Client, name: str, count: int) -> None:
     """Fetches, validates and acknowledges with nats-py alone."""
     js = client.jetstream()
-    subscription = await js.pull_subscribe("vote.cast.*.*", name, Stream.CHANGES.value)
+    subscription = await js.pull_subscribe("vote.cast.*.*.*", name, Stream.CHANGES.value)
     done = 0
     while done < count:
         try:

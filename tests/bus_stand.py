@@ -40,6 +40,26 @@ async def until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
             await asyncio.sleep(0.005)
 
 
+async def letter_of(bus: Bus, sequence: int) -> DeadLettered:
+    """What a consumer would write of a message of CHANGES that it cannot handle."""
+    message = await topology.message_at(bus, Stream.CHANGES, sequence)
+    assert message is not None
+    headers, body = message.headers or {}, message.data or b""
+    return DeadLettered(
+        consumer="moody",
+        subject=message.subject or "",
+        stream=Stream.CHANGES,
+        stream_seq=sequence,
+        attempts=1,
+        error="not today",
+        cause="Rejected",
+        event_id=headers.get("ce-id"),
+        body=body.decode(),
+        headers=dict(headers),
+        at=now(),
+    )
+
+
 @dataclass
 class MemoryInbox:
     """An inbox with the contract of the one in PostgreSQL."""

@@ -16,13 +16,15 @@ from optiinfra.portal_api.views import (
     AgentView,
     ChangeDetail,
     ChangeView,
+    ConflictView,
     EventView,
     RecommendationDetail,
     RecommendationView,
 )
 from optiinfra.schemas.rollout import GateVerdict
+from optiinfra.schemas.vote import AgentName
 from optiinfra.storage.postgres.database import open_database
-from tests.factories import AT
+from tests.factories import AT, recommendation
 from tests.integration.api_stand import Stand, standing
 
 TIME = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+(Z|[+]00:00)$")
@@ -30,6 +32,7 @@ LISTS: dict[str, type[BaseModel]] = {
     "/agents": PageOf[AgentView],
     "/recommendations": PageOf[RecommendationView],
     "/changes": PageOf[ChangeView],
+    "/conflicts": PageOf[ConflictView],
     "/events?limit=200": PageOf[EventView],
     "/changes?limit=1&state=completed&kind=spot_migration&deployment=done": PageOf[ChangeView],
 }
@@ -73,7 +76,11 @@ async def changes(stand: Stand) -> list[str]:
     await stand.fleet.hear(registered)
     done = await decided(stand, "done")
     stand.fleet.verdict = GateVerdict.ROLL_BACK
-    return [done, await decided(stand, "undone"), (await stand.fleet.awaiting("waits")).id]
+    undone = await decided(stand, "undone")
+    waits = (await stand.fleet.awaiting("waits")).id
+    rival = recommendation("rival", proposer=AgentName.PERFORMANCE)
+    await stand.fleet.hear(f.RecommendationProposed(recommendation=rival))
+    return [done, undone, waits]
 
 
 def told(value: Any) -> Any:

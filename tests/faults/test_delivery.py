@@ -67,7 +67,7 @@ async def test_clocks_that_are_an_hour_off_decide_nothing(stand: Stand) -> None:
 async def test_poison_among_the_messages_is_buried_and_harms_no_other(stand: Stand) -> None:
     async with playing(stand.role("coordinator"), stand.role("agents")):
         for number, (body, headers) in enumerate(POISON):
-            await stand.bus.js.publish(f"vote.cast.acme.{number:032x}", body, headers=headers)
+            await stand.bus.js.publish(f"vote.cast.acme.{number:032x}.cost", body, headers=headers)
         await stand.propose(6, soak_s=0.3)
         await stand.all_completed()
         await stand.until_dead_letters(len(POISON))

@@ -27,6 +27,7 @@ from optiinfra.schemas.rollout import GateVerdict
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import VOTERS
+from optiinfra.storage.letters import Letters
 from optiinfra.storage.postgres.access import AccessTokens
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions
@@ -157,8 +158,9 @@ class Stand:
 
 
 @asynccontextmanager
-async def standing(database: Database) -> AsyncIterator[Stand]:
+async def standing(database: Database, letters: Letters | None = None) -> AsyncIterator[Stand]:
     """The API with a silent stream and a bus that keeps what is said."""
+    nowhere: Any = None
     queries, said, feed = Queries(database), SaidOnBus(), SilentFeed()
     hub = Hub(feed)
     ports = ApiPorts(
@@ -169,6 +171,7 @@ async def standing(database: Database) -> AsyncIterator[Stand]:
         decisions=Decisions(database, said),
         hub=hub,
         settled=Settled(hub, queries),
+        letters=letters or Letters(nowhere, database, None),
     )
     app = create_app(ports)
     async with app.router.lifespan_context(app):

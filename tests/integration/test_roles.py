@@ -17,10 +17,12 @@ import pytest
 import yaml
 
 from optiinfra.events import facts as f
+from optiinfra.events.bus_roles import BusRole
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.embedded.ports import free_port
 from optiinfra.storage.postgres.access import AccessTokens
+from tests.bus_stand import letter_of
 from tests.coordinator_stand import Stand, opened
 from tests.factories import recommendation
 
@@ -84,10 +86,13 @@ class Site:
 
 
 @pytest.fixture
-async def site(
-    nats_server: Callable[[], NatsServer], database: str, tmp_path: Path
-) -> AsyncIterator[Site]:
-    async with opened(nats_server().url, database) as stand:
+def server(nats_server: Callable[[], NatsServer]) -> NatsServer:
+    return nats_server()
+
+
+@pytest.fixture
+async def site(server: NatsServer, database: str, tmp_path: Path) -> AsyncIterator[Site]:
+    async with opened(server.url, database) as stand:
         yield Site(stand, tmp_path, database)
 
 
@@ -166,6 +171,34 @@ async def test_the_api_of_its_own_serves_and_stops(site: Site) -> None:
                 headers={"Authorization": f"Bearer {token}"},
             )
         assert answer.status_code == 200
+        assert await stopped(process) == 0
+
+
+async def test_the_api_sends_letters_again_with_the_credential_of_an_operator(
+    site: Site, server: NatsServer
+) -> None:
+    stand, port = site.stand, free_port()
+    await stand.say(f.ChangeResumed(change="a" * 32, by="ann"))
+    letter = await letter_of(stand.bus, 1)
+    await stand.publisher.publish(stand.publisher.event(letter, tenant="acme"))
+    token = await AccessTokens(stand.database).issue("acme", "ann", Role.OPERATOR, lasts_s=60)
+    async with (
+        site.role(
+            "portal-api",
+            portal_port=str(port),
+            nats_url=server.url_for(BusRole.PORTAL_API),
+            operator_nats_url=server.url_for(BusRole.OPERATOR),
+        ) as (process, health),
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}/api/v1",
+            headers={"Authorization": f"Bearer {token}"},
+            trust_env=False,
+        ) as http,
+    ):
+        await until_ready(health, site)
+        await until_ready(f"http://127.0.0.1:{port}", site)
+        answer = await http.post("/dead-letters/1/retry", json={})
+        assert (answer.status_code, answer.json()["sequence"]) == (200, 2), answer.text
         assert await stopped(process) == 0
 
 

@@ -36,6 +36,7 @@ from optiinfra.schemas.rollout import Step, StepKind
 from optiinfra.schemas.vote import AgentName
 from optiinfra.storage.postgres.verification import verify
 from optiinfra.storage.testing.servers import reachable_home
+from tests.bus_stand import letter_of
 from tests.up_stand import ENGINE, Up, api, fleet, until
 
 Make = Callable[..., Up]
@@ -102,6 +103,21 @@ async def until_nothing_is_wrong(up: Up) -> None:
     raise AssertionError(wrong)
 
 
+async def a_letter_is_sent_again(session: Session) -> None:
+    """Through the API, of a message that stands in the stream."""
+    assert session.nats_url is not None
+    bus = await Bus.connect(session.nats_url, name="operator")
+    try:
+        publisher = Publisher(bus, "operator", now, new_id)
+        await publisher.publish(publisher.event(await letter_of(bus, 1), tenant="default"))
+    finally:
+        await bus.close()
+    async with api(session) as http:
+        answer = await http.post("/dead-letters/1/retry", json={})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["state"] == "retried"
+
+
 async def count(up: Up, table: str) -> int:
     async with up.database() as database, database.connection() as connection:
         found: int = await connection.fetchval(f"SELECT count(*) FROM {table}")
@@ -121,6 +137,7 @@ async def test_it_starts_serves_keeps_its_session_private_and_leaves_nothing_beh
     await until_all_have_registered(session)
     assert len(one.engines()) == 2
     await until_nothing_is_wrong(one)
+    await a_letter_is_sent_again(session)
 
     second = Up(one.folder)
     process = await second.spawn()

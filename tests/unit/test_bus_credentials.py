@@ -20,7 +20,7 @@ from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.coordinator.process import Coordinator, CoordinatorPorts
 from optiinfra.events import authorization
 from optiinfra.events.bus import Bus
-from optiinfra.events.bus_roles import AGENTS, BusRole, inbox_of
+from optiinfra.events.bus_roles import AGENTS, BusRole, agent_of, inbox_of
 from optiinfra.events.consume import Consumer
 from optiinfra.events.envelope import Event
 from optiinfra.events.facts import Fact
@@ -44,11 +44,28 @@ def test_no_agent_may_approve_or_command() -> None:
 
 
 def test_who_proposes_does_not_vote_and_who_votes_does_not_execute() -> None:
-    assert "vote.cast.*.*" not in says(BusRole.AGENT_COST)
+    assert not [one for one in says(BusRole.AGENT_COST) if one.startswith("vote.")]
     for agent in set(AGENTS) - {BusRole.AGENT_COST}:
         assert not [one for one in says(agent) if one.startswith(("execution.", "rollback."))]
     assert says(BusRole.GATEWAY) == ("sample.answer.*.*",)
     assert set(says(BusRole.PORTAL_API)) == {f"{prefix}.*.*" for prefix in DECIDES}
+
+
+def test_each_agent_votes_answers_and_is_alive_in_its_own_name_alone() -> None:
+    proving = [row for row in SUBJECTS if row.tokens[-1] == "agent"]
+    assert {row.prefix for row in proving} == {
+        "vote.cast", "gate.answered", "agent.registered", "agent.heartbeat",
+    }  # fmt: skip
+    for role in AGENTS:
+        said = [one for row in proving for one in says(role) if one.startswith(f"{row.prefix}.")]
+        assert len(said) == sum(role in row.publishers for row in proving)
+        assert {one.rpartition(".")[2] for one in said} == {agent_of(role)}
+
+
+def test_a_role_buries_in_the_name_of_its_own_consumers_alone() -> None:
+    for role, durables in DURABLES.items():
+        said = {one for one in says(role) if one.startswith("dlq.")}
+        assert said == {f"dlq.*.{name}" for _, name in durables}
 
 
 def test_everything_said_has_somebody_who_may_say_it_but_what_the_broker_says() -> None:

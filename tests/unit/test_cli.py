@@ -179,6 +179,7 @@ def test_the_configuration_is_shown_without_secrets(
 ) -> None:
     monkeypatch.setenv("OPTIINFRA_TOKEN", "oi_s-1_hidden")
     monkeypatch.setenv("OPTIINFRA_POSTGRES_URL", "postgresql://ana:hidden@db:5432/x")
+    monkeypatch.setenv("OPTIINFRA_OPERATOR_NATS_URL", "nats://operator:hidden@bus:4222")
     assert cli.run(["config", "show", "--json"]) == 0
     shown = capsys.readouterr().out
     assert "hidden" not in shown

@@ -43,6 +43,12 @@ def test_a_fact_is_said_on_the_subject_of_its_row(prefix: str) -> None:
     assert row.type == f"optiinfra.{fact.kind}.v{row.version}"
 
 
+def test_a_vote_and_an_answer_name_their_agent_in_the_subject() -> None:
+    assert subject_of(PAYLOADS["vote.cast"], "acme") == f"vote.cast.acme.{CHANGE}.performance"
+    answered = subject_of(PAYLOADS["gate.answered"], "acme")
+    assert answered == f"gate.answered.acme.{CHANGE}.application"
+
+
 def test_the_tenant_is_read_back_from_a_subject() -> None:
     assert tenant_of(subject_of(PAYLOADS["change.opened"], "acme")) == "acme"
 
@@ -54,7 +60,9 @@ def test_a_fact_of_one_tenant_is_not_said_for_another() -> None:
 
 def test_a_row_refuses_a_fact_that_is_not_its_own() -> None:
     heartbeat = PAYLOADS["agent.heartbeat"]
-    for prefix in ("change.opened", "sample.answer", "recommendation.proposed"):
+    for prefix in (
+        "change.opened", "sample.answer", "recommendation.proposed", "vote.cast", "gate.answered",
+    ):  # fmt: skip
         with pytest.raises(Invariant):
             BY_PREFIX[prefix].key(heartbeat)
 

@@ -80,20 +80,20 @@ def document() -> dict[str, Any]:
             "parameters": {
                 "tenant": {"description": "The tenant's name."},
                 "id": {"description": "What it is about: a change, a deployment, an agent."},
+                "agent": {"description": "The agent that says it; the body names the same."},
+                "consumer": {"description": "The consumer that could not handle it."},
             },
         },
     }
 
 
 def _channel(row: Subject) -> dict[str, Any]:
-    kind = kind_of(row.payload)
+    kind, tokens = kind_of(row.payload), ("tenant", *row.tokens)
     return {
-        "address": f"{row.prefix}.{{tenant}}.{{id}}",
+        "address": ".".join((row.prefix, *(f"{{{name}}}" for name in tokens))),
         "description": row.about,
         "messages": {kind: {"$ref": f"#/components/messages/{kind}"}},
-        "parameters": {
-            name: {"$ref": f"#/components/parameters/{name}"} for name in ("tenant", "id")
-        },
+        "parameters": {name: {"$ref": f"#/components/parameters/{name}"} for name in tokens},
         "x-nats-stream": row.stream.value if row.stream else None,
         "x-publishers": [role.value for role in row.publishers],
     }

@@ -36,6 +36,11 @@ VOTERS = (BusRole.AGENT_PERFORMANCE, BusRole.AGENT_RESOURCE, BusRole.AGENT_APPLI
 ASSESSORS = (BusRole.AGENT_PERFORMANCE, BusRole.AGENT_APPLICATION)
 
 
+def agent_of(role: BusRole) -> str:
+    """The name under which an agent's role votes, answers and is alive."""
+    return role.value.removeprefix("agent-")
+
+
 def inbox_of(user: str | None) -> str:
     """The prefix of the answers to a user: its own, so that no role can hear another's."""
     return f"_INBOX_{user}" if user in BusRole.__members__.values() else "_INBOX"

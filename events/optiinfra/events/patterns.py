@@ -40,7 +40,7 @@ def filters_for(subjects: Iterable[str], tenant: str | None) -> tuple[Stream, tu
 
 
 def _narrowed(row: Subject, subject: str, owner: str) -> str | None:
-    whole = [*row.prefix.split("."), owner, _ONE]
+    whole = [*row.prefix.split("."), owner, *(_ONE for _ in row.tokens)]
     asked = subject.split(".")
     if _REST not in asked and len(asked) < len(whole):
         asked.append(_REST)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from optiinfra.events.bus_roles import BusRole, inbox_of
+from optiinfra.events.bus_roles import BusRole, agent_of, inbox_of
 from optiinfra.events.publish import SCHEDULES
-from optiinfra.events.subjects import BY_PREFIX, SUBJECTS, Stream
+from optiinfra.events.subjects import BY_PREFIX, SUBJECTS, Stream, Subject
 
 _API = "$JS.API"
 _HEARTBEATS = BY_PREFIX["agent.heartbeat"].pattern
@@ -29,11 +29,19 @@ DURABLES: dict[BusRole, tuple[tuple[Stream, str], ...]] = {
 """The durable consumers of the roles; a test compares them with those that the roles make."""
 
 READS: dict[BusRole, tuple[Stream, ...]] = {
-    BusRole.PORTAL_API: (Stream.CHANGES,),
+    BusRole.PORTAL_API: (Stream.CHANGES, Stream.DLQ),
     BusRole.OPERATOR: tuple(Stream),
     BusRole.SUBSCRIBER: (Stream.CHANGES, Stream.CHANGES_REPLAY, Stream.METRICS),
 }
 """Streams that a role reads through consumers with names of their own."""
+
+PICKS: dict[BusRole, tuple[Stream, ...]] = {
+    BusRole.COORDINATOR: (Stream.CHANGES,),  # compares what was acknowledged with what is there
+    BusRole.PORTAL_API: (Stream.DLQ,),  # shows one dead letter
+    BusRole.SUBSCRIBER: (Stream.CHANGES_REPLAY,),
+    BusRole.OPERATOR: tuple(Stream),
+}
+"""Streams of which a role may ask for one message by its sequence."""
 
 HEARS = {BusRole.COORDINATOR: (_HEARTBEATS,), BusRole.OPERATOR: (_HEARTBEATS,)}
 """Subjects that no stream keeps, and who listens to them."""
@@ -67,8 +75,20 @@ def permissions_of(role: BusRole) -> Permissions:
 
 def says(role: BusRole) -> tuple[str, ...]:
     """The subjects of facts and commands that a role may publish."""
-    said = tuple(row.pattern for row in SUBJECTS if role in row.publishers)
+    rows = [row for row in SUBJECTS if role in row.publishers]
+    said = tuple(row.pattern_of(last) for row in rows for last in _names(row, role))
     return (*said, f"{SCHEDULES}.*.*.*") if role is BusRole.COORDINATOR else said
+
+
+def _names(row: Subject, role: BusRole) -> tuple[str, ...]:
+    """What may stand last in the subjects of a row when `role` speaks."""
+    match row.tokens[-1]:
+        case "agent":
+            return (agent_of(role),)
+        case "consumer" if role in DURABLES:
+            return tuple(name for _, name in DURABLES[role])
+        case _:
+            return ("*",)
 
 
 def _uses_durable(stream: str, name: str) -> Iterable[str]:
@@ -107,19 +127,16 @@ def _further(role: BusRole) -> Iterable[str]:
     if role in DURABLES or role is BusRole.PORTAL_API:
         # A role refuses to start on streams that are not as they should be.
         yield f"{_API}.STREAM.INFO.*"
-    if role is BusRole.COORDINATOR:
-        # It compares what was acknowledged with what is there.
-        yield f"{_API}.STREAM.MSG.GET.{Stream.CHANGES}"
+    for stream in PICKS.get(role, ()):
+        yield f"{_API}.STREAM.MSG.GET.{stream}"
     if role is BusRole.TOPOLOGY:
         for stream in Stream:
             for verb in ("CREATE", "UPDATE", "INFO"):
                 yield f"{_API}.STREAM.{verb}.{stream}"
-    if role is BusRole.SUBSCRIBER:
-        yield f"{_API}.STREAM.MSG.GET.{Stream.CHANGES_REPLAY}"
     if role is BusRole.OPERATOR:
         # A buried message is sent again on its own subject. What must not be forged is looked up.
         yield from (row.pattern for row in SUBJECTS if row.stream not in (None, Stream.DLQ))
-        for verb in ("STREAM.INFO.*", "STREAM.NAMES", "STREAM.LIST", "STREAM.MSG.GET.*"):
+        for verb in ("STREAM.INFO.*", "STREAM.NAMES", "STREAM.LIST"):
             yield f"{_API}.{verb}"
         for verb in ("CONSUMER.LIST.*", "CONSUMER.NAMES.*", f"STREAM.MSG.DELETE.{Stream.DLQ}"):
             yield f"{_API}.{verb}"

@@ -26,7 +26,11 @@ class Stream(StrEnum):
 
 @dataclass(frozen=True)
 class Subject:
-    """One row: `pattern` is `<noun>.<fact>.<tenant>.<id>`; no stream means "not kept"."""
+    """One row: `pattern` is `<noun>.<fact>.<tenant>.<id>`; no stream means "not kept".
+
+    A last token `agent` or `consumer` is the name of who says it. Each may say it in a name of its
+    own alone, and a body that names another is refused: it proves who spoke.
+    """
 
     prefix: str
     payload: type[Value]
@@ -34,13 +38,19 @@ class Subject:
     publishers: tuple[BusRole, ...]
     """Who may say it: from this follow the credentials of each role. None: the broker alone."""
     key: Callable[[f.Fact], tuple[str, str | None]]
-    """Gives (id, tenant or None when the envelope must say it)."""
+    """Gives (`tokens`, tenant or None when the envelope must say it)."""
     about: str
+    tokens: tuple[str, ...] = ("id",)
+    """What follows the tenant."""
     version: int = 1
 
     @property
     def pattern(self) -> str:
-        return f"{self.prefix}.*.*"
+        return self.pattern_of("*")
+
+    def pattern_of(self, last: str) -> str:
+        """The subjects of this row that end with `last`."""
+        return ".".join((self.prefix, "*", *("*" for _ in self.tokens[1:]), last))
 
     @kept
     def type(self) -> str:
@@ -58,6 +68,18 @@ def _change(fact: f.Fact) -> tuple[str, str | None]:
     if change is None:
         raise Invariant(f"{type(fact).__name__} names no change")
     return change, None
+
+
+def _vote(fact: f.Fact) -> tuple[str, str | None]:
+    if not isinstance(fact, f.VoteCast):
+        raise Invariant(f"{type(fact).__name__} is no vote")
+    return f"{fact.vote.change}.{fact.vote.agent}", None
+
+
+def _answer(fact: f.Fact) -> tuple[str, str | None]:
+    if not isinstance(fact, f.GateAnswered):
+        raise Invariant(f"{type(fact).__name__} is no answer")
+    return f"{fact.answer.change}.{fact.answer.assessor}", None
 
 
 def _scope(fact: f.Fact) -> tuple[str, str | None]:
@@ -89,6 +111,7 @@ def _consumer(fact: f.Fact) -> tuple[str, str | None]:
 
 
 _CHANGES = Stream.CHANGES
+_BY_AGENT = ("id", "agent")
 _COORD = (BusRole.COORDINATOR,)
 _PERSON = (BusRole.PORTAL_API, BusRole.COORDINATOR)
 """The portal says it; the coordinator's relay does when the bus was away, and for the policy."""
@@ -115,7 +138,7 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("recommendation.superseded", f.RecommendationSuperseded, _CHANGES, _COORD, _change, "a newer proposal took its place"),
     Subject("recommendation.expired", f.RecommendationExpired, _CHANGES, _COORD, _change, "nobody approved it in time"),
     Subject("vote.requested", c.VoteRequested, _CHANGES, _COORD, _change, "agents are asked to vote"),
-    Subject("vote.cast", f.VoteCast, _CHANGES, VOTERS, _change, "one agent's vote in one round"),
+    Subject("vote.cast", f.VoteCast, _CHANGES, VOTERS, _vote, "one agent's vote in one round", _BY_AGENT),
     Subject("approval.requested", f.ApprovalRequested, _CHANGES, _COORD, _change, "a person is asked"),
     Subject("approval.granted", f.ApprovalGranted, _CHANGES, _PERSON, _change, "a person or a policy said yes"),
     Subject("approval.denied", f.ApprovalDenied, _CHANGES, _PERSON, _change, "a person said no"),
@@ -138,20 +161,20 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("rollback.requested", c.RollbackRequested, _CHANGES, _COORD, _change, "an executor is asked to undo"),
     Subject("rollback.completed", f.RollbackCompleted, _CHANGES, EXECUTORS, _change, "the undo was read back"),
     Subject("gate.requested", c.GateRequested, _CHANGES, _COORD, _change, "assessors are asked for one look"),
-    Subject("gate.answered", f.GateAnswered, _CHANGES, ASSESSORS, _change, "one assessor's verdict on one look"),
+    Subject("gate.answered", f.GateAnswered, _CHANGES, ASSESSORS, _answer, "one assessor's verdict on one look", _BY_AGENT),
     Subject("gate.closed", f.GateClosed, _CHANGES, _COORD, _change, "the verdict of one look"),
     Subject("quality.assessed", f.QualityAssessed, _CHANGES, _QUALITY, _scope, "the quality baseline was refreshed"),
     Subject("quality.regressed", f.QualityRegressed, _CHANGES, _QUALITY, _change, "alarm: undo at once"),
     Subject("outcome.recorded", f.OutcomeRecorded, _CHANGES, EXECUTORS, _change, "predicted against realised"),
-    Subject("agent.registered", f.AgentRegistered, _CHANGES, AGENTS, _agent, "an agent instance joined"),
+    Subject("agent.registered", f.AgentRegistered, _CHANGES, AGENTS, _agent, "an agent instance joined", ("agent",)),
     Subject("agent.lost", f.AgentLost, _CHANGES, _COORD, _agent, "no heartbeat for 45 s"),
-    Subject("agent.heartbeat", f.AgentHeartbeat, None, AGENTS, _agent, "alive; not kept"),
+    Subject("agent.heartbeat", f.AgentHeartbeat, None, AGENTS, _agent, "alive; not kept", ("agent",)),
     Subject("control.requested", c.ControlRequested, _CHANGES, _PERSON, _change, "an operator's wish for one change"),
     Subject("switch.turned", f.SwitchTurned, _CHANGES, _PERSON, _tenant_wide, "the stop switch was turned"),
     Subject("policy.changed", f.PolicyChanged, _CHANGES, _COORD, _tenant_wide, "another policy is in force"),
     Subject("timer.set", f.TimerSet, Stream.TIMERS, _COORD, _change, "a message schedule"),
     Subject("timer.fired", f.TimerFired, Stream.TIMERS, (), _change, "a schedule came due"),
-    Subject("dlq", f.DeadLettered, Stream.DLQ, _BURIES, _consumer, "a message that could not be handled"),
+    Subject("dlq", f.DeadLettered, Stream.DLQ, _BURIES, _consumer, "a message that could not be handled", ("consumer",)),
 )  # fmt: skip
 
 BY_PREFIX = {row.prefix: row for row in SUBJECTS}

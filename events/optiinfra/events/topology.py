@@ -9,6 +9,7 @@ from typing import Any
 from nats.js.api import (
     DiscardPolicy,
     PersistMode,
+    RawStreamMsg,
     RetentionPolicy,
     StorageType,
     StoreCompression,
@@ -20,7 +21,7 @@ from nats.js.errors import APIError, BadRequestError, NotFoundError, ServerError
 
 from optiinfra.events.bus import Bus
 from optiinfra.events.publish import SCHEDULES
-from optiinfra.events.refusals import is_full
+from optiinfra.events.refusals import STREAM_NOT_FOUND, is_full
 from optiinfra.events.subjects import Stream, subjects_in
 from optiinfra.schemas.errors import Conflict, Unavailable
 
@@ -268,17 +269,27 @@ async def kept(bus: Bus, stream: Stream) -> Kept:
     return Kept(info.state.first_seq, info.state.last_seq)
 
 
-async def message_id(bus: Bus, stream: Stream, sequence: int) -> str | None:
-    """The message id at a sequence; None when there is no message (any more)."""
+async def message_at(bus: Bus, stream: Stream, sequence: int) -> RawStreamMsg | None:
+    """The message at a sequence; None when there is no message (any more).
 
-    async def look() -> str | None:
+    Raises `Unavailable` when there is no such stream.
+    """
+
+    async def look() -> RawStreamMsg | None:
         try:
-            found = await bus.js.get_msg(stream.value, sequence)
-        except NotFoundError:
+            return await bus.js.get_msg(stream.value, sequence)
+        except NotFoundError as missing:
+            if missing.err_code == STREAM_NOT_FOUND:
+                raise
             return None
-        return (found.headers or {}).get("Nats-Msg-Id")
 
     return await bus.ask(look, f"cannot look at message {sequence} of {stream}")
+
+
+async def message_id(bus: Bus, stream: Stream, sequence: int) -> str | None:
+    """The message id at a sequence; None when there is no message (any more)."""
+    found = await message_at(bus, stream, sequence)
+    return (found.headers or {}).get("Nats-Msg-Id") if found else None
 
 
 async def last_sequence(bus: Bus, stream: Stream) -> int:

@@ -15,7 +15,16 @@ from fastapi.routing import APIRoute
 from optiinfra.portal_api import problems
 from optiinfra.portal_api.edge import Edge
 from optiinfra.portal_api.ports import ApiPorts
-from optiinfra.portal_api.routes import events, fleet, health, recommendations, session, stream
+from optiinfra.portal_api.routes import (
+    conflicts,
+    events,
+    fleet,
+    health,
+    letters,
+    recommendations,
+    session,
+    stream,
+)
 from optiinfra.portal_api.routes.changes import changes_router
 from optiinfra.portal_api.routes.switch import switch_router
 
@@ -59,7 +68,9 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
         fleet.router,
         recommendations.router,
         changes_router(new_id),
+        conflicts.router,
         events.router,
+        letters.router,
         switch_router(new_id),
         stream.router,
     )

@@ -22,6 +22,7 @@ class Permission(StrEnum):
     AUDIT = "audit"
     CONTROL = "control"
     SWITCH = "switch"
+    LETTERS = "letters"
     DECIDE = "decide"
 
 
@@ -30,6 +31,7 @@ LEAST_ROLE: dict[Permission, Role] = {
     Permission.AUDIT: Role.OPERATOR,
     Permission.CONTROL: Role.OPERATOR,
     Permission.SWITCH: Role.OPERATOR,
+    Permission.LETTERS: Role.OPERATOR,
     Permission.DECIDE: Role.APPROVER,
 }
 """What each permission asks for; a higher role may do all that a lower one may."""
@@ -89,5 +91,6 @@ Reader = Annotated[Principal, Depends(Needs(Permission.READ))]
 Auditor = Annotated[Principal, Depends(Needs(Permission.AUDIT))]
 Operator = Annotated[Principal, Depends(Needs(Permission.CONTROL))]
 Switcher = Annotated[Principal, Depends(Needs(Permission.SWITCH))]
+LetterKeeper = Annotated[Principal, Depends(Needs(Permission.LETTERS))]
 Approver = Annotated[Principal, Depends(Needs(Permission.DECIDE))]
 Ports = Annotated[ApiPorts, Depends(_ports)]

@@ -10,6 +10,7 @@ from optiinfra.events.bus import Bus
 from optiinfra.events.feed import Feed
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
+from optiinfra.storage.letters import Letters
 from optiinfra.storage.postgres.access import AccessTokens
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions, Publishes
@@ -28,6 +29,7 @@ class ApiPorts:
     decisions: Decisions
     hub: Hub
     settled: Settled
+    letters: Letters
     origins: frozenset[str] = frozenset()
 
 
@@ -36,10 +38,11 @@ def api_ports(
     bus: Bus,
     publisher: Publishes,
     *,
+    letters: Letters | None = None,
     origins: frozenset[str] = frozenset(),
     ring_size: int = 4096,
 ) -> ApiPorts:
-    """The ports over one database and one bus."""
+    """The ports over one database and one bus; without `letters` none is sent again."""
     queries, hub = Queries(database), Hub(Feed(bus), ring_size=ring_size)
     return ApiPorts(
         database=database,
@@ -49,6 +52,7 @@ def api_ports(
         decisions=Decisions(database, publisher),
         hub=hub,
         settled=Settled(hub, queries),
+        letters=letters or Letters(bus, database, None),
         origins=origins,
     )
 

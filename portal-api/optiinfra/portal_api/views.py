@@ -15,6 +15,7 @@ from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rollout import Arms, GateAnswer, Step, StepKind
 from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import Vote
+from optiinfra.storage.postgres.letters import LetterState
 from optiinfra.storage.postgres.queries import Row
 
 
@@ -144,6 +145,36 @@ class ChangeDetail(ChangeView):
     timeline: list[EventView]
 
 
+ConflictVerdict = Literal["waits", "yields", "superseded", "merged"]
+
+
+class PartyView(BaseModel):
+    """A change as its conflicts show it; what is not known of it is absent."""
+
+    id: str
+    title: str | None
+    deployment: str | None
+    state: ChangeState | None
+
+
+class ConflictView(BaseModel):
+    """What became of `change` because of `against`, which goes on, and what decided."""
+
+    position: int
+    id: str
+    at: AwareDatetime
+    change: PartyView
+    against: PartyView
+    verdict: ConflictVerdict
+    claim: str
+    """The deployment (or the budget) that both wanted."""
+    rule: str
+    """What decided, in a word, as `interest`, `risk`, `saving`, `age`."""
+    reason: str
+    rules_version: str | None
+    """Under which policy, as `<name>@<hash>`."""
+
+
 class SwitchView(BaseModel):
     """The stop switch; `by`, `reason` and `at` are absent when it was never turned."""
 
@@ -161,6 +192,44 @@ class AuditView(BaseModel):
     target: str
     allowed: bool
     detail: dict[str, Any]
+
+
+class LetterView(BaseModel):
+    """A message that could not be handled; `number` orders the letters."""
+
+    number: int
+    id: str
+    state: LetterState
+    dealt_by: str | None
+    reason: str | None
+    consumer: str
+    subject: str
+    stream: str
+    stream_seq: int
+    attempts: int
+    error: str
+    cause: str
+    event_id: str | None
+    truncated: bool
+    at: AwareDatetime
+
+
+class LetterDetail(LetterView):
+    body: str
+    """As text; what is no text, as `base64:`."""
+    headers: dict[str, str] | None
+
+
+class DealtView(BaseModel):
+    """What was done with a letter; `sequence` is that of the message that was sent just now."""
+
+    number: int
+    state: LetterState
+    dealt_by: str
+    reason: str
+    at: AwareDatetime
+    repeated: bool = Field(description="the same request had done it before")
+    sequence: int | None
 
 
 class BreakView(BaseModel):

@@ -50,19 +50,18 @@ def conflicts(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
-    """Lists which changes wanted the same, who lost, and by which rule."""
+    """Lists which changes wanted the same, who lost, and by which rule; the latest first."""
     from optiinfra.runtime.cli_client import signed_in
 
     with signed_in(settings_of(home)) as api:
         whole = api.id_of(change) if change else None
-        found = list(api.pages("/events", limit, kind="conflict.resolved", change=whole))
+        found = list(api.pages("/conflicts", limit, change=whole))
     if as_json:
         console.data(found)
         return
     rows = [
-        (e["at"][:19], e["fact"]["change"], e["fact"]["verdict"], e["fact"]["against"],
-         e["fact"]["claim"], e["fact"]["rule"])
-        for e in found
+        (c["at"][:19], c["change"]["id"], c["verdict"], c["against"]["id"], c["claim"], c["rule"])
+        for c in found
     ]  # fmt: skip
     console.table(("at", "change", "what", "because of", "both want", "by rule"), rows)
 

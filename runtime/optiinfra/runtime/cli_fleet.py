@@ -26,7 +26,14 @@ topology = typer.Typer(
     help="The broker's streams: apply, diff.", no_args_is_help=True, rich_markup_mode=None
 )
 SECRETS = ("token", "gateway_admin_token")
-URLS = ("nats_url", "postgres_url", "clickhouse_url", "qdrant_url", "redis_url")
+URLS = (
+    "nats_url",
+    "operator_nats_url",
+    "postgres_url",
+    "clickhouse_url",
+    "qdrant_url",
+    "redis_url",
+)
 
 
 @agents.command("ls")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -15,8 +16,9 @@ from optiinfra.runtime.cli_options import Home, Json, Yes, settings_of
 from optiinfra.schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from optiinfra.runtime.letters import Letter, Letters, Wanted
     from optiinfra.runtime.settings import Settings
+    from optiinfra.storage.letters import Letters, Wanted
+    from optiinfra.storage.postgres.letters import Order
 
 T = TypeVar("T")
 app = typer.Typer(
@@ -41,7 +43,7 @@ def ls(
     wanted = _wanted(consumer, cause, since, everything=everything)
     found = _with(settings_of(home), lambda letters: letters.ls(wanted))
     if as_json:
-        console.data([_plain(one) for one in found])
+        console.data([one.told() for one in found])
         return
     rows = [
         (str(one.number), f"{one.fact.at:%Y-%m-%d %H:%M:%S}", one.fact.consumer, one.fact.subject,
@@ -56,9 +58,9 @@ def show(number: Number, as_json: Json = False, home: Home = None) -> None:
     """Shows a whole letter: its cause, its headers, its body."""
     found = _with(settings_of(home), lambda letters: letters.show(number))
     if as_json:
-        console.data(_plain(found))
+        console.data(found.told())
         return
-    for name, value in _plain(found).items():
+    for name, value in found.told().items():
         console.line(f"{name:<11} {value if isinstance(value, str) else json.dumps(value)}")
 
 
@@ -77,7 +79,7 @@ def retry(
     if (number is None) == (not everything):
         raise Rejected("say which letters", hint="optiinfra dlq retry N, or --all")
     if number is not None:
-        sequence = _with(settings, lambda letters: _retry(letters, number, reason))
+        sequence = _with(settings, lambda letters: _retry(letters, number, _order(reason)))
         console.line(f"letter {number} is message {sequence} now")
         return
     wanted = _wanted(consumer, cause, None, everything=False)
@@ -87,7 +89,7 @@ def retry(
             raise Rejected("nobody is here to be asked", hint="--yes sends without asking")
         typer.confirm(f"send {len(chosen)} messages again?", abort=True, err=True)
     for one in chosen:
-        _with(settings, lambda letters, one=one: letters.retry(one, reason))  # type: ignore[misc]
+        _with(settings, lambda letters, one=one: letters.retry(one, _order(reason)))  # type: ignore[misc]
     console.line(f"{len(chosen)} messages sent again")
 
 
@@ -98,40 +100,32 @@ def drop(
     home: Home = None,
 ) -> None:
     """Marks a letter as dealt with; nothing is sent."""
-    _with(settings_of(home), lambda letters: _drop(letters, number, reason))
+    _with(settings_of(home), lambda letters: _drop(letters, number, _order(reason)))
     console.line(f"letter {number} is dropped")
 
 
-async def _retry(letters: Letters, number: int, reason: str) -> int:
-    return await letters.retry(await letters.show(number), reason)
+async def _retry(letters: Letters, number: int, order: Order) -> int | None:
+    return (await letters.retry(await letters.show(number), order)).sequence
 
 
-async def _drop(letters: Letters, number: int, reason: str) -> None:
-    await letters.drop(await letters.show(number), reason)
+async def _drop(letters: Letters, number: int, order: Order) -> None:
+    await letters.drop(await letters.show(number), order)
+
+
+def _order(reason: str) -> Order:
+    from optiinfra.storage.postgres.letters import Order
+
+    return Order(f"operator:{getpass.getuser()}", reason)
 
 
 def _wanted(
     consumer: str | None, cause: str | None, since: str | None, *, everything: bool
 ) -> Wanted:
-    from optiinfra.runtime.letters import Wanted
+    from optiinfra.storage.letters import Wanted
     from optiinfra.storage.postgres.letters import LetterState
 
     state = None if everything else LetterState.NEW
     return Wanted(consumer, cause, time_of(since), state)
-
-
-def _plain(letter: Letter) -> dict[str, Any]:
-    told = letter.fact.model_dump(mode="json", exclude={"kind"})
-    dealt = letter.dealt
-    return {
-        "number": letter.number,
-        "id": letter.id,
-        "tenant": letter.tenant,
-        "state": letter.state.value,
-        "dealt_by": dealt.by if dealt else None,
-        "reason": dealt.reason if dealt else None,
-        **told,
-    }
 
 
 def _with(settings: Settings, work: Callable[[Letters], Awaitable[T]]) -> T:
@@ -141,9 +135,9 @@ def _with(settings: Settings, work: Callable[[Letters], Awaitable[T]]) -> T:
 
     from optiinfra.events.bus import Bus
     from optiinfra.events.publish import Publisher
-    from optiinfra.runtime.letters import Letters
     from optiinfra.runtime.session import addresses_of
     from optiinfra.runtime.stores import new_id, now
+    from optiinfra.storage.letters import Letters
     from optiinfra.storage.postgres.database import open_database
 
     nats_url, postgres_url = addresses_of(settings)

@@ -20,12 +20,12 @@ from optiinfra.events.subjects import Stream
 from optiinfra.events.topology import diff
 from optiinfra.runtime import deep_findings as told
 from optiinfra.runtime.findings import Finding, Level, failed
-from optiinfra.runtime.letters import Letters, Wanted
 from optiinfra.runtime.session import addresses_of
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.stores import new_id, now
 from optiinfra.runtime.stuck import LATE_S, finding_on, findings_on_intents
 from optiinfra.schemas.errors import OptiInfraError
+from optiinfra.storage.letters import Letters, Wanted
 from optiinfra.storage.postgres.condition import Condition
 from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.postgres.registry import database_clock

@@ -10,9 +10,9 @@ from optiinfra.events.condition import ConsumerCondition, StreamCondition
 from optiinfra.events.permissions import DURABLES
 from optiinfra.events.subjects import Stream
 from optiinfra.runtime.findings import Finding, Level, public
-from optiinfra.runtime.letters import Letter, by_cause
 from optiinfra.runtime.stuck import spoken
 from optiinfra.schemas.vote import VOTERS, AgentName
+from optiinfra.storage.letters import Letter, by_cause
 from optiinfra.storage.postgres.condition import Backlog, KnownAgent, StopSwitch
 
 FULL_WARN, FULL_FAIL = 0.8, 0.95

@@ -6,8 +6,9 @@ import asyncio
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from optiinfra.runtime.supervision import cancelled, first_error
 from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.vote import AgentName
 from optiinfra.storage.embedded.servers import Addresses
+from optiinfra.storage.letters import Letters
 
 log = structlog.get_logger()
 
@@ -163,20 +165,36 @@ async def _portal_api(settings: Settings) -> None:
     from optiinfra.storage.postgres.access import issue_one_time_token
 
     async def work(stores: Stores) -> None:
-        ports = api_ports(stores.database, stores.bus, stores.publisher("portal-api"))
-        if settings.config is not None:
-            once = await issue_one_time_token(ports.access, _fleet(settings).tenant, "sign-in")
-            sys.stdout.write(f"one-time token to sign in with, good for 15 minutes: {once}\n")
-            sys.stdout.flush()
-        await serve(
-            create_app(ports, new_id=new_id),
-            settings.portal_host,
-            settings.portal_port,
-            beyond_loopback=settings.portal_allow_remote,
-            started=lambda url: log.info("portal_api.ready", url=url),
-        )
+        async with _operators_letters(settings, stores) as letters:
+            ports = api_ports(
+                stores.database, stores.bus, stores.publisher("portal-api"), letters=letters
+            )
+            if settings.config is not None:
+                once = await issue_one_time_token(ports.access, _fleet(settings).tenant, "sign-in")
+                sys.stdout.write(f"one-time token to sign in with, good for 15 minutes: {once}\n")
+                sys.stdout.flush()
+            await serve(
+                create_app(ports, new_id=new_id),
+                settings.portal_host,
+                settings.portal_port,
+                beyond_loopback=settings.portal_allow_remote,
+                started=lambda url: log.info("portal_api.ready", url=url),
+            )
 
     await _with_stores(settings, "portal-api", work)
+
+
+@asynccontextmanager
+async def _operators_letters(settings: Settings, stores: Stores) -> AsyncIterator[Letters | None]:
+    """The dead letters as an operator handles them, if the API is given that credential."""
+    if settings.operator_nats_url is None:
+        yield None
+        return
+    bus = await Bus.connect(settings.operator_nats_url, name="portal-api-operator")
+    try:
+        yield replace(stores, bus=bus).letters()
+    finally:
+        await bus.close()
 
 
 async def _gateway(settings: Settings) -> None:

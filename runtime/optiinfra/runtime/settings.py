@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     postgres_url: str | None = Field(default=None, repr=False)
     clickhouse_url: str | None = Field(default=None, repr=False)
     qdrant_url: str | None = Field(default=None, repr=False)
+    operator_nats_url: str | None = Field(default=None, repr=False)
     redis_url: str | None = Field(default=None, repr=False)
     api_url: str | None = None
     token: SecretStr | None = None

@@ -20,10 +20,12 @@ from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.ids import uuid7
 from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.embedded.servers import Addresses
+from optiinfra.storage.letters import Letters
 from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.redis import RegistryCache
 from optiinfra.storage.telemetry import StoredTelemetry
 
+LETTER_TIMEOUT_S = 5.0
 _RANDOM = random.SystemRandom()
 
 
@@ -69,6 +71,11 @@ class Stores:
 
     def publisher(self, source: str) -> Publisher:
         return Publisher(self.bus, source, now, new_id)
+
+    def letters(self) -> Letters:
+        """Dead letters for who is signed in as an operator; a caller waits a few seconds only."""
+        publisher = Publisher(self.bus, "operator", now, new_id, give_up_after_s=LETTER_TIMEOUT_S)
+        return Letters(self.bus, self.database, publisher)
 
 
 def required_addresses(**urls: str | None) -> Addresses:

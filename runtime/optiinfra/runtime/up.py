@@ -60,7 +60,13 @@ from optiinfra.storage.postgres.setup import declare
 
 log = structlog.get_logger()
 
-_ROLES = (BusRole.COORDINATOR, *AGENTS, BusRole.COLLECTOR, BusRole.PORTAL_API)
+_ROLES = (
+    BusRole.COORDINATOR,
+    *AGENTS,
+    BusRole.COLLECTOR,
+    BusRole.PORTAL_API,
+    BusRole.OPERATOR,
+)
 _URLS = ("nats_url", "postgres_url", "clickhouse_url", "qdrant_url", "redis_url")
 _SESSION_S = 30 * 86_400.0
 _SEED_EVERY_S = 2.0
@@ -300,7 +306,12 @@ class _Up:
         token = await self._session_token(tokens)
         (self._home / SESSION).unlink(missing_ok=True)
         portal = stores.acting_as(BusRole.PORTAL_API)
-        ports = api_ports(stores.database, portal.bus, portal.publisher("portal-api"))
+        ports = api_ports(
+            stores.database,
+            portal.bus,
+            portal.publisher("portal-api"),
+            letters=stores.acting_as(BusRole.OPERATOR).letters(),
+        )
         url = await stack.enter_async_context(
             running_api(
                 create_app(ports, new_id=new_id),

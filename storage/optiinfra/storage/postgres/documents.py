@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from optiinfra.events.subjects import BY_PREFIX
 from optiinfra.schemas.errors import NotFound
 from optiinfra.storage.postgres.database import Database
-from optiinfra.storage.postgres.reading import ChangeFilter, EventFilter, Page
+from optiinfra.storage.postgres.reading import ChangeFilter, ConflictFilter, EventFilter, Page
 
 TIMELINE_LIMIT = 5_000
 """More events than any change has; a page of a change never grows without bound."""
@@ -80,6 +81,17 @@ class Documents:
         asked.that("e.at < {}", want.until)
         asked.that("e.position > {}", page.after[0] if page.after else None)
         return await self._list(_EVENTS, asked, page.limit)
+
+    async def conflicts(self, tenant: str, want: ConflictFilter, page: Page) -> list[Document]:
+        """What arbitration decided, the latest first; sort key (position)."""
+        asked = _Asked("e.tenant", tenant)
+        asked.that("e.type = {}", BY_PREFIX["conflict.resolved"].type)
+        asked.that("{} IN (f.change, f.against)", want.change)
+        asked.that("f.verdict = {}", want.verdict)
+        asked.that("f.rule = {}", want.rule)
+        asked.that("e.at >= {}", want.since)
+        asked.that("e.position < {}", page.after[0] if page.after else None)
+        return await self._list(_CONFLICTS, asked, page.limit)
 
     async def recommendation(self, tenant: str, change: str) -> Proposal:
         """Raises `NotFound`, also for what belongs to another tenant."""
@@ -196,6 +208,21 @@ _EVENTS = f"""
 SELECT row_to_json(shown)::text, shown.position FROM (
     SELECT {_EVENT_COLUMNS} FROM event_log e
     WHERE {{where}} ORDER BY e.position LIMIT {{limit}}
+) shown
+"""  # noqa: S608 - of constants
+_PARTY = """
+(SELECT json_build_object('id', {0}, 'title', min(r.body ->> 'title'),
+    'deployment', min(s.deployment), 'state', min(s.state))
+FROM sagas s LEFT JOIN recommendations r ON r.id = s.change_id WHERE s.change_id = {0})
+"""
+_CONFLICTS = f"""
+SELECT row_to_json(shown)::text, shown.position FROM (
+    SELECT e.position, e.event_id AS id, e.at, {_PARTY.format("f.change")} AS change,
+        {_PARTY.format("f.against")} AS against, f.verdict, f.claim, f.rule, f.reason,
+        f.rules_version
+    FROM event_log e, json_to_record(e.body::json) AS f(change text, against text, verdict text,
+        claim text, rule text, reason text, rules_version text)
+    WHERE {{where}} ORDER BY e.position DESC LIMIT {{limit}}
 ) shown
 """  # noqa: S608 - of constants
 _EXECUTIONS = """

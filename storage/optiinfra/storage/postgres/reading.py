@@ -35,6 +35,16 @@ class ChangeFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class ConflictFilter:
+    """Which conflicts; None means "any". `change` stands on either side."""
+
+    change: str | None = None
+    verdict: str | None = None
+    rule: str | None = None
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AuditFilter:
     """Which rows of the audit trail; None means "any"."""
 
