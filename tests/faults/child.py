@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 
 from optiinfra.agents.actuators.port import Traffic
 from optiinfra.agents.actuators.traffic import GatewayTraffic
@@ -77,8 +77,8 @@ class Config:
     """How often each event of the agents is said, under message ids of their own."""
     slow_s: float = 0.0
     """How long the target takes over each launch."""
-    dwell_s: float = 0.0
-    """How long a coordinator stands between writing and committing."""
+    stands: tuple[str, float] = ("", 0.0)
+    """A point at which it stands still whenever it passes, and for how long, s."""
     max_moving: int = 1_000
     """How many changes may be carried out at once."""
     asks: bool = False
@@ -97,7 +97,7 @@ class Config:
     def read(cls, text: str) -> Config:
         told = json.loads(text)
         crash = tuple(told["crash"]) if told["crash"] else None
-        lists = {name: tuple(told[name]) for name in ("deployments", "without")}
+        lists = {name: tuple(told[name]) for name in ("deployments", "stands", "without")}
         return cls(**{**told, **lists, "crash": crash})
 
 
@@ -163,16 +163,10 @@ def traffic_of(config: Config, target: CrashingTarget) -> Traffic:
     return GatewayTraffic(config.gateway, ADMIN_TOKEN) if config.gateway else target
 
 
-def points_of(config: Config) -> Callable[[str], None]:
-    """The coordinator's points: where it dies, and where it only stands for a while."""
-    crash = Crash(*config.crash) if config.crash else Crash()
-
-    def passed(point: str) -> None:
-        crash(point)
-        if point == "written":
-            sleep(config.dwell_s)
-
-    return passed
+def crash_of(config: Config) -> Crash:
+    point, nth = config.crash or (None, 1)
+    stands_at, stands_s = config.stands
+    return Crash(point, nth, stands_at=stands_at, stands_s=stands_s)
 
 
 def clock_of(config: Config) -> Callable[[], datetime]:
@@ -197,14 +191,14 @@ async def coordinate(config: Config) -> None:
                 jitter=jitter,
             ),
             Pace(timers_s=0.1, relay_s=0.5, agents_s=5.0, reconcile_s=1.0, ack_wait_s=ACK_WAIT_S),
-            crash_point=points_of(config),
+            crash_point=crash_of(config),
         )
         await made.run()
 
 
 async def act(config: Config) -> None:
     """All four agents of one instance, each on the bus by itself."""
-    crash = Crash(*config.crash) if config.crash else Crash()
+    crash = crash_of(config)
     bus = await Bus.connect(config.nats_url, name="agents")
     target = CrashingTarget(Path(config.target))
     target.crash, target.slow_s = crash, config.slow_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
@@ -33,13 +34,20 @@ AGENT_POINTS = (
 
 
 class Crash:
-    """Kills this process (SIGKILL) when `point` is passed for the `nth` time."""
+    """Kills this process (SIGKILL) when `point` is passed for the `nth` time, and stands still
+    for a while whenever `stands_at` is."""
 
-    def __init__(self, point: str | None = None, nth: int = 1) -> None:
+    def __init__(
+        self, point: str | None = None, nth: int = 1, *, stands_at: str = "", stands_s: float = 0.0
+    ) -> None:
         self._point = point
         self._left = nth
+        self._stands_at = stands_at
+        self._stands_s = stands_s
 
     def __call__(self, point: str) -> None:
+        if point == self._stands_at:
+            time.sleep(self._stands_s)
         if point == self._point:
             self._left -= 1
             if self._left == 0:

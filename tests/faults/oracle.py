@@ -32,6 +32,11 @@ async def broken_promises(
     return found
 
 
+def names(broken: Sequence[str], what: str) -> bool:
+    """Whether `what` is among the promises that do not hold."""
+    return any(what in one for one in broken)
+
+
 async def _unlike_their_fold(database: Database) -> list[str]:
     async with database.connection() as connection:
         rows = await connection.fetch("SELECT change_id, body FROM sagas")

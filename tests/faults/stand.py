@@ -14,6 +14,8 @@ from optiinfra.events import facts as f
 from optiinfra.events import topology
 from optiinfra.events.bus import Bus
 from optiinfra.events.publish import Publisher
+from optiinfra.events.replay import replay
+from optiinfra.events.subjects import Stream
 from optiinfra.runtime.stores import new_id, now
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.ids import derived_id
@@ -160,8 +162,30 @@ class Stand:
             await self.until("SELECT 1 - count(*) FROM outbox WHERE sent_seq IS NULL", 1, 15)
         except TimeoutError:
             raise AssertionError(await self._told("not settled")) from None
-        broken = await broken_promises(self.database, self.target, self.proposed)
+        broken = await self.broken()
         assert not broken, await self._told("\n".join(broken))
+
+    async def broken(self) -> list[str]:
+        """What the oracle says of all that was proposed."""
+        return await broken_promises(self.database, self.target, self.proposed)
+
+    async def acknowledged(self) -> set[str]:
+        """Ids of what the outbox has said, as far as the broker has acknowledged it."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT event_id FROM outbox WHERE sent_seq IS NOT NULL AND stream = 'CHANGES'"
+            )
+        return {row["event_id"] for row in rows}
+
+    async def said(self) -> set[str]:
+        """Ids of what the stream of changes holds."""
+        return {event.id async for _, event in replay(self.bus, stream=Stream.CHANGES)}
+
+    async def until_scheduled(self, least: int) -> None:
+        """Until the broker holds so many timers."""
+        async with asyncio.timeout(SETTLE_S):
+            while (await self.bus.js.stream_info("TIMERS")).state.messages < least:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
 
     async def all_completed(self) -> None:
         """Settled, and nothing had to be undone."""

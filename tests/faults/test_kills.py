@@ -67,7 +67,7 @@ async def test_two_coordinators_of_which_one_keeps_dying_decide_each_change_once
 
 async def test_two_coordinators_keep_a_limit_together(stand: Stand) -> None:
     """Each stands for a while between writing and committing, to be in the other's way."""
-    roles = [stand.role("coordinator", dwell_s=0.05, max_moving=1) for _ in range(2)]
+    roles = [stand.role("coordinator", stands=("written", 0.05), max_moving=1) for _ in range(2)]
     async with playing(*roles, stand.role("agents")):
         await stand.propose(5)
         await stand.all_completed()
