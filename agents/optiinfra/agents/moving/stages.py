@@ -221,6 +221,7 @@ async def _warm_up(job: Job, canaries: Sequence[Replica]) -> None:
     refused = await asyncio.gather(*(warm_up(one, table.model, job.time_left()) for one in cold))
     for canary, reason in zip(cold, refused, strict=True):
         if reason is not None:
+            await job.require_fence()
             raise StepFailed(f"{canary.id}{await _ended(job, canary)}: {reason}")
 
 
