@@ -33,6 +33,7 @@ from optiinfra.agents.collectors.clouds import (
 from optiinfra.schemas.deployment import Market, Provider, ReplicaState
 from optiinfra.schemas.errors import Denied, Rejected, Unavailable
 from optiinfra.schemas.ids import derived_id
+from optiinfra.serving.engines import VllmConfig
 from tests.cost_stand import FakeActuator, placement
 
 REGION = "us-east-1"
@@ -447,6 +448,37 @@ async def test_full_slots_and_bad_commands_are_refused(tmp_path: Path) -> None:
     async with local(tmp_path, args=("no-such-engine",)) as actuator:
         with pytest.raises(Rejected, match="cannot be run"):
             await actuator.launch(other)
+
+
+async def test_an_engine_is_started_with_the_flags_of_its_configuration_and_so_are_its_successors(
+    tmp_path: Path,
+) -> None:
+    engine = VllmConfig(model="m", max_num_seqs=7, prefix_caching=False)
+    waits = ("/bin/sh", "-c", "while :; do sleep 0.05; done", "{port}", "{engine_arguments}")
+    async with local(tmp_path, args=waits) as actuator:
+        plain = await actuator.launch(spec(Provider.LOCAL))
+        assert await actuator.engine("acme", "chat", plain.replica.id) is None
+        tuned = replace(spec(Provider.LOCAL), token=derived_id("tuned"), engine=engine)
+        first = (await actuator.launch(tuned)).replica
+        words = psutil.Process(int(first.instance.id.removeprefix("local-"))).cmdline()
+        assert words[-3:] == ["--max-num-seqs", "7", "--no-enable-prefix-caching"]
+        like = replace(spec(Provider.LOCAL), token=derived_id("next"), like=first)
+        successor = (await actuator.launch(like)).replica
+        assert await actuator.engine("acme", "chat", successor.id) == engine
+
+
+async def test_a_configuration_that_reaches_no_engine_is_refused(
+    tmp_path: Path, cloud: Any
+) -> None:
+    engine = VllmConfig(model="m", max_num_seqs=8, max_num_batched_tokens=4)
+    async with local(tmp_path) as actuator:
+        with pytest.raises(Rejected, match="takes no configuration"):
+            actuator.require_launchable("m", engine)
+    async with local(tmp_path, args=("x", "{engine_arguments}")) as actuator:
+        with pytest.raises(Rejected, match="would not start"):
+            actuator.require_launchable("m", engine)
+    with pytest.raises(Rejected, match="cannot launch an engine with a configuration"):
+        await aws(cloud).launch(replace(spec(Provider.AWS), engine=engine))
 
 
 async def test_an_unreadable_record_is_named(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from optiinfra.agents.actuators.port import Traffic
 from optiinfra.agents.actuators.traffic import GatewayTraffic
 from optiinfra.agents.base.agent import Agent, Say
 from optiinfra.agents.base.host import AgentHost, Identity, Ports
-from optiinfra.agents.cost.execute import Executor
-from optiinfra.agents.cost.job import Hands
+from optiinfra.agents.cost.execute import SpotMoves
 from optiinfra.agents.cost.policy import CostPolicy
 from optiinfra.agents.cost.pricing import Pricing
+from optiinfra.agents.moving.execute import Executor
+from optiinfra.agents.moving.job import Hands
 from optiinfra.coordinator.process import CoordinatorPorts, Pace
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
@@ -218,12 +219,14 @@ def cast_of(
         traffic=traffic_of(config, target),
         intents=intents,
         pricing=Pricing(Catalogue.load(), {}, clock_of(config)),
-        policy=CostPolicy(),
+        drain_timeout_s=CostPolicy().drain_timeout_s,
         clock=clock_of(config),
         monotonic=monotonic,
         sleep=asyncio.sleep,
     )
-    executor = SABOTAGE.executor(config.without)(deployments_of(config), hands)
+    executor = SABOTAGE.executor(config.without)(
+        deployments_of(config), hands, SpotMoves(CostPolicy())
+    )
     voters = (AgentName.PERFORMANCE, AgentName.RESOURCE, AgentName.APPLICATION)
     return [Executing(executor), *(Judging(name, target) for name in voters)]
 

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from optiinfra.agents.base.host import AgentHost
-from optiinfra.agents.cost.execute import Executor
-from optiinfra.agents.cost.job import Job
+from optiinfra.agents.moving.execute import Executor
+from optiinfra.agents.moving.job import Job
 from optiinfra.coordinator.process import Coordinator, CoordinatorPorts
 from optiinfra.events.consume import Consumer
 from optiinfra.runtime.stores import new_id

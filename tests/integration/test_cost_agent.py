@@ -23,9 +23,9 @@ from optiinfra.agents.collectors.clouds import TAG_ENDPOINT, AwsApi, AwsInstance
 from optiinfra.agents.collectors.interruptions import SqsInterruptions
 from optiinfra.agents.cost.agent import CostAgent
 from optiinfra.agents.cost.graph import Senses
-from optiinfra.agents.cost.job import Hands
 from optiinfra.agents.cost.policy import CostPolicy, RecentChange
 from optiinfra.agents.cost.pricing import Pricing
+from optiinfra.agents.moving.job import Hands
 from optiinfra.events.commands import ExecutionRequested, RollbackRequested
 from optiinfra.events.facts import (
     ChangeCompleted,
@@ -196,7 +196,14 @@ def wire(
     pricing = Pricing(Catalogue.load(), {Provider.AWS: AwsSpot(cloud[0])}, now)
     senses = Senses([DEPLOYMENT], actuators, [cloud[1]], pricing, recent, POLICY, now)
     hands = Hands(
-        actuators, traffic, FakeIntents(), pricing, POLICY, now, time.monotonic, asyncio.sleep
+        actuators,
+        traffic,
+        FakeIntents(),
+        pricing,
+        POLICY.drain_timeout_s,
+        now,
+        time.monotonic,
+        asyncio.sleep,
     )
     return CostAgent(senses, hands, FakeTelemetry())
 

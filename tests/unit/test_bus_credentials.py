@@ -20,7 +20,7 @@ from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.coordinator.process import Coordinator, CoordinatorPorts
 from optiinfra.events import authorization
 from optiinfra.events.bus import Bus
-from optiinfra.events.bus_roles import AGENTS, BusRole, agent_of, inbox_of
+from optiinfra.events.bus_roles import AGENTS, EXECUTORS, BusRole, agent_of, inbox_of
 from optiinfra.events.consume import Consumer
 from optiinfra.events.envelope import Event
 from optiinfra.events.facts import Fact
@@ -43,9 +43,10 @@ def test_no_agent_may_approve_or_command() -> None:
         assert not set(BY_PREFIX[prefix].publishers) & set(AGENTS), prefix
 
 
-def test_who_proposes_does_not_vote_and_who_votes_does_not_execute() -> None:
+def test_the_cost_agent_does_not_vote_and_only_executors_execute() -> None:
     assert not [one for one in says(BusRole.AGENT_COST) if one.startswith("vote.")]
-    for agent in set(AGENTS) - {BusRole.AGENT_COST}:
+    assert EXECUTORS == (BusRole.AGENT_COST, BusRole.AGENT_PERFORMANCE)
+    for agent in set(AGENTS) - set(EXECUTORS):
         assert not [one for one in says(agent) if one.startswith(("execution.", "rollback."))]
     assert says(BusRole.GATEWAY) == ("sample.answer.*.*",)
     assert set(says(BusRole.PORTAL_API)) == {f"{prefix}.*.*" for prefix in DECIDES}

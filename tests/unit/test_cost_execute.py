@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from optiinfra.agents.cost.execute import Executor
-from optiinfra.agents.cost.job import Hands
+from optiinfra.agents.cost.execute import SpotMoves
+from optiinfra.agents.moving.execute import Executor
+from optiinfra.agents.moving.job import Hands
 from optiinfra.events.commands import ExecutionRequested, RollbackRequested
 from optiinfra.events.facts import (
     ExecutionFailed,
@@ -63,12 +64,12 @@ class Stand:
             traffic=self.traffic,
             intents=self.intents,
             pricing=pricing(self.time),
-            policy=POLICY,
+            drain_timeout_s=POLICY.drain_timeout_s,
             clock=self.time.now,
             monotonic=self.time.monotonic,
             sleep=self.time.sleep,
         )
-        self.executor = Executor({("acme", "chat"): self.deployment}, self.hands)
+        self.executor = Executor({("acme", "chat"): self.deployment}, self.hands, SpotMoves(POLICY))
 
     async def say(self, fact: Fact) -> None:
         self.said.append(fact)

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from optiinfra.agents.collectors.interruptions import ReclaimNotice, parse_notice
 from optiinfra.agents.cost.agent import CostAgent
 from optiinfra.agents.cost.graph import Senses
-from optiinfra.agents.cost.job import Hands
 from optiinfra.agents.cost.policy import CostPolicy, RecentChange, machine_kind
+from optiinfra.agents.moving.job import Hands
 from optiinfra.events.commands import ExecutionRequested, RollbackRequested
 from optiinfra.events.facts import (
     ChangeCompleted,
@@ -77,7 +77,7 @@ class Stand:
             traffic=FakeTraffic(replicas),
             intents=FakeIntents(),
             pricing=self.pricing,
-            policy=policy,
+            drain_timeout_s=policy.drain_timeout_s,
             clock=self.time.now,
             monotonic=self.time.monotonic,
             sleep=self.time.sleep,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optiinfra.agents.cost.shares import (
+from optiinfra.agents.moving.shares import (
     carries_traffic,
     draining,
     replicas_needed,

@@ -11,7 +11,7 @@ from optiinfra.schemas.errors import Rejected
 from optiinfra.serving.config_diff import differences, needs_restart
 from optiinfra.serving.engine_rules import Severity
 from optiinfra.serving.engines import EngineConfig, SglangConfig, VllmConfig
-from optiinfra.serving.launch import command, problems
+from optiinfra.serving.launch import arguments, command, problems
 
 
 def vllm(**knobs: Any) -> VllmConfig:
@@ -42,6 +42,16 @@ def test_a_vllm_command_names_the_model_and_each_knob() -> None:
         "--port", "8000", "--max-num-seqs", "256", "--max-num-batched-tokens", "8192",
         "--gpu-memory-utilization", "0.9", "--tensor-parallel-size", "2", "--seed", "7",
     )  # fmt: skip
+
+
+def test_the_arguments_leave_program_weights_name_and_address_to_whoever_has_them() -> None:
+    named = {"served_model_name": "chat", "port": 9, "extra_arguments": ("--seed", "7")}
+    assert arguments(vllm(max_num_seqs=256, **named), "0.10.2") == (
+        "--max-num-seqs", "256", "--seed", "7",
+    )  # fmt: skip
+    assert arguments(sglang(**named), "0.5.10") == ("--enable-metrics", "--seed", "7")
+    with pytest.raises(Rejected, match="would not start"):
+        arguments(vllm(swap_gib=4), "0.20.2")
 
 
 def test_an_sglang_command_exposes_metrics_unless_told_not_to() -> None:

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from optiinfra.runtime.engine_file import declared_engines
+from optiinfra.runtime.engines import start_first
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.fleet_file import load_fleet
 from optiinfra.runtime.wiring import cost_policy
 from optiinfra.schemas.errors import Rejected
+from optiinfra.serving.engines import VllmConfig
+from tests.cost_stand import FakeActuator
 
 LEAST: dict[str, Any] = {
     "clouds": {"aws": {"regions": ["us-east-1"]}},
@@ -132,6 +136,10 @@ MISTAKES: dict[str, tuple[object, str]] = {
         local(start={"replicas": 1}, min_replicas=2),
         "deployments.0 (chat).start.replicas is below min_replicas",
     ),
+    "an engine file that reaches no engine": (
+        local(engine_file="engine.yaml"),
+        "deployments.0 (chat).engine_file has no effect: put {engine_arguments} into",
+    ),
     "two golden sets": (
         {
             **LEAST,
@@ -156,6 +164,25 @@ def test_a_mistake_is_named_with_its_key(tmp_path: Path, case: str) -> None:
     assert told in refused.value.message
     assert "\n" not in refused.value.message
     assert refused.value.hint
+
+
+def test_an_engine_file_is_looked_for_beside_the_file_and_must_be_of_the_same_engine(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "engine.yaml").write_text("engine: vllm\nmodel: m\nmax_num_seqs: 64\n")
+    fleet = load_fleet(written(tmp_path, deployment(engine_file="engine.yaml")))
+    assert declared_engines(fleet) == {"chat": VllmConfig(model="m", max_num_seqs=64)}
+    assert declared_engines(load_fleet(written(tmp_path, LEAST))) == {}
+    other = load_fleet(written(tmp_path, deployment(engine_file="engine.yaml", engine="sglang")))
+    with pytest.raises(Rejected, match="is of vllm, but chat is served by sglang"):
+        declared_engines(other)
+
+
+async def test_first_replicas_are_started_with_what_is_declared(tmp_path: Path) -> None:
+    fleet = load_fleet(written(tmp_path, local(start={"replicas": 1})))
+    actuator, engine = FakeActuator(), VllmConfig(model="m", max_num_seqs=64)
+    await start_first("acme", fleet.deployments[0], actuator, acting=True, engine=engine)
+    assert [spec.engine for spec in actuator.launches] == [engine]
 
 
 def test_a_mistake_inside_a_list_is_told_once(tmp_path: Path) -> None:

@@ -116,11 +116,12 @@ _COORD = (BusRole.COORDINATOR,)
 _PERSON = (BusRole.PORTAL_API, BusRole.COORDINATOR)
 """The portal says it; the coordinator's relay does when the bus was away, and for the policy."""
 _QUALITY = (BusRole.AGENT_APPLICATION,)
+_COST = (BusRole.AGENT_COST,)
 _BURIES = (*_COORD, *AGENTS, BusRole.COLLECTOR, BusRole.OPERATOR)
 _MEASURES = {
     "performance": (BusRole.AGENT_PERFORMANCE,),
     "resource": (BusRole.AGENT_RESOURCE,),
-    "cost": EXECUTORS,
+    "cost": _COST,
     "quality": _QUALITY,
 }
 
@@ -165,7 +166,7 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("gate.closed", f.GateClosed, _CHANGES, _COORD, _change, "the verdict of one look"),
     Subject("quality.assessed", f.QualityAssessed, _CHANGES, _QUALITY, _scope, "the quality baseline was refreshed"),
     Subject("quality.regressed", f.QualityRegressed, _CHANGES, _QUALITY, _change, "alarm: undo at once"),
-    Subject("outcome.recorded", f.OutcomeRecorded, _CHANGES, EXECUTORS, _change, "predicted against realised"),
+    Subject("outcome.recorded", f.OutcomeRecorded, _CHANGES, _COST, _change, "predicted against realised"),
     Subject("agent.registered", f.AgentRegistered, _CHANGES, AGENTS, _agent, "an agent instance joined", ("agent",)),
     Subject("agent.lost", f.AgentLost, _CHANGES, _COORD, _agent, "no heartbeat for 45 s"),
     Subject("agent.heartbeat", f.AgentHeartbeat, None, AGENTS, _agent, "alive; not kept", ("agent",)),

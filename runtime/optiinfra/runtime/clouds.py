@@ -95,4 +95,9 @@ async def _connect_aws(
 
 
 def _engine_command(cloud: LocalCloud) -> EngineCommand:
-    return EngineCommand(args=cloud.command, emulated=cloud.emulated, slots=cloud.slots)
+    return EngineCommand(
+        args=cloud.command,
+        emulated=cloud.emulated,
+        slots=cloud.slots,
+        engine_version=cloud.engine_version,
+    )

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.yaml_file import FileKind, content_of, wrong
 from optiinfra.schemas.deployment import Engine
 from optiinfra.schemas.errors import Rejected, Unavailable
+from optiinfra.schemas.ids import DeploymentId
 from optiinfra.serving.engines import EngineConfig, SglangConfig, VllmConfig
 from optiinfra.serving.flags import disagreements, flag_table
 from optiinfra.serving.manifests import Workload
@@ -29,6 +31,25 @@ def load_engine(path: Path) -> EngineConfig:
         return chosen.model_validate(content)
     except ValidationError as invalid:
         raise wrong(path, _kind(chosen), invalid) from invalid
+
+
+def declared_engines(fleet: Fleet) -> dict[DeploymentId, EngineConfig]:
+    """What the deployments that name an engine file say of it. Raises `Rejected` as `load_engine`.
+
+    Also when the file is of another engine than the deployment's.
+    """
+    found = {}
+    for deployment in fleet.deployments:
+        if deployment.engine_file is not None:
+            config = load_engine(deployment.engine_file)
+            if config.engine is not deployment.engine:
+                raise Rejected(
+                    f"{deployment.engine_file} is of {config.engine.value}, but {deployment.id}"
+                    f" is served by {deployment.engine.value}",
+                    hint="make them agree",
+                )
+            found[deployment.id] = config
+    return found
 
 
 def type_of(engine: str) -> type[EngineConfig]:

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from optiinfra.agents.actuators.local import EngineCommand, EngineRecord, LocalActuator
 from optiinfra.agents.actuators.port import Actuator, LaunchSpec, NoCapacity
-from optiinfra.runtime.fleet import DeploymentConfig, Start
+from optiinfra.runtime.fleet import DeploymentConfig
 from optiinfra.schemas.deployment import Provider, Replica, ReplicaState
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.recommendation import Placement
+from optiinfra.serving.engines import EngineConfig
 
 log = structlog.get_logger()
 
@@ -27,12 +28,18 @@ _GENERATIONS = 1000
 
 
 async def start_first(
-    tenant: str, deployment: DeploymentConfig, actuator: Actuator, *, acting: bool
+    tenant: str,
+    deployment: DeploymentConfig,
+    actuator: Actuator,
+    *,
+    acting: bool,
+    engine: EngineConfig | None = None,
 ) -> int:
     """Launches what `start` asks for as far as it is missing; gives how many were launched.
 
     It fills up only a fleet that nobody has changed: one whose replicas are all first ones. The
-    launches are named, so that a start that was cut off is taken up where it ended.
+    launches are named, so that a start that was cut off is taken up where it ended. `engine` is
+    what they are started with.
     """
     start = deployment.start
     if start is None:
@@ -50,7 +57,7 @@ async def start_first(
         return 0
     missing = start.replicas - len(there)
     for _ in range(missing):
-        await _launch_one(tenant, deployment, start, actuator)
+        await _launch_one(tenant, deployment, actuator, engine)
     return missing
 
 
@@ -60,9 +67,11 @@ def _first_tokens(tenant: str, deployment: DeploymentConfig, there: Sequence[Rep
 
 
 async def _launch_one(
-    tenant: str, deployment: DeploymentConfig, start: Start, actuator: Actuator
+    tenant: str, deployment: DeploymentConfig, actuator: Actuator, engine: EngineConfig | None
 ) -> None:
     """Takes the first name that has not been used: an ended process keeps its name."""
+    start = deployment.start
+    assert start is not None
     placement = Placement(
         provider=Provider.LOCAL,
         instance_type=start.instance_type,
@@ -76,6 +85,7 @@ async def _launch_one(
             model=deployment.model,
             placement=placement,
             token=_token(tenant, deployment.id, number),
+            engine=engine,
         )
         try:
             launched = await actuator.launch(spec)

@@ -60,7 +60,11 @@ class LocalCloud(Value):
     command: tuple[str, ...] = Field(
         min_length=1,
         description="program and arguments; `{host}`, `{port}`, `{model}`, `{replica}`,"
-        " `{deployment}`, `{token}` and `{instance_type}` are filled in",
+        " `{deployment}`, `{token}` and `{instance_type}` are filled in, and the argument"
+        " `{engine_arguments}` becomes the flags of the engine's configuration",
+    )
+    engine_version: str | None = Field(
+        default=None, description="of the engine, for its flags; the newest when left out"
     )
     emulated: bool = Field(default=False, description="the command starts an engine emulator")
     slots: int = Field(default=16, ge=1, description="how many engines fit on this machine")
@@ -177,6 +181,11 @@ class DeploymentConfig(Value):
     golden: Path | None = Field(
         default=None, description="JSON lines of prompts and answers; relative to this file"
     )
+    engine_file: Path | None = Field(
+        default=None,
+        description="what its engines are started with, as `optiinfra engine show` reads it;"
+        " relative to this file",
+    )
     start: Start | None = Field(default=None, description="first replicas on the local cloud")
 
     @field_validator("perf_card")
@@ -223,6 +232,7 @@ class Fleet(Value):
             where = f"deployments.{number} ({deployment.id})"
             self._check_provider(where, deployment)
             _check_start(where, deployment)
+            self._check_engine_file(where, deployment)
         if len({one.golden for one in self.deployments if one.golden is not None}) > 1:
             raise ValueError("the deployments name more than one golden set; name one for all")
         return self
@@ -238,6 +248,16 @@ class Fleet(Value):
             raise ValueError(
                 f"{where}.provider is {provider!r}, but the file has no clouds.{provider};"
                 " add it, or name another provider"
+            )
+
+    def _check_engine_file(self, where: str, deployment: DeploymentConfig) -> None:
+        local = self.clouds.local if deployment.provider is Provider.LOCAL else None
+        if deployment.engine_file is None or local is None:
+            return
+        if "{engine_arguments}" not in local.command:
+            raise ValueError(
+                f"{where}.engine_file has no effect: put {{engine_arguments}} into"
+                " clouds.local.command, where its flags are to stand"
             )
 
     @property
@@ -291,7 +311,13 @@ def as_fleet(content: dict[str, Any], folder: Path) -> Fleet:
     """
     fleet = Fleet.model_validate(content)
     placed = tuple(
-        one.model_copy(update={"golden": folder / one.golden}) if one.golden else one
+        one.model_copy(
+            update={
+                name: folder / path
+                for name in ("golden", "engine_file")
+                if (path := getattr(one, name)) is not None
+            }
+        )
         for one in fleet.deployments
     )
     policy = folder / fleet.policy if fleet.policy else None

@@ -28,6 +28,7 @@ from optiinfra.portal_api.server import running_api
 from optiinfra.runtime import up_record
 from optiinfra.runtime.clouds import WholeFleet, engines_dir
 from optiinfra.runtime.control import collector, coordinator, remembering
+from optiinfra.runtime.engine_file import declared_engines
 from optiinfra.runtime.engines import end_engines, start_first
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.fleet_file import load_governed, watched_policy
@@ -267,10 +268,17 @@ class _Up:
         fleet, actuators = self._fleet, (await wiring.clouds()).actuators
         await require_clouds(fleet, actuators)
         local: Actuator | None = actuators.get(Provider.LOCAL)
+        engines = declared_engines(fleet)
         for deployment in fleet.deployments:
             if local is not None:
                 with about("clouds.local.command"):
-                    await start_first(fleet.tenant, deployment, local, acting=fleet.mode == "act")
+                    await start_first(
+                        fleet.tenant,
+                        deployment,
+                        local,
+                        acting=fleet.mode == "act",
+                        engine=engines.get(deployment.id),
+                    )
         await declare(stores.database, fleet.tenant, tuple(wiring.deployments.values()))
 
     async def _roles(

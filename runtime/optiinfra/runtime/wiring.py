@@ -9,9 +9,11 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import structlog
 
-from optiinfra.agents.actuators.port import Traffic
+from optiinfra.agents.actuators.local import LocalActuator
+from optiinfra.agents.actuators.port import Configurable, Traffic
 from optiinfra.agents.application.agent import ApplicationAgent
 from optiinfra.agents.application.golden import GoldenRunner, load_golden
 from optiinfra.agents.application.policy import ApplicationPolicy
@@ -23,11 +25,14 @@ from optiinfra.agents.collectors.nvml import GpuCollector
 from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.cost.agent import CostAgent
 from optiinfra.agents.cost.graph import Senses as CostSenses
-from optiinfra.agents.cost.job import Hands
 from optiinfra.agents.cost.policy import CostPolicy, RecentChange
 from optiinfra.agents.cost.pricing import Pricing
 from optiinfra.agents.memory import OutcomeMemory
+from optiinfra.agents.moving.execute import Executor
+from optiinfra.agents.moving.job import Hands
+from optiinfra.agents.moving.warm_up import CompletionWarmUp, WarmUp
 from optiinfra.agents.performance.agent import PerformanceAgent
+from optiinfra.agents.performance.execute import EngineMoves
 from optiinfra.agents.performance.policy import PerformancePolicy
 from optiinfra.agents.resource.agent import ResourceAgent
 from optiinfra.agents.resource.forecast import ForecastPolicy
@@ -35,9 +40,11 @@ from optiinfra.agents.resource.policy import ResourcePolicy
 from optiinfra.agents.resource.sense import Machine
 from optiinfra.events.bus_roles import BusRole
 from optiinfra.runtime.clouds import Clouds, WholeFleet, connect_clouds, http_client
+from optiinfra.runtime.engine_file import declared_engines
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.stores import Stores, instance_name, jitter, new_id, now, version
 from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.deployment import Provider
 from optiinfra.schemas.recommendation import RolloutPlan, StagePlan
 from optiinfra.schemas.vote import AgentName
 from optiinfra.serving.cards import load_card
@@ -119,7 +126,7 @@ class Wiring:
 
     async def _cost(self) -> CostAgent:
         clouds, policy = await self.clouds(), cost_policy(self._fleet)
-        pricing = Pricing(Catalogue.load(), clouds.spot, now, refresh=timedelta(seconds=60))
+        pricing = _pricing(clouds)
         senses = CostSenses(
             deployments=tuple(self.deployments.values()),
             actuators=clouds.actuators,
@@ -129,22 +136,39 @@ class Wiring:
             policy=policy,
             clock=now,
         )
-        hands = Hands(
+        return CostAgent(
+            senses,
+            self._hands(clouds, pricing),
+            self._stores.telemetry,
+            memory=self._memory,
+            sense_every_s=self._fleet.timing.sense_every_s,
+        )
+
+    def _hands(self, clouds: Clouds, pricing: Pricing, warm_up: WarmUp | None = None) -> Hands:
+        return Hands(
             actuators=clouds.actuators,
             traffic=self._traffic,
             intents=ExecutionLog(self._stores.database),
             pricing=pricing,
-            policy=policy,
+            drain_timeout_s=self._fleet.timing.drain_timeout_s,
             clock=now,
             monotonic=time.monotonic,
             sleep=asyncio.sleep,
+            warm_up=warm_up,
         )
-        return CostAgent(
-            senses,
-            hands,
-            self._stores.telemetry,
-            memory=self._memory,
-            sense_every_s=self._fleet.timing.sense_every_s,
+
+    def _tuner(self, clouds: Clouds, http: httpx.AsyncClient) -> Executor:
+        """Carries the performance agent's changes out, on the clouds that can."""
+        configurable: dict[Provider, Configurable] = {
+            provider: actuator
+            for provider, actuator in clouds.actuators.items()
+            if isinstance(actuator, LocalActuator)
+        }
+        moves = EngineMoves(self.deployments, configurable, declared_engines(self._fleet))
+        return Executor(
+            {(one.tenant, one.id): one for one in self.deployments.values()},
+            self._hands(clouds, _pricing(clouds), CompletionWarmUp(http)),
+            moves,
         )
 
     async def _performance(self) -> PerformanceAgent:
@@ -162,6 +186,7 @@ class Wiring:
                 vote_window_s=timing.window_s,
                 min_samples=timing.min_gate_samples,
             ),
+            executor=self._tuner(clouds, http),
         )
 
     async def _resource(self) -> ResourceAgent:
@@ -211,6 +236,10 @@ class Wiring:
             for deployment in self.deployments.values()
             if deployment.perf_card is not None
         }
+
+
+def _pricing(clouds: Clouds) -> Pricing:
+    return Pricing(Catalogue.load(), clouds.spot, now, refresh=timedelta(seconds=60))
 
 
 def cost_policy(fleet: Fleet) -> CostPolicy:

@@ -28,8 +28,27 @@ def problems(config: EngineConfig, version: str | None) -> tuple[Problem, ...]:
     )
 
 
+_NAME_AND_ADDRESS = ("model", "served_model_name", "host", "port")
+
+
 def command(config: EngineConfig, version: str | None) -> tuple[str, ...]:
     """Program and arguments, one word each. Raises `Rejected` where the engine would refuse it."""
+    _require_startable(config, version)
+    words = _words(config, config.knobs(), version)
+    return (*flag_table(config.engine).command, *words)
+
+
+def arguments(config: EngineConfig, version: str | None) -> tuple[str, ...]:
+    """The words of `command` for one who names program, weights and address himself.
+
+    Raises `Rejected` as `command` does.
+    """
+    _require_startable(config, version)
+    knobs = {name: value for name, value in config.knobs().items() if name not in _NAME_AND_ADDRESS}
+    return _words(config, knobs, version)
+
+
+def _require_startable(config: EngineConfig, version: str | None) -> None:
     refused = [p for p in problems(config, version) if p.severity is Severity.REFUSED]
     if refused:
         raise Rejected(
@@ -37,9 +56,12 @@ def command(config: EngineConfig, version: str | None) -> tuple[str, ...]:
             + "; ".join(one.reason for one in refused),
             hint=f"change {', '.join(dict.fromkeys(k for one in refused for k in one.knobs))}",
         )
-    table, parsed, knobs = flag_table(config.engine), parse_version(version), config.knobs()
-    words: list[str] = [*table.command]
-    for flag in table.flags:
+
+
+def _words(config: EngineConfig, knobs: Mapping[str, Any], version: str | None) -> tuple[str, ...]:
+    parsed = parse_version(version)
+    words: list[str] = []
+    for flag in flag_table(config.engine).flags:
         if flag.covers(parsed):
             words += _written(flag, knobs)
     return (*words, *config.extra_arguments)

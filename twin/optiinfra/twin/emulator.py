@@ -171,7 +171,9 @@ def _arguments(argv: Sequence[str] | None) -> tuple[EmulatorConfig, Path | None]
     parser.add_argument("--max-num-batched-tokens", type=int, default=engine.max_num_batched_tokens)
     parser.add_argument("--max-model-len", type=int, default=engine.max_model_len)
     parser.add_argument("--kv-tokens", type=int, help="KV capacity, instead of the card's")
-    parser.add_argument("--no-enable-prefix-caching", action="store_true")
+    parser.add_argument(
+        "--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True
+    )
     parser.add_argument("--defect", default="{}", help="JSON, as POST /emulator/defect takes it")
     parser.add_argument("--announce", type=Path, help="file to write the bound port to")
     given = parser.parse_args(argv)
@@ -188,7 +190,7 @@ def _config(given: argparse.Namespace) -> EmulatorConfig:
         max_num_batched_tokens=given.max_num_batched_tokens,
         max_model_len=given.max_model_len,
         kv_tokens=given.kv_tokens,
-        enable_prefix_caching=not given.no_enable_prefix_caching,
+        enable_prefix_caching=given.enable_prefix_caching,
     )
     return EmulatorConfig(
         card=given.card,

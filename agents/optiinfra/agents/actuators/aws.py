@@ -13,10 +13,10 @@ import structlog
 from botocore.exceptions import ClientError
 
 from optiinfra.agents.actuators.health import probed
-from optiinfra.agents.actuators.port import Launched, LaunchSpec, NoCapacity
+from optiinfra.agents.actuators.port import Launched, LaunchSpec, NoCapacity, replica_name
 from optiinfra.schemas.deployment import Market, Provider, Replica
 from optiinfra.schemas.errors import Rejected, Unavailable
-from optiinfra.schemas.ids import derived_id, token
+from optiinfra.schemas.ids import derived_id
 
 NO_CAPACITY_CODES = frozenset(
     {
@@ -120,6 +120,11 @@ class AwsActuator:
         """As the port says. A machine of this token that has ended is returned as stopped."""
         if spec.placement.provider is not Provider.AWS:
             raise Rejected(f"the AWS actuator cannot launch on {spec.placement.provider}")
+        if spec.engine is not None:
+            raise Rejected(
+                "the AWS actuator cannot launch an engine with a configuration",
+                hint="its machines start the engine by their own start-up script",
+            )
         lock = self._locks.setdefault(spec.token, asyncio.Lock())
         async with lock:
             found = await self._by_token(spec)
@@ -316,7 +321,7 @@ def _request(
 
 def _tags(spec: LaunchSpec) -> dict[str, str]:
     """Ours cannot be overwritten by those of the caller."""
-    name = replica_name(spec)
+    name = replica_name(spec.deployment, spec.token)
     return {
         "Name": name,
         **spec.tags,
@@ -327,11 +332,6 @@ def _tags(spec: LaunchSpec) -> dict[str, str]:
         "optiinfra:model": spec.model,
         "optiinfra:created-by": "optiinfra",
     }
-
-
-def replica_name(spec: LaunchSpec) -> str:
-    """The replica's id, the same for the same launch token."""
-    return token(f"{spec.deployment[:50]}-{derived_id(spec.token)[:8]}")
 
 
 def _refusal(spec: LaunchSpec, zone: str, error: ClientError) -> str:

@@ -15,23 +15,27 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Annotated
 
 import httpx
 import psutil
 import structlog
-from pydantic import AwareDatetime, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 
 from optiinfra.agents.actuators.health import probed
-from optiinfra.agents.actuators.port import Launched, LaunchSpec, NoCapacity
+from optiinfra.agents.actuators.port import Launched, LaunchSpec, NoCapacity, replica_name
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import Instance, Provider, Replica, ReplicaState
 from optiinfra.schemas.errors import Rejected, Unavailable
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.recommendation import Placement
+from optiinfra.serving.engines import EngineConfig
+from optiinfra.serving.launch import arguments
 
 _CLAIM = 'set -C; echo "$$" > "$0" || exit 75; exec "$@"'
 """The child writes its own pid before it becomes the engine, and only the first child can: so a
 launcher that dies in between leaves either nothing or a process that is found again."""
+ENGINE_ARGUMENTS = "{engine_arguments}"
 _POLL_S = 0.02
 _log = structlog.get_logger()
 
@@ -41,6 +45,8 @@ class EngineCommand:
     """How to start an engine; `{port}`, `{host}`, `{model}`, `{replica}`, `{deployment}`, `{token}`
     and `{instance_type}` are filled into each argument.
 
+    An argument `{engine_arguments}` becomes the flags of the configuration that a launch comes
+    with, as `engine_version` has them; program, model and address stand in the command itself.
     `models` gives other arguments to some of the models. `slots` is how many engines fit here.
     """
 
@@ -50,8 +56,32 @@ class EngineCommand:
     emulated: bool = False
     slots: int = 16
     host: str = "127.0.0.1"
+    engine_version: str | None = None
 
-    def filled(self, spec: LaunchSpec, replica: str, port: int) -> list[str]:
+    def filled(
+        self, spec: LaunchSpec, replica: str, port: int, engine: EngineConfig | None
+    ) -> list[str]:
+        """Program and arguments. Raises `Rejected` for what cannot be started."""
+        flags = self.flags(spec.model, engine) if engine is not None else ()
+        words: list[str] = []
+        for arg in self._args(spec.model):
+            words += flags if arg == ENGINE_ARGUMENTS else [self._word(arg, spec, replica, port)]
+        return words
+
+    def flags(self, model: str, engine: EngineConfig) -> tuple[str, ...]:
+        """What `{engine_arguments}` becomes. Raises `Rejected` when it is not there to become it,
+        or when the engine would refuse it."""
+        if ENGINE_ARGUMENTS not in self._args(model):
+            raise Rejected(
+                f"the engine command takes no configuration: it has no {ENGINE_ARGUMENTS}",
+                hint=f"put {ENGINE_ARGUMENTS} into clouds.local.command, in place of such flags",
+            )
+        return arguments(engine, self.engine_version)
+
+    def _args(self, model: str) -> Sequence[str]:
+        return self.models.get(model, self.args)
+
+    def _word(self, arg: str, spec: LaunchSpec, replica: str, port: int) -> str:
         values = {
             "port": str(port),
             "host": self.host,
@@ -62,7 +92,7 @@ class EngineCommand:
             "instance_type": spec.placement.instance_type,
         }
         try:
-            return [arg.format(**values) for arg in self.models.get(spec.model, self.args)]
+            return arg.format(**values)
         except (KeyError, IndexError, ValueError) as error:
             raise Rejected(
                 f"the engine command has a bad placeholder: {error!r}",
@@ -79,6 +109,7 @@ class EngineRecord(Value):
     token: str
     port: int
     placement: Placement
+    engine: Annotated[EngineConfig, Field(discriminator="engine")] | None = None
     launched_at: AwareDatetime
 
 
@@ -151,10 +182,17 @@ class LocalActuator:
             if ours and self._process(record) is None:
                 shutil.rmtree(self._home(record.token))
 
+    def require_launchable(self, model: str, engine: EngineConfig) -> None:
+        self._command.flags(model, engine)
+
+    async def engine(self, tenant: str, deployment: str, replica_id: str) -> EngineConfig | None:
+        record = self._find(tenant, deployment, replica_id)
+        return record.engine if record else None
+
     async def _start(self, spec: LaunchSpec) -> None:
         home = self._home(spec.token)
         record = self._recorded(home, spec)
-        args = self._command.filled(spec, record.replica, record.port)
+        args = self._command.filled(spec, record.replica, record.port, record.engine)
         if shutil.which(args[0]) is None:
             raise Rejected(f"{args[0]!r} cannot be run", hint="check the engine command")
         args = ["env", *(f"{name}={value}" for name, value in self._command.env.items()), *args]
@@ -177,10 +215,11 @@ class LocalActuator:
         record = EngineRecord(
             tenant=spec.tenant,
             deployment=spec.deployment,
-            replica=f"{spec.deployment[:50]}-{derived_id(spec.token)[:8]}",
+            replica=replica_name(spec.deployment, spec.token),
             token=spec.token,
             port=_free_port(self._command.host),
             placement=spec.placement,
+            engine=spec.engine or self._engine_like(spec),
             launched_at=self._clock(),
         )
         with NamedTemporaryFile("w", dir=home, suffix=".partial") as partial:
@@ -189,6 +228,13 @@ class LocalActuator:
             with suppress(FileExistsError):
                 os.link(partial.name, home / "engine.json")
         return self._read(home) or record
+
+    def _engine_like(self, spec: LaunchSpec) -> EngineConfig | None:
+        """A tuned replica's successor stays tuned, also on a machine of another kind."""
+        if spec.like is None:
+            return None
+        record = self._find(spec.tenant, spec.deployment, spec.like.id)
+        return record.engine if record else None
 
     def _note_birth(self, home: Path) -> None:
         pid = _pid(home)

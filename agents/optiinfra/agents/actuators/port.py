@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from optiinfra.schemas.deployment import Market, Replica
+from optiinfra.schemas.ids import derived_id, token
 from optiinfra.schemas.recommendation import Placement
 from optiinfra.schemas.routing import Backend, RouteStatus, RouteTable
+from optiinfra.serving.engines import EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,15 @@ class LaunchSpec:
     placement: Placement
     token: str
     like: Replica | None = None
-    """A replica whose image, network and start-up script are taken over."""
+    """A replica whose image, network and start-up script (or configuration) are taken over."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    engine: EngineConfig | None = None
+    """What the engine is started with; None leaves that to the actuator."""
+
+
+def replica_name(deployment: str, launch_token: str) -> str:
+    """The id of the replica of a launch, the same whenever the launch is."""
+    return token(f"{deployment[:50]}-{derived_id(launch_token)[:8]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,18 @@ class Actuator(Protocol):
 
     async def terminate(self, tenant: str, deployment: str, replica_id: str) -> bool:
         """Takes the replica away for good; False when it was gone before."""
+        ...
+
+
+class Configurable(Protocol):
+    """An actuator that starts engines with a configuration that it is given."""
+
+    def require_launchable(self, model: str, engine: EngineConfig) -> None:
+        """Raises `Rejected` when a replica that serves `model` cannot be launched with `engine`."""
+        ...
+
+    async def engine(self, tenant: str, deployment: str, replica_id: str) -> EngineConfig | None:
+        """What a replica was launched with; None for one that was launched without."""
         ...
 
 

@@ -8,12 +8,13 @@ import structlog
 
 from optiinfra.agents.base.agent import Say
 from optiinfra.agents.base.readings import Telemetry
-from optiinfra.agents.cost.execute import Executor
+from optiinfra.agents.cost.execute import SpotMoves
 from optiinfra.agents.cost.experience import with_experience
 from optiinfra.agents.cost.graph import Senses, build
-from optiinfra.agents.cost.job import Hands
 from optiinfra.agents.cost.outcome import outcome
 from optiinfra.agents.memory import OutcomeMemory
+from optiinfra.agents.moving.execute import Executor
+from optiinfra.agents.moving.job import Hands
 from optiinfra.events.commands import ExecutionRequested, RollbackRequested
 from optiinfra.events.envelope import Event
 from optiinfra.events.facts import ChangeCompleted, ChangeRolledBack, Fact, RecommendationProposed
@@ -41,7 +42,7 @@ class CostAgent:
         self._memory = memory
         self._sense_every_s = sense_every_s
         self._deployments = {(d.tenant, d.id): d for d in senses.deployments}
-        self._executor = Executor(self._deployments, hands)
+        self._executor = Executor(self._deployments, hands, SpotMoves(senses.policy))
 
     @property
     def name(self) -> AgentName:

@@ -1,193 +1,48 @@
-"""Answers execution and rollback commands: at most once a step, converging on what is read back."""
+"""The moves that the cost agent carries out: replicas to spot, and out of the way of a reclaim."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import structlog
-
-from optiinfra.agents.base.agent import Say
-from optiinfra.agents.cost.job import Captured, Hands, Job, OutOfDate, StepFailed
-from optiinfra.agents.cost.stages import Staged, apply, finish
-from optiinfra.agents.cost.undo import undo
-from optiinfra.events.commands import ExecutionRequested, RollbackRequested
-from optiinfra.events.facts import (
-    ExecutionFailed,
-    ExecutionStaged,
-    ExecutionStarted,
-    Fact,
-    RollbackCompleted,
-)
-from optiinfra.schemas.deployment import Deployment
-from optiinfra.schemas.errors import Conflict, Rejected
-from optiinfra.schemas.execution import Intent
+from optiinfra.agents.cost.policy import CostPolicy
+from optiinfra.agents.moving.move import Captured, Engines, Move, Reclaim
+from optiinfra.schemas.deployment import Replica
+from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.recommendation import Recommendation, SpotMigration, SpotReplacement
-from optiinfra.schemas.rollout import Step, StepKind, StepResult
-from optiinfra.schemas.telemetry import Known
 from optiinfra.schemas.vote import AgentName
 
-_UNDO = Step(kind=StepKind.ROLLBACK, stage=0, share=0.0)
-_log = structlog.get_logger()
+_GENERATIONS = 3
+"""Spot machines may be taken away before they serve."""
 
 
-class Executor:
-    """The cost agent's hands; it acts only on deployments that were switched to acting."""
+class SpotMoves:
+    """Implements `Moves`."""
 
-    def __init__(self, deployments: Mapping[tuple[str, str], Deployment], hands: Hands) -> None:
-        self._deployments = deployments
-        self._hands = hands
+    executor = AgentName.COST
 
-    async def execute(
-        self, command: ExecutionRequested, budget_s: float, say: Say
-    ) -> Sequence[Fact]:
-        """The result of a step. `budget_s` is the time until its deadline, s.
+    def __init__(self, policy: CostPolicy) -> None:
+        self._policy = policy
 
-        Empty when the command is for another executor or out of date. Raises `Unavailable` when a
-        port cannot be reached.
-        """
-        if command.executor is not AgentName.COST:
-            return []
-        refusal = self._refusal(command.recommendation)
-        if refusal is not None:
-            return [_failed(command, refusal)]
-        stop_at = self._hands.monotonic() + budget_s
-        try:
-            captured = await self._captured(command.recommendation)
-            intent = await self._begin(command, captured)
-            if intent.result is not None:
-                return [_repeated(command, intent.result)]
-            if not intent.captured:
-                raise StepFailed("the change was rolled back before this step")
-            await say(
-                ExecutionStarted(
-                    change=command.change,
-                    step=command.step,
-                    fence=command.fence,
-                    executor=AgentName.COST,
-                )
-            )
-            kept = Captured.model_validate(intent.captured)
-            job = self._job(command, command.step, stop_at, kept)
-            done = await (finish(job) if command.step.kind is StepKind.FINISH else apply(job))
-            return [await self._staged(job, done)]
-        except OutOfDate as error:
-            _log.info("execution.out_of_date", change=command.change, reason=str(error))
-            return []
-        except (StepFailed, Rejected) as error:
-            _log.warning("execution.failed", change=command.change, reason=str(error))
-            return [_failed(command, str(error))]
+    def refusal(self, recommendation: Recommendation) -> str | None:
+        if isinstance(recommendation.spec, SpotMigration | SpotReplacement):
+            return None
+        return f"the cost agent cannot execute {recommendation.spec.kind}"
 
-    async def roll_back(self, command: RollbackRequested, budget_s: float) -> Sequence[Fact]:
-        """Undoes all steps; also on a deployment that has been switched to observing since."""
-        if command.executor is not AgentName.COST:
-            return []
-        stop_at = self._hands.monotonic() + budget_s
-        found = await self._hands.intents.captured(command.change) or {}
-        try:
-            intent = await self._hands.intents.begin(command.change, _UNDO, command.fence, found)
-        except Conflict as error:
-            _log.info("rollback.out_of_date", change=command.change, reason=str(error))
-            return []
-        if intent.result is not None:
-            return [_undone(command, True, str(intent.result["detail"]))]
-        if not intent.captured:
-            return [_undone(command, True, "no step had begun, so nothing was changed")]
-        job = self._job(command, _UNDO, stop_at, Captured.model_validate(intent.captured))
-        try:
-            proved, detail = await undo(job)
-        except OutOfDate as error:
-            _log.info("rollback.out_of_date", change=command.change, reason=str(error))
-            return []
-        if proved:
-            await self._hands.intents.finish(command.change, _UNDO, {"detail": detail})
-        return [_undone(command, proved, detail)]
-
-    def _refusal(self, recommendation: Recommendation) -> str | None:
-        deployment = self._deployments.get((recommendation.tenant, recommendation.deployment))
-        if deployment is None:
-            return f"deployment {recommendation.deployment} is not configured here"
-        if not deployment.acting:
-            return "observe-only: acting is switched off for this deployment"
-        if not isinstance(recommendation.spec, SpotMigration | SpotReplacement):
-            return f"the cost agent cannot execute {recommendation.spec.kind}"
-        return None
-
-    async def _captured(self, recommendation: Recommendation) -> dict[str, object]:
-        """The target as it is, unless a step of the change has captured it before."""
-        kept = await self._hands.intents.captured(recommendation.id)
-        if kept:
-            return kept
-        tenant, deployment = recommendation.tenant, recommendation.deployment
-        fleet = await self._hands.fleet(tenant, deployment)
-        status = await self._hands.traffic.status(tenant, deployment)
-        replicas = tuple(fleet[name] for name in sorted(fleet))
-        return Captured(
-            recommendation=recommendation,
-            table=status.table,
-            replicas=replicas,
-            spend=await self._hands.pricing.spend(replicas),
-            at=self._hands.clock(),
-        ).model_dump(mode="json")
-
-    async def _begin(self, command: ExecutionRequested, captured: dict[str, object]) -> Intent:
-        try:
-            return await self._hands.intents.begin(
-                command.change, command.step, command.fence, captured
-            )
-        except Conflict as error:
-            raise OutOfDate(str(error)) from error
-
-    def _job(
+    async def engines(
         self,
-        command: ExecutionRequested | RollbackRequested,
-        step: Step,
-        stop_at: float,
-        captured: Captured,
-    ) -> Job:
-        spec = command.recommendation.spec
+        recommendation: Recommendation,  # noqa: ARG002
+        replicas: Sequence[Replica],  # noqa: ARG002
+    ) -> Engines:
+        """The engine stays as it is."""
+        return {}
+
+    def move(self, captured: Captured) -> Move:
+        """Every replica goes to the same place."""
+        spec = captured.recommendation.spec
         if not isinstance(spec, SpotMigration | SpotReplacement):
-            raise Rejected(f"the cost agent cannot undo {spec.kind}")
-        return Job(
-            hands=self._hands,
-            recommendation=command.recommendation,
-            spec=spec,
-            step=step,
-            fence=command.fence,
-            stop_at=stop_at,
-            captured=captured,
-        )
-
-    async def _staged(self, job: Job, done: Staged) -> ExecutionStaged:
-        fleet = await job.fleet()
-        spend = await self._hands.pricing.spend(list(fleet.values()))
-        result = StepResult(
-            step=job.step,
-            fence=job.fence,
-            arms=done.arms,
-            applied=done.applied,
-            usd_per_hour=spend.value if isinstance(spend, Known) else None,
-            detail=done.detail,
-            at=self._hands.clock(),
-        )
-        await job.require_fence()
-        await self._hands.intents.finish(job.change, job.step, result.model_dump(mode="json"))
-        return ExecutionStaged(change=job.change, result=result)
-
-
-def _repeated(command: ExecutionRequested, result: dict[str, object]) -> ExecutionStaged:
-    """The result that stands, under the fence of the command that asks again."""
-    stood = StepResult.model_validate(result)
-    fresh = {"applied": False, "fence": command.fence}
-    return ExecutionStaged(change=command.change, result=stood.model_copy(update=fresh))
-
-
-def _failed(command: ExecutionRequested, reason: str) -> ExecutionFailed:
-    return ExecutionFailed(
-        change=command.change, step=command.step, fence=command.fence, reason=reason
-    )
-
-
-def _undone(command: RollbackRequested, proved: bool, detail: str) -> RollbackCompleted:  # noqa: FBT001
-    return RollbackCompleted(
-        change=command.change, fence=command.fence, proved=proved, detail=detail
-    )
+            raise Rejected(f"the cost agent cannot execute {spec.kind}")
+        reclaim = None
+        if isinstance(spec, SpotReplacement):
+            reclaim = Reclaim(spec.reclaim_at, self._policy.reclaim_drain_lead_s)
+        to = dict.fromkeys(spec.replicas, spec.to)
+        return Move(spec.replicas, to, _GENERATIONS, reclaim=reclaim)

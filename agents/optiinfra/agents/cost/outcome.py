@@ -8,7 +8,8 @@ from statistics import fmean, pstdev
 
 from optiinfra.agents.base.readings import Telemetry
 from optiinfra.agents.collectors.stored import LATENCIES, stored_window
-from optiinfra.agents.cost.job import Captured, Hands
+from optiinfra.agents.moving.job import Hands
+from optiinfra.agents.moving.move import Captured
 from optiinfra.events.facts import OutcomeRecorded
 from optiinfra.schemas.answers import ANSWER_SCORE
 from optiinfra.schemas.change import ChangeState
@@ -17,6 +18,7 @@ from optiinfra.schemas.money import HOURS_PER_MONTH
 from optiinfra.schemas.outcome import Outcome
 from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unknown, UnknownReason
+from optiinfra.schemas.vote import AgentName
 
 _WINDOW = timedelta(minutes=5)
 _STALE_S = 60.0
@@ -36,7 +38,7 @@ async def outcome(
     730 h a month; unknown when either is.
     """
     kept = await hands.intents.captured(change)
-    if not kept or kept.get("executor") != "cost":
+    if not kept or kept.get("executor") != AgentName.COST:
         return None
     before = Captured.model_validate(kept)
     proposal, now = before.recommendation, hands.clock()

@@ -1,4 +1,4 @@
-"""The performance agent: scrapes engines, votes on and gates changes by the latency objectives."""
+"""The performance agent: scrapes engines, votes, gates by the latency objectives, and tunes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from optiinfra.agents.base.agent import Clock, Say
 from optiinfra.agents.base.readings import Telemetry
 from optiinfra.agents.collectors.fleet import ReplicaSource
 from optiinfra.agents.collectors.scrape import EngineScraper
+from optiinfra.agents.moving.execute import Executor
 from optiinfra.agents.performance.assess import Assessment
 from optiinfra.agents.performance.gate_policy import GateJudgement
 from optiinfra.agents.performance.graph import PerformanceGraphs
 from optiinfra.agents.performance.policy import Judgement, PerformancePolicy
 from optiinfra.agents.performance.sense import Sensing
-from optiinfra.events.commands import GateRequested, VoteRequested
+from optiinfra.events.commands import (
+    ExecutionRequested,
+    GateRequested,
+    RollbackRequested,
+    VoteRequested,
+)
 from optiinfra.events.envelope import Event
 from optiinfra.events.facts import Fact, GateAnswered, VoteCast
 from optiinfra.schemas.deployment import Deployment
@@ -30,11 +36,10 @@ class PerformanceAgent:
     """Implements `Agent`.
 
     `models` has the load model of each deployment that has a perf card; without one it abstains.
+    Without an `executor` it carries nothing out.
     """
 
     name = AgentName.PERFORMANCE
-    capabilities: tuple[str, ...] = ("vote", "gate", "sense:performance")
-    hears: tuple[str, ...] = ("vote.requested", "gate.requested")
 
     def __init__(
         self,
@@ -46,15 +51,27 @@ class PerformanceAgent:
         models: Mapping[str, LoadModel],
         clock: Clock,
         policy: PerformancePolicy | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self._policy = policy or PerformancePolicy()
         self._deployments = deployments
         self._clock = clock
+        self._executor = executor
         self._graphs = PerformanceGraphs(
             Sensing(deployments, replicas, scraper, clock),
             Assessment(replicas, telemetry, models, clock, self._policy),
             self._policy,
         )
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        executes = ("execute:batch_tuning", "execute:kv_cache_tuning") if self._executor else ()
+        return ("vote", "gate", "sense:performance", *executes)
+
+    @property
+    def hears(self) -> tuple[str, ...]:
+        commands = ("execution.requested", "rollback.requested") if self._executor else ()
+        return ("vote.requested", "gate.requested", *commands)
 
     @property
     def sense_every_s(self) -> float:
@@ -64,13 +81,22 @@ class PerformanceAgent:
         """Readings of every replica, and the gaps that opened or changed."""
         return await self._graphs.sense()
 
-    async def handle(self, event: Event, say: Say) -> Sequence[Fact]:  # noqa: ARG002
-        """A vote or a gate's answer, when this agent is asked."""
+    async def handle(self, event: Event, say: Say) -> Sequence[Fact]:
+        """A vote, a gate's answer or a step of an own change, when this agent is asked.
+
+        The time left for a step is counted from the sender's own clock.
+        """
         match event.fact:
             case VoteRequested() as asked if self.name in asked.agents:
                 return [VoteCast(vote=await self._vote(asked))]
             case GateRequested() as asked if self.name in asked.assessors:
                 return [GateAnswered(answer=await self._gate(asked))]
+            case ExecutionRequested() as command if self._executor is not None:
+                budget_s = (command.deadline - event.time).total_seconds()
+                return await self._executor.execute(command, budget_s, say)
+            case RollbackRequested() as command if self._executor is not None:
+                budget_s = (command.deadline - event.time).total_seconds()
+                return await self._executor.roll_back(command, budget_s)
             case _:
                 return []
 

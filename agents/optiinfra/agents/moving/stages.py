@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import structlog
 
 from optiinfra.agents.actuators.port import Launched, LaunchSpec, NoCapacity
-from optiinfra.agents.cost.job import GENERATIONS, Job, OutOfDate, StepFailed
-from optiinfra.agents.cost.shares import (
+from optiinfra.agents.moving.job import Job, OutOfDate, StepFailed
+from optiinfra.agents.moving.shares import (
     carries_traffic,
     draining,
     replicas_needed,
@@ -18,7 +20,7 @@ from optiinfra.agents.cost.shares import (
 )
 from optiinfra.schemas.deployment import Replica, ReplicaState
 from optiinfra.schemas.errors import Unavailable
-from optiinfra.schemas.recommendation import Placement, SpotReplacement
+from optiinfra.schemas.recommendation import Placement
 from optiinfra.schemas.rollout import Arms
 
 _FIRST_POLL_S, _LAST_POLL_S = 0.25, 5.0
@@ -49,6 +51,7 @@ async def apply(job: Job) -> Staged:
     """Brings the change to the share of its step. Raises `StepFailed` and `OutOfDate`."""
     launches = await _serving(job, replicas_needed(job.step.share, len(job.old)))
     canaries = [launches.serving[index] for index in sorted(launches.serving)]
+    await _warm_up(job, canaries)
     gone = set(job.old) - set(await job.fleet())
     written = await job.route(
         lambda table: staged(
@@ -86,12 +89,12 @@ async def _drain(job: Job, old: list[str]) -> str:
 
     Only a machine that the cloud takes away anyway may go with requests in flight.
     """
-    timeout_s = job.hands.policy.drain_timeout_s
-    if isinstance(job.spec, SpotReplacement):
-        left = (job.spec.reclaim_at - job.hands.clock()).total_seconds()
+    timeout_s, reclaim = job.hands.drain_timeout_s, job.move.reclaim
+    if reclaim is not None:
+        left = (reclaim.at - job.hands.clock()).total_seconds()
         timeout_s = min(timeout_s, max(left, 1.0))
     busy = await job.drained(old, timeout_s)
-    if busy and not isinstance(job.spec, SpotReplacement):
+    if busy and reclaim is None:
         raise StepFailed(f"still busy after {timeout_s:.0f} s of draining: {', '.join(busy)}")
     return f"reclaimed with requests in flight: {', '.join(busy)}" if busy else ""
 
@@ -122,7 +125,7 @@ async def _found(job: Job, count: int) -> _Launches:
     launches = _Launches()
     by_token = {replica.launch_token: replica for replica in (await job.fleet()).values()}
     for index in range(count):
-        for generation in range(GENERATIONS):
+        for generation in range(job.move.generations):
             replica = by_token.get(job.launch_token(index, generation))
             if replica is not None:
                 launches.launched[index] = replica
@@ -147,8 +150,9 @@ async def _advance(job: Job, launches: _Launches, index: int) -> None:
         launches.launched[index] = replica
     if replica is None or replica.state is ReplicaState.STOPPED:
         del launches.launched[index]
-        if generation + 1 == GENERATIONS:
-            raise StepFailed(f"new replica {index + 1} ended {GENERATIONS} times before it served")
+        if generation + 1 == job.move.generations:
+            times = "once" if generation == 0 else f"{generation + 1} times"
+            raise StepFailed(f"new replica {index + 1} ended {times} before it served")
         launches.generation[index] = generation + 1
         launches.waiting_for = f"new replica {index + 1} ended before it served"
     elif replica.state is ReplicaState.SERVING:
@@ -159,9 +163,9 @@ async def _advance(job: Job, launches: _Launches, index: int) -> None:
 
 async def _launch(job: Job, launches: _Launches, index: int) -> Replica | None:
     """The machine of a launch; None when no market has one now."""
-    actuator = job.hands.actuator(job.spec.to.provider)
     spec = _launch_spec(job, index, launches.generation[index])
-    for placement in _placements(job.spec.to):
+    actuator = job.hands.actuator(spec.placement.provider)
+    for placement in _placements(spec.placement):
         try:
             launched = await actuator.launch(replace(spec, placement=placement))
         except NoCapacity as error:
@@ -198,19 +202,41 @@ def _launch_spec(job: Job, index: int, generation: int) -> LaunchSpec:
         tenant=job.tenant,
         deployment=job.deployment,
         model=job.captured.table.model,
-        placement=job.spec.to,
+        placement=job.move.to[replaced],
         token=job.launch_token(index, generation),
         like=like,
+        engine=job.move.engines.get(replaced),
         tags={"optiinfra:change": job.change, "optiinfra:replaces": replaced},
     )
 
 
+async def _warm_up(job: Job, canaries: Sequence[Replica]) -> None:
+    """Those that carry no traffic yet; raises `StepFailed` when one does not get warm."""
+    warm_up = job.hands.warm_up
+    if warm_up is None:
+        return
+    table = (await job.hands.traffic.status(job.tenant, job.deployment)).table
+    routed = {backend.replica for backend in table.backends}
+    cold = [canary for canary in canaries if canary.id not in routed]
+    refused = await asyncio.gather(*(warm_up(one, table.model, job.time_left()) for one in cold))
+    for canary, reason in zip(cold, refused, strict=True):
+        if reason is not None:
+            await job.require_fence()
+            raise StepFailed(f"{canary.id}{await _ended(job, canary)}: {reason}")
+
+
+async def _ended(job: Job, canary: Replica) -> str:
+    actuator = job.hands.actuator(canary.instance.provider)
+    left = await actuator.replica(job.tenant, job.deployment, canary.id)
+    return " has ended" if left is None or left.state is ReplicaState.STOPPED else ""
+
+
 async def _rest_reclaimed(job: Job) -> None:
     """Near the reclaim the old replica gets no new request, if another one can take them."""
-    if not isinstance(job.spec, SpotReplacement):
+    reclaim = job.move.reclaim
+    if reclaim is None:
         return
-    lead = timedelta(seconds=job.hands.policy.reclaim_drain_lead_s)
-    if job.hands.clock() < job.spec.reclaim_at - lead:
+    if job.hands.clock() < reclaim.at - timedelta(seconds=reclaim.drain_lead_s):
         return
     table = (await job.hands.traffic.status(job.tenant, job.deployment)).table
     if carries_traffic(table, job.old):

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping
 
 import structlog
 
-from optiinfra.agents.cost.job import Job, StepFailed
-from optiinfra.agents.cost.shares import restored, without
+from optiinfra.agents.actuators.port import replica_name
+from optiinfra.agents.moving.job import Job, StepFailed
+from optiinfra.agents.moving.shares import restored, without
 from optiinfra.schemas.deployment import Replica, ReplicaState
 from optiinfra.schemas.errors import Rejected, Unavailable
-from optiinfra.schemas.recommendation import SpotReplacement
+from optiinfra.schemas.routing import RouteTable
 
 _log = structlog.get_logger()
 
@@ -29,12 +30,13 @@ async def undo(job: Job) -> tuple[bool, str]:
 
 async def _undo(job: Job) -> tuple[bool, str]:
     fleet = await job.fleet()
-    canaries = _canaries(job, fleet)
+    table = (await job.hands.traffic.status(job.tenant, job.deployment)).table
+    canaries = sorted({*_canaries(job, fleet), *_routed(job, table)})
     routed = {backend.replica for backend in job.captured.table.backends}
     live = {name for name in routed if name in fleet and _exists(fleet[name])}
     if not any(fleet[name].state is ReplicaState.SERVING for name in live):
         return False, "none of the replicas from before serves; the new ones keep the traffic"
-    if isinstance(job.spec, SpotReplacement) and not live.issuperset(job.old):
+    if job.move.reclaim is not None and not live.issuperset(job.old):
         return False, "the reclaimed machine is gone; its replacement keeps the traffic"
     await job.route(lambda table: restored(job.captured.table, table, live, canaries))
     await _remove(job, fleet, canaries)
@@ -52,16 +54,24 @@ def _canaries(job: Job, fleet: Mapping[str, Replica]) -> list[str]:
     )
 
 
+def _routed(job: Job, table: RouteTable) -> set[str]:
+    """Those in the routes, also of machines that have ended since."""
+    before = {backend.replica for backend in job.captured.table.backends}
+    launched = {replica_name(job.deployment, token) for token in job.launch_tokens()}
+    return {backend.replica for backend in table.backends} & (launched - before)
+
+
 def _exists(replica: Replica) -> bool:
     return replica.state is not ReplicaState.STOPPED
 
 
 async def _remove(job: Job, fleet: Mapping[str, Replica], canaries: Collection[str]) -> None:
-    busy = await job.drained(canaries, job.hands.policy.drain_timeout_s)
+    busy = await job.drained(canaries, job.hands.drain_timeout_s)
     idle = [name for name in canaries if name not in busy]
     await job.route(lambda table: without(table, idle))
     for name in idle:
-        await job.terminate(fleet[name])
+        if name in fleet:
+            await job.terminate(fleet[name])
     if busy:
         raise StepFailed(f"still draining, so left in place: {', '.join(busy)}")
 

@@ -4,31 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import structlog
-from pydantic import AwareDatetime
 
 from optiinfra.agents.actuators.intents import Intents
 from optiinfra.agents.actuators.port import Actuator, Traffic
 from optiinfra.agents.base.agent import Clock
-from optiinfra.agents.cost.policy import CostPolicy
-from optiinfra.agents.cost.pricing import Pricing
-from optiinfra.agents.cost.shares import Backends
-from optiinfra.schemas.base import Value
+from optiinfra.agents.moving.move import Captured, Move, Spend
+from optiinfra.agents.moving.shares import Backends
+from optiinfra.agents.moving.warm_up import WarmUp
 from optiinfra.schemas.deployment import Provider, Replica
 from optiinfra.schemas.errors import Conflict, Rejected
 from optiinfra.schemas.ids import derived_id
-from optiinfra.schemas.recommendation import Recommendation, SpotMigration, SpotReplacement
+from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.rollout import Step
 from optiinfra.schemas.routing import RouteTable
-from optiinfra.schemas.telemetry import Reading
 
 _CAS_TRIES = 8
-GENERATIONS = 3
-"""How many machines are tried for one new replica when they end before they serve."""
-
-Mover = SpotMigration | SpotReplacement
 _log = structlog.get_logger()
 
 
@@ -40,29 +32,22 @@ class OutOfDate(Exception):
     """A later command for the same change exists: this one must not act any more."""
 
 
-class Captured(Value):
-    """The target before the first step; kept with the intent, restored by a rollback."""
-
-    executor: Literal["cost"] = "cost"
-    recommendation: Recommendation
-    table: RouteTable
-    replicas: tuple[Replica, ...]
-    spend: Reading
-    at: AwareDatetime
-
-
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """The ports that an executor acts through; `monotonic` counts seconds."""
+    """The ports that an executor acts through; `monotonic` counts seconds.
+
+    Without a `warm_up` new replicas get users' requests as soon as they serve.
+    """
 
     actuators: Mapping[Provider, Actuator]
     traffic: Traffic
     intents: Intents
-    pricing: Pricing
-    policy: CostPolicy
+    pricing: Spend
+    drain_timeout_s: float
     clock: Clock
     monotonic: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
+    warm_up: WarmUp | None = None
 
     def actuator(self, provider: Provider) -> Actuator:
         """Raises `Rejected` when nothing can act on the provider."""
@@ -92,7 +77,7 @@ class Job:
 
     hands: Hands
     recommendation: Recommendation
-    spec: Mover
+    move: Move
     step: Step
     fence: int
     stop_at: float
@@ -112,7 +97,7 @@ class Job:
 
     @property
     def old(self) -> tuple[str, ...]:
-        return self.spec.replicas
+        return self.move.old
 
     def time_left(self) -> float:
         return max(0.0, self.stop_at - self.hands.monotonic())
@@ -136,7 +121,7 @@ class Job:
 
     def launch_token(self, index: int, generation: int) -> str:
         """The name of a launch; replacing one reclaimed machine twice is the same launch."""
-        if isinstance(self.spec, SpotReplacement):
+        if self.move.reclaim is not None:
             old = self.old[index]
             return derived_id("replacement", self.tenant, self.deployment, old, generation)
         return derived_id(self.change, "launch", index, generation)
@@ -146,7 +131,7 @@ class Job:
         return frozenset(
             self.launch_token(index, generation)
             for index in range(len(self.old))
-            for generation in range(GENERATIONS)
+            for generation in range(self.move.generations)
         )
 
     async def route(self, change: Callable[[RouteTable], Backends]) -> bool:
