@@ -1,5 +1,5 @@
 """The gateway as a process, with a mechanism switched off:
-`python -m tests.faults.gateway FOLDER PORT ADMIN_PORT [disk|versions]`.
+`python -m tests.faults.gateway FOLDER PORT ADMIN_PORT ADMIN_TOKEN disk|versions|""`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from optiinfra.gateway.app import Gateway, GatewayConfig, serve, utc_now
 from optiinfra.gateway.routes import RouteKey, Routes
 from optiinfra.gateway.store import RouteBook, RouteStore
 from optiinfra.schemas.routing import RouteTable
-from tests.faults.child import ADMIN_TOKEN
 
 
 class Lazy(RouteStore):
@@ -38,10 +37,10 @@ class Unversioned(RouteBook):
         await super().put(table.model_copy(update={"version": standing + 1}))
 
 
-async def route(folder: str, port: str, admin_port: str, without: str = "") -> None:
+async def route(folder: str, port: str, admin_port: str, token: str, without: str) -> None:
     config = GatewayConfig(
         state_dir=Path(folder),
-        admin_token=SecretStr(ADMIN_TOKEN),
+        admin_token=SecretStr(token),
         port=int(port),
         admin_port=int(admin_port),
     )

@@ -17,7 +17,7 @@ from tests.faults.stand import Stand, playing
 MIB = 1 << 20
 TURNS = 2
 """Quiet and flood take turns, so that a machine that is busy for a while is it in both."""
-WAVES = 3
+WAVES = 2
 A_WAVE = 4
 A_TURN = 1_500
 GROWS_MIB = 12

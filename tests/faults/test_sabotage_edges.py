@@ -78,7 +78,7 @@ async def routing(folder: Path, without: str) -> AsyncIterator[tuple[GatewayTraf
     """A gateway without a mechanism ("": with all of them), which routes all to the old machine;
     and what kills it and waits until it is back."""
     admin = free_port()
-    arguments = (str(folder / "routes"), str(free_port()), str(admin), without)
+    arguments = (str(folder / "routes"), str(free_port()), str(admin), ADMIN_TOKEN, without)
     log = folder / "gateway.log"
     gateway = Program(log=log, arguments=("-m", "tests.faults.gateway", *arguments))
     url = f"http://127.0.0.1:{admin}"
