@@ -25,7 +25,7 @@ class ConsumerSpec:
     `attempts` failures of the handler bury a message; so do more than `max_deliver` deliveries
     without an answer (a message that ends the process each time). The broker's own limit is twice
     that, since a message that it gives up is heard of no more. `linger_s` lets a batch wait to
-    fill. Times in s.
+    fill; `batches` of them are handled at once, and one more is in hand. Times in s.
     """
 
     name: str
@@ -40,6 +40,7 @@ class ConsumerSpec:
     backoff_base_s: float = 0.5
     backoff_cap_s: float = 60.0
     linger_s: float = 0.0
+    batches: int = 1
 
     def __post_init__(self) -> None:
         token(self.name)
