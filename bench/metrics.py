@@ -158,6 +158,14 @@ async def measured(work: Callable[[], Awaitable[None]], count: int, figures: Fig
         figures.cpu_us.append((time.process_time() - cpu) / count * 1e6)
 
 
+async def merged(store: MetricStore) -> None:
+    """Waits for what ClickHouse still does of the round before, lest it slow raw down."""
+    running = "SELECT count() FROM system.merges"
+    async with asyncio.timeout(PATIENCE_S):
+        while await store._ask(lambda client: client.command(running)):  # noqa: ASYNC110, SLF001
+            await asyncio.sleep(LOOK_EVERY_S)
+
+
 async def publish(publisher: Publisher, count: int) -> tuple[int, int]:
     """Publishes all scrapes; gives the samples and the bytes of one."""
     batch: list[Event] = []
@@ -174,14 +182,16 @@ async def publish(publisher: Publisher, count: int) -> tuple[int, int]:
 async def bench(url: str, folder: Path, count: int, rounds: int) -> dict[str, object]:
     figures = {way: Figures() for way in WAYS}
     bus, client = await Bus.connect(url, name="bench"), await nats.connect(url)
-    store = MetricStore(f"chdb://{folder}")
+    stores = [MetricStore(f"chdb://{folder}", database=f"round_{n}") for n in range(rounds)]
     try:
         await topology.apply(bus)
         publisher = Publisher(bus, "bench", now, new_id)
         samples, size = await publish(publisher, count)
-        await store.migrate()
+        for store in stores:
+            await store.migrate()
         settle_heap()  # as the collector's process does; raw has the good of it too
-        for number in range(rounds):
+        for number, store in enumerate(stores):
+            await merged(store)
             for way in WAYS[:2]:
                 name, validated = f"{way}-{number}", way == "raw_validated"
                 await measured(
@@ -189,9 +199,14 @@ async def bench(url: str, folder: Path, count: int, rounds: int) -> dict[str, ob
                     count,
                     figures[way],
                 )
-            await measured(lambda: ours(bus, publisher, store, count), count, figures["ours"])
+            await measured(
+                lambda s=store: ours(bus, publisher, s, count),  # type: ignore[misc]
+                count,
+                figures["ours"],
+            )
     finally:
-        await store.aclose()
+        for store in stores:
+            await store.aclose()
         await client.close()
         await bus.close()
     told: dict[str, object] = {way: figures[way].summary() for way in WAYS}

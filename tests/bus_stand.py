@@ -100,6 +100,7 @@ class Stand:
     def consumer(self, name: str, **options: Any) -> Consumer:
         """A consumer of `change.resumed`; `options` are fields of the spec or arguments."""
         arguments = {key: options.pop(key, None) for key in ("handle", "handle_batch", "inbox")}
+        arguments |= {key: options.pop(key) for key in ("keep",) if key in options}
         fields = {
             "stream": Stream.CHANGES,
             "prefixes": ("change.resumed",),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -14,7 +17,7 @@ from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.clickhouse_queries import resolution_for
 from optiinfra.storage.clickhouse_schema import Retention
 from optiinfra.storage.embedded.servers import Addresses
-from optiinfra.storage.metric_rows import MetricRow, Resolution, SeriesQuery
+from optiinfra.storage.metric_rows import MetricRow, Resolution, SeriesQuery, ticks_ms
 
 NOW = datetime.now(UTC).replace(minute=30, second=0, microsecond=0)
 ODD = 'it\'s \\ "odd"\n\t{x:String} ünïcode'
@@ -68,6 +71,26 @@ async def test_a_sample_comes_back_as_it_went_in(store: MetricStore) -> None:
     ]
     await store.insert(rows, "batch-1")
     assert await all_of(store) == rows
+
+
+async def test_what_was_inserted_is_let_go_without_the_garbage_collector(
+    store: MetricStore,
+) -> None:
+    class Labels(dict[str, str]):
+        pass
+
+    labels = Labels()
+    gone = weakref.ref(labels)
+    row = ("acme", "chat", "r1", "ttft_s", ticks_ms(NOW), 1.0, "", "s", labels, "event-1")
+    gc.disable()
+    try:
+        await store.insert_stored([row], "batch-1")
+        del labels, row
+        async with asyncio.timeout(5):
+            while gone() is not None:  # noqa: ASYNC110 - the store's thread lets it go, untold
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 async def test_unknown_stays_unknown_and_is_never_a_number(store: MetricStore) -> None:

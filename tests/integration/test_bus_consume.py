@@ -149,6 +149,52 @@ async def test_a_batch_answers_for_each_event_and_one_bad_event_harms_no_other(
     assert {letter.cause for letter in letters} == {"Rejected", "RuntimeError"}
 
 
+async def test_a_batch_holds_what_is_kept_of_each_event(nats_server: Make) -> None:
+    handled: list[str] = []
+
+    def keep(event: Event) -> str:
+        if _by(event) == "bad":
+            raise Rejected("cannot be kept")
+        return event.id
+
+    async def handle(kept: Sequence[str]) -> Sequence[BaseException | None]:
+        handled.extend(kept)
+        return [None] * len(kept)
+
+    async with stand(nats_server().url) as s:
+        good = await s.say(10)
+        await s.say(1, by="bad")
+        consumer = s.consumer("keeping", handle_batch=handle, keep=keep)
+        async with running(consumer):
+            await until(lambda: consumer.stats.acked == 10 and consumer.stats.dead_lettered == 1)
+        (letter,) = await s.dead_letters()
+    assert sorted(handled) == sorted(event.id for event in good)
+    assert letter.error == "cannot be kept"
+
+
+async def test_batches_are_handled_at_once_and_one_more_is_in_hand(nats_server: Make) -> None:
+    handled: Counter[str] = Counter()
+    at_once, in_hand, go_on = [0], [0], asyncio.Event()
+
+    async def handle(events: Sequence[Event]) -> Sequence[BaseException | None]:
+        at_once.append(at_once[-1] + 1)
+        await go_on.wait()
+        in_hand.append(consumer.stats.received - consumer.stats.acked)
+        handled.update(event.id for event in events)
+        at_once.append(at_once[-1] - 1)
+        return [None] * len(events)
+
+    async with stand(nats_server().url) as s:
+        said = await s.say(200)
+        consumer = s.consumer("two", handle_batch=handle, batch=20, batches=2)
+        async with running(consumer):
+            await until(lambda: at_once[-1] == 2 and consumer.stats.received == 60)
+            go_on.set()
+            await until(lambda: consumer.stats.acked == 200)
+    assert all(handled[event.id] == 1 for event in said)
+    assert (max(at_once), max(in_hand)) == (2, 60)
+
+
 async def test_an_event_that_the_inbox_knows_is_acknowledged_and_not_handled(
     nats_server: Make,
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -12,7 +12,7 @@ from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.telemetry import Known, Sample, Unit, Unknown, UnknownReason
 from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.embedded.servers import Addresses
-from optiinfra.storage.telemetry import MetricSink, StoredTelemetry
+from optiinfra.storage.telemetry import MetricSink, StoredTelemetry, measured
 from tests.factories import event, recommendation
 
 AT = datetime.now(UTC).replace(microsecond=0)
@@ -50,10 +50,10 @@ async def store(servers: Addresses) -> AsyncIterator[MetricStore]:
 
 async def test_a_sample_comes_back_as_it_was_measured(store: MetricStore) -> None:
     fact = MetricsMeasured(tenant="acme", deployment="chat", family="performance", samples=SAMPLES)
-    measured = event(fact, name=derived_id("once"))
+    once = measured(event(fact, name=derived_id("once")))
     sink, telemetry = MetricSink(store), StoredTelemetry(store)
-    assert await sink([measured]) == [None]
-    assert await sink([measured]) == [None]
+    assert await sink([once]) == [None]
+    assert await sink([once]) == [None]
     until = AT + timedelta(seconds=10)
     found = await telemetry.window("acme", "chat", "ttft_s", since=AT, until=until)
     assert tuple(found) == SAMPLES
@@ -67,4 +67,18 @@ async def test_a_sample_comes_back_as_it_was_measured(store: MetricStore) -> Non
 
 async def test_what_measures_nothing_writes_nothing(store: MetricStore) -> None:
     sink = MetricSink(store)
-    assert await sink([event(RecommendationProposed(recommendation=recommendation()))]) == [None]
+    nothing = measured(event(RecommendationProposed(recommendation=recommendation())))
+    assert await sink([nothing]) == [None]
+    assert nothing.rows == []
+
+
+def test_each_sample_has_its_own_time() -> None:
+    east = timezone(timedelta(hours=2))
+    times = (
+        AT, AT, AT + timedelta(days=1), AT + timedelta(milliseconds=1),
+        AT.astimezone(east), AT.replace(tzinfo=east), AT,
+    )  # fmt: skip
+    samples = tuple(SAMPLES[0].model_copy(update={"at": at}) for at in times)
+    fact = MetricsMeasured(tenant="acme", deployment="chat", family="performance", samples=samples)
+    found = [row[4] for row in measured(event(fact)).rows]
+    assert found == [round(at.timestamp() * 1_000) for at in times]

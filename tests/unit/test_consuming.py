@@ -126,7 +126,7 @@ def test_the_tenant_of_a_dead_letter_is_read_from_its_subject(subject: str, tena
 
 def test_the_tenant_of_a_dead_letter_is_that_of_its_event_when_it_was_read() -> None:
     delivery = delivery_of(_message("weather.today"), 0.0)
-    delivery.event = event(PAYLOADS["change.paused"])
+    delivery.tenant = event(PAYLOADS["change.paused"]).tenant
     assert dead_letter_of(delivery, "cost", 1, AT)[1] == "acme"
 
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from nats.aio.msg import Msg
 
@@ -34,7 +35,7 @@ from optiinfra.schemas.errors import Invariant, Rejected, Unavailable
 log = logging.getLogger("optiinfra.events.consume")
 
 Handle = Callable[[Event], Awaitable[None]]
-HandleBatch = Callable[[Sequence[Event]], Awaitable[Sequence[BaseException | None]]]
+HandleBatch = Callable[[Sequence[Any]], Awaitable[Sequence[BaseException | None]]]
 
 PATIENCE_S = 10.0
 """How long a broker that is connected may lack the stream or JetStream before `run` gives up."""
@@ -48,9 +49,11 @@ class Consumer:
     """Runs one durable consumer; any number of instances may share it.
 
     Give either `handle` (one event; up to `spec.concurrency` at once) or `handle_batch` (up to
-    `spec.batch` events, one batch at a time; answers for each with None or its exception). What a
-    raised exception means is told in `verdicts`. With an `inbox`, an event that was handled
-    before is acknowledged without being handled again. `jitter` gives factors about 1.
+    `spec.batch` events, `spec.batches` at once; answers for each with None or its exception). With
+    `keep`, a batch holds what that makes of each event, and the events are let go: many large ones
+    take much memory, and time of the garbage collector. What a raised exception means is told in
+    `verdicts`. With an `inbox`, an event that was handled before is acknowledged without being
+    handled again. `jitter` gives factors about 1.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Consumer:
         *,
         handle: Handle | None,
         handle_batch: HandleBatch | None,
+        keep: Callable[[Event], Any] = lambda event: event,
         publisher: Buries,
         inbox: Inbox | None,
         clock: Callable[[], datetime],
@@ -71,9 +75,11 @@ class Consumer:
         self._bus = bus
         self._handle = handle
         self._handle_batch = handle_batch
+        self._keep = keep
+        self._filling = asyncio.Lock()
         self._inbox = inbox
         self._durable = Durable(bus, spec.durable())
-        capacity = spec.batch if handle else 2 * spec.batch
+        capacity = spec.batch if handle else (1 + spec.batches) * spec.batch
         self._hand = Hand(spec, publisher, capacity=capacity, clock=clock, jitter=jitter)
         self._pull = Pull(bus, spec.stream.value, spec.name, self._take)
         self._busy: set[asyncio.Task[None]] = set()
@@ -103,7 +109,7 @@ class Consumer:
         """
         await self._attach()
         await self._pull.open()
-        workers = self.spec.concurrency if self._handle is not None else 1
+        workers = self.spec.concurrency if self._handle is not None else self.spec.batches
         tasks = [asyncio.create_task(self._work()) for _ in range(workers)]
         helpers = [asyncio.create_task(one()) for one in (self._draw, self._beat, self._look)]
         try:
@@ -203,14 +209,22 @@ class Consumer:
         task = asyncio.current_task()
         assert task is not None
         while not self._closing:
-            batch = [await self._hand.ready.get()]
-            self._busy.add(task)
             try:
-                if self._handle_batch is not None:
-                    await self._fill(batch)
-                await self._process(batch)
+                await self._process(await self._next(task))
             finally:
                 self._busy.discard(task)
+
+    async def _next(self, task: asyncio.Task[None]) -> list[Delivery]:
+        """What the worker is to handle now. One batch fills at a time, so that each gets full."""
+        if self._handle_batch is None:
+            batch = [await self._hand.ready.get()]
+            self._busy.add(task)
+            return batch
+        async with self._filling:
+            batch = [await self._hand.ready.get()]
+            self._busy.add(task)
+            await self._fill(batch)
+        return batch
 
     async def _fill(self, batch: list[Delivery]) -> None:
         """Adds what is there already, or comes within the linger time."""
@@ -241,10 +255,12 @@ class Consumer:
         """Reads the event; answers at once for one that cannot be read or was handled before."""
         message = delivery.message
         try:
-            if delivery.event is None:
-                delivery.event = decode(message.subject, message.headers, message.data)
+            if not delivery.event_id:
+                event = decode(message.subject, message.headers, message.data)
+                delivery.content = self._keep(event)
+                delivery.event_id, delivery.tenant = event.id, event.tenant
             if self._inbox is not None:
-                delivery.handled = await self._inbox.seen(self.spec.name, delivery.event.id)
+                delivery.handled = await self._inbox.seen(self.spec.name, delivery.event_id)
         except Exception as failed:  # noqa: BLE001 - the bus edge: verdicts translates it
             await self._hand.failed(delivery, failed)
             return False
@@ -253,20 +269,18 @@ class Consumer:
         return not delivery.handled
 
     async def _handle_one(self, delivery: Delivery, handle: Handle) -> None:
-        assert delivery.event is not None
         try:
-            await handle(delivery.event)
+            await handle(delivery.content)
         except Exception as failed:  # noqa: BLE001 - the bus edge: verdicts translates it
             await self._hand.failed(delivery, failed)
         else:
             await self._finish(delivery)
 
     async def _handle_together(self, batch: list[Delivery], handle: HandleBatch) -> None:
-        events = [delivery.event for delivery in batch if delivery.event is not None]
         try:
-            results = await handle(events)
-            if len(results) != len(events):
-                raise Invariant(f"{len(results)} answers for {len(events)} events")
+            results = await handle([delivery.content for delivery in batch])
+            if len(results) != len(batch):
+                raise Invariant(f"{len(results)} answers for {len(batch)} events")
         except Exception as failed:  # noqa: BLE001 - the bus edge: verdicts translates it
             await self._fail_together(batch, failed, handle)
             return
@@ -289,9 +303,9 @@ class Consumer:
 
     async def _finish(self, delivery: Delivery) -> None:
         delivery.handled = True
-        if self._inbox is not None and delivery.event is not None:
+        if self._inbox is not None and delivery.event_id:
             try:
-                await self._inbox.mark(self.spec.name, delivery.event.id)
+                await self._inbox.mark(self.spec.name, delivery.event_id)
             except Exception as failed:  # noqa: BLE001 - the bus edge: verdicts translates it
                 await self._hand.failed(delivery, failed)
                 return

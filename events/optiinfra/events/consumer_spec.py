@@ -26,7 +26,7 @@ class ConsumerSpec:
     without an answer (a message that ends the process each time). The broker's own limit is twice
     that, since a message that it gives up is heard of no more. `linger_s` lets a batch wait to
     fill, if the one before it held at least `linger_from`: one event alone never waits for others
-    that nobody has announced. Times in s.
+    that nobody has announced. `batches` are handled at once, and one more is in hand. Times in s.
     """
 
     name: str
@@ -42,6 +42,7 @@ class ConsumerSpec:
     backoff_cap_s: float = 60.0
     linger_s: float = 0.0
     linger_from: int = 0
+    batches: int = 1
 
     def __post_init__(self) -> None:
         token(self.name)

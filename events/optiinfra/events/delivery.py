@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from nats.aio.msg import Msg
 
-from optiinfra.events.envelope import Event
 from optiinfra.events.facts import DeadLettered
 from optiinfra.events.subjects import BY_PREFIX
 from optiinfra.schemas.errors import Rejected
@@ -41,7 +41,11 @@ class Delivery:
     """How many messages the consumer still had before it, when this one was sent."""
     since_s: float
     """When it came into hand, on the loop's clock."""
-    event: Event | None = None
+    event_id: str = ""
+    """Set once it has been read, as are `tenant` and `content`."""
+    tenant: str = ""
+    content: Any = None
+    """What its handler gets: the event, or what is kept of it."""
     cause: BaseException | None = None
     """Set once it is to be buried."""
     handled: bool = False
@@ -137,8 +141,8 @@ def _shown(body: bytes) -> str:
 
 
 def _tenant_of(delivery: Delivery) -> str:
-    if delivery.event is not None:
-        return delivery.event.tenant
+    if delivery.tenant:
+        return delivery.tenant
     tokens = delivery.message.subject.split(".")
     for length in (2, 1):
         if ".".join(tokens[:length]) in BY_PREFIX and len(tokens) > length:

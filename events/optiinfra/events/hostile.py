@@ -19,8 +19,7 @@ HEADER_LIMIT = 200
 Header = TypeVar("Header", str, str | None)
 _HEADER = re.compile(rf"[!-~]{{1,{HEADER_LIMIT}}}")
 _SAME_DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
-_SUSPICIOUS = (b"0" * 19, b"0e000")
-_SUSPICIOUS_TEXT = (b"\\u0000", b"NaN", b"Infinity")
+_LONG = b"0" * 19
 
 
 def require_header(name: str, value: Header) -> Header:
@@ -55,7 +54,13 @@ def require_keepable(body: bytes) -> None:
 def _is_suspicious(body: bytes) -> bool:
     """Whether it may hold NUL, an endless number, 19 digits in a row or an exponent over 99."""
     digits = body.translate(_SAME_DIGITS, b"+")
-    return any(one in digits for one in _SUSPICIOUS) or any(one in body for one in _SUSPICIOUS_TEXT)
+    # One letter is found several times faster than a word: most bodies hold none of the three.
+    return (
+        (_LONG in digits or b"0e000" in digits)
+        or (b"\\" in body and b"\\u0000" in body)
+        or (b"N" in body and b"NaN" in body)
+        or (b"I" in body and b"Infinity" in body)
+    )
 
 
 def _walk(value: object) -> None:

@@ -15,11 +15,13 @@ from optiinfra.runtime.policy_file import WatchedFile
 from optiinfra.runtime.stores import Stores, jitter, new_id, now
 from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.postgres.inbox import PostgresInbox
-from optiinfra.storage.telemetry import MetricSink
+from optiinfra.storage.telemetry import MetricSink, measured
 
 _FAMILIES = ("performance", "resource", "cost", "quality")
-_SCRAPES_A_BATCH, _LINGER_S = 1_000, 0.5
+_SCRAPES_A_BATCH, _LINGER_S = 2_000, 0.5
 """Few and large inserts: each is a part on the disk. Agents look at what is seconds old."""
+_BATCHES = 2
+"""While one is written, the next is read."""
 
 
 def coordinator(fleet: Fleet, stores: Stores, file: WatchedFile) -> Coordinator:
@@ -62,11 +64,13 @@ def collecting(
             prefixes=prefixes,
             batch=_SCRAPES_A_BATCH,
             linger_s=_LINGER_S,
+            batches=_BATCHES,
             ack_wait_s=ack_wait_s,
             heartbeat_s=ack_wait_s / 3,
         ),
         handle=None,
         handle_batch=MetricSink(metrics),
+        keep=measured,
         publisher=publisher,
         inbox=None,
         clock=now,

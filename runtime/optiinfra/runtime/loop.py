@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_YOUNG_OBJECTS = 50_000
-"""New objects after which the garbage collector looks at them: about a batch of metrics."""
+_YOUNG_OBJECTS = 150_000
+"""New objects after which the garbage collector looks at them: more than the metrics in hand."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

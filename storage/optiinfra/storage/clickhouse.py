@@ -19,7 +19,14 @@ from optiinfra.schemas.errors import Conflict, Invariant, Rejected, Unavailable
 from optiinfra.storage import clickhouse_queries as queries
 from optiinfra.storage import clickhouse_rollups as rollups
 from optiinfra.storage.clickhouse_schema import Retention, statements
-from optiinfra.storage.metric_rows import MetricColumns, MetricRow, SeriesPoint, SeriesQuery
+from optiinfra.storage.metric_rows import (
+    MetricRow,
+    SeriesPoint,
+    SeriesQuery,
+    StoredRow,
+    hours,
+    stored,
+)
 from optiinfra.storage.owner_thread import OwnerThread
 
 Result = TypeVar("Result")
@@ -78,37 +85,29 @@ class MetricStore:
         await self._ask(run)
 
     async def insert(self, rows: Sequence[MetricRow], dedup_token: str) -> None:
-        """As `insert_columns`."""
-        columns = MetricColumns()
-        for row in rows:
-            columns.add(row)
-        await self.insert_columns(columns, dedup_token)
+        """As `insert_stored`."""
+        await self.insert_stored([stored(row) for row in rows], dedup_token)
 
-    async def insert_columns(self, columns: MetricColumns, dedup_token: str) -> None:
+    async def insert_stored(self, rows: Sequence[StoredRow], dedup_token: str) -> None:
         """Add a batch in one insert; what was there already changes no answer, rollups included.
 
         The same token again adds nothing; it must follow from the batch's messages alone. A sample
         redelivered in *another* batch is stored twice and counted once, by its event id. Only what
         has returned from here may be acknowledged: rollups do not know of the rest.
         """
-        if not columns:
+        if not rows:
             return
-        if len(columns) > MAX_ROWS_PER_INSERT:
-            raise Rejected(
-                f"{len(columns)} rows in one batch", hint=f"at most {MAX_ROWS_PER_INSERT}"
-            )
+        if len(rows) > MAX_ROWS_PER_INSERT:
+            raise Rejected(f"{len(rows)} rows in one batch", hint=f"at most {MAX_ROWS_PER_INSERT}")
         settings = ONE_BLOCK_ONCE | {"insert_deduplication_token": dedup_token}
-        hours = columns.hours()
 
         def run(client: Client) -> None:
-            client.insert(
-                "metrics",
-                columns.lists(),
-                column_names=queries.COLUMNS,
-                column_oriented=True,
-                settings=settings,
-            )
-            self._touch(client, hours)
+            block = list(rows)
+            try:
+                client.insert("metrics", block, column_names=queries.COLUMNS, settings=settings)
+            finally:
+                block.clear()  # the client's context of an insert holds itself, and so this list
+            self._touch(client, hours(rows))
 
         await self._ask(run)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from math import isfinite
-from typing import Any
 
 MAX_POINTS = 500
 _HOUR_MS = 3_600_000
@@ -39,49 +38,25 @@ class MetricRow:
             raise ValueError("a sample that is not a finite number is unknown")
 
 
-@dataclass(slots=True)
-class MetricColumns:
-    """Samples column by column, as they are inserted; the lists are equally long.
+StoredRow = tuple[
+    str, str, str, str, int, float | None, str, str, Mapping[str, str], str,
+]  # fmt: skip
+"""Tenant, deployment, replica, metric, time, value, reason, unit, labels, event id: a sample as
+it is inserted. The time is in ms since the epoch (`ticks_ms`); no replica and no reason are empty.
+"""
 
-    `ts` is in ms since the epoch (`ticks_ms`). A `value` None has its `unknown_reason`, which else
-    is empty; no replica is an empty one.
-    """
 
-    tenant: list[str] = field(default_factory=list)
-    deployment: list[str] = field(default_factory=list)
-    replica: list[str] = field(default_factory=list)
-    metric: list[str] = field(default_factory=list)
-    ts: list[int] = field(default_factory=list)
-    value: list[float | None] = field(default_factory=list)
-    unknown_reason: list[str] = field(default_factory=list)
-    unit: list[str] = field(default_factory=list)
-    labels: list[Mapping[str, str]] = field(default_factory=list)
-    event_id: list[str] = field(default_factory=list)
+def stored(row: MetricRow) -> StoredRow:
+    """The row as it is inserted."""
+    return (
+        row.tenant, row.deployment, row.replica or "", row.metric, ticks_ms(row.at), row.value,
+        row.unknown_reason or "", row.unit, dict(row.labels), row.event_id,
+    )  # fmt: skip
 
-    def __len__(self) -> int:
-        return len(self.event_id)
 
-    def add(self, row: MetricRow) -> None:
-        """One more sample."""
-        self.tenant.append(row.tenant)
-        self.deployment.append(row.deployment)
-        self.replica.append(row.replica or "")
-        self.metric.append(row.metric)
-        self.ts.append(ticks_ms(row.at))
-        self.value.append(row.value)
-        self.unknown_reason.append(row.unknown_reason or "")
-        self.unit.append(row.unit)
-        self.labels.append(dict(row.labels))
-        self.event_id.append(row.event_id)
-
-    def lists(self) -> list[list[Any]]:
-        """All of them, in the order of their names here."""
-        return [getattr(self, name.name) for name in fields(self)]
-
-    def hours(self) -> set[tuple[str, str, int]]:
-        """Tenant, deployment and begin (s since the epoch) of the hours that these belong to."""
-        hours = [ts // _HOUR_MS * 3_600 for ts in self.ts]
-        return set(zip(self.tenant, self.deployment, hours, strict=True))
+def hours(rows: Iterable[StoredRow]) -> set[tuple[str, str, int]]:
+    """Tenant, deployment and begin (s since the epoch) of the hours that these belong to."""
+    return {(row[0], row[1], row[4] // _HOUR_MS * 3_600) for row in rows}
 
 
 def ticks_ms(at: datetime) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from optiinfra.events.envelope import Event
@@ -13,7 +14,7 @@ from optiinfra.schemas.errors import OptiInfraError
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unit, Unknown, UnknownReason
 from optiinfra.storage.clickhouse import MetricStore
-from optiinfra.storage.metric_rows import MetricColumns, MetricRow, ticks_ms
+from optiinfra.storage.metric_rows import MetricRow, StoredRow, ticks_ms
 
 _WINDOW, _ERROR, _DETAIL = "__window_s", "__error", "__detail"
 """Labels that carry what has no column of its own."""
@@ -49,6 +50,14 @@ class StoredTelemetry:
         return [sample_of(row) for row in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is kept of an event until its batch is written: much less than the event."""
+
+    event_id: str
+    rows: list[StoredRow]
+
+
 class MetricSink:
     """Writes measured metrics into the store; one insert a batch of events."""
 
@@ -59,18 +68,19 @@ class MetricSink:
         self._monotonic = monotonic
         self._folded_s = monotonic()
 
-    async def __call__(self, events: Sequence[Event]) -> Sequence[BaseException | None]:
-        """Handles one batch; a sample that comes again counts once, in whatever batch it comes."""
-        token = derived_id(*(event.id for event in events))
-        columns, part = MetricColumns(), 0
-        for event in events:
-            if len(columns) >= _ENOUGH:
-                await self._store.insert_columns(columns, f"{token}-{part}")
-                columns, part = MetricColumns(), part + 1
-            add_samples(columns, event)
-        await self._store.insert_columns(columns, f"{token}-{part}")
+    async def __call__(self, batch: Sequence[Measured]) -> Sequence[BaseException | None]:
+        """Writes one batch; a sample that comes again counts once, in whatever batch it comes."""
+        token = derived_id(*(one.event_id for one in batch))
+        rows: list[StoredRow] = []
+        part = 0
+        for one in batch:
+            if len(rows) >= _ENOUGH:
+                await self._store.insert_stored(rows, f"{token}-{part}")
+                rows, part = [], part + 1
+            rows += one.rows
+        await self._store.insert_stored(rows, f"{token}-{part}")
         await self._fold_now_and_then()
-        return [None] * len(events)
+        return [None] * len(batch)
 
     async def _fold_now_and_then(self) -> None:
         """The rows are safe already, so that a fold that fails is tried again another time."""
@@ -83,27 +93,28 @@ class MetricSink:
             log.warning("hours of metrics are not folded yet: %s", failed)
 
 
-def add_samples(columns: MetricColumns, event: Event) -> None:
-    """Adds what the event measures, if it does."""
+def measured(event: Event) -> Measured:
+    """The samples of an event, if it measures anything."""
     fact = event.fact
     if not isinstance(fact, MetricsMeasured):
-        return
-    samples, count = fact.samples, len(fact.samples)
-    columns.tenant += [fact.tenant] * count
-    columns.deployment += [fact.deployment] * count
-    columns.replica += [sample.replica or "" for sample in samples]
-    columns.metric += [sample.metric for sample in samples]
-    columns.ts += [ticks_ms(sample.at) for sample in samples]
-    columns.unit += [sample.unit.value for sample in samples]
-    columns.labels += [_labels(sample) for sample in samples]
-    columns.event_id += [f"{event.id}-{index}" for index in range(count)]
-    for reading in (sample.reading for sample in samples):
+        return Measured(event.id, [])
+    tenant, deployment = fact.tenant, fact.deployment
+    rows: list[StoredRow] = []
+    clock, ticks = None, 0
+    for index, sample in enumerate(fact.samples):
+        at, reading, value, reason = sample.at, sample.reading, None, ""
+        # Mostly all have one time, which is dear to convert. Zones in JSON are fixed offsets.
+        if (shown := (at.time(), at.date(), at.tzinfo)) != clock:
+            clock, ticks = shown, ticks_ms(at)
         if isinstance(reading, Known):
-            columns.value.append(reading.value)
-            columns.unknown_reason.append("")
+            value = reading.value
         else:
-            columns.value.append(None)
-            columns.unknown_reason.append(reading.reason.value)
+            reason = reading.reason.value
+        rows.append((
+            tenant, deployment, sample.replica or "", sample.metric, ticks, value, reason,
+            str(sample.unit), _labels(sample), f"{event.id}-{index}",
+        ))  # fmt: skip
+    return Measured(event.id, rows)
 
 
 def _labels(sample: Sample) -> dict[str, str]:
