@@ -14,15 +14,14 @@ from datetime import datetime, timedelta
 from clickhouse_connect.driver.client import Client
 
 from optiinfra.events.bus import Bus
-from optiinfra.events.envelope import Event
 from optiinfra.events.publish import Publisher
 from optiinfra.runtime.control import collecting
 from optiinfra.runtime.loop import settle_heap
 from optiinfra.runtime.stores import new_id, now
 from optiinfra.storage import clickhouse_rollups as rollups
 from optiinfra.storage.clickhouse import MetricStore
-from optiinfra.storage.metric_rows import MetricColumns, Resolution, SeriesQuery
-from optiinfra.storage.telemetry import MetricSink
+from optiinfra.storage.metric_rows import Resolution, SeriesQuery, StoredRow
+from optiinfra.storage.telemetry import Measured, MetricSink
 
 ACK_WAIT_S = 1.0
 COUNTED = """
@@ -44,9 +43,9 @@ class Slow(MetricStore):
 
     slow_s = 0.0
 
-    async def insert_columns(self, columns: MetricColumns, dedup_token: str) -> None:
+    async def insert_stored(self, rows: Sequence[StoredRow], dedup_token: str) -> None:
         await asyncio.sleep(self.slow_s)
-        await super().insert_columns(columns, dedup_token)
+        await super().insert_stored(rows, dedup_token)
 
 
 class Counting(Slow):
@@ -65,9 +64,9 @@ class Counting(Slow):
 class Eager(MetricSink):
     """Says that a batch is stored, and only then stores it."""
 
-    async def __call__(self, events: Sequence[Event]) -> Sequence[BaseException | None]:
-        self._storing = asyncio.ensure_future(super().__call__(events))
-        return [None] * len(events)
+    async def __call__(self, batch: Sequence[Measured]) -> Sequence[BaseException | None]:
+        self._storing = asyncio.ensure_future(super().__call__(batch))
+        return [None] * len(batch)
 
 
 async def collect(folder: str, nats_url: str, without: str, slow_s: str) -> None:

@@ -230,8 +230,8 @@ class Consumer:
         """Adds what is there already, or comes within the linger time."""
         ready, limit = self._hand.ready, self.spec.batch
         waits = self.spec.linger_s > 0 and self._last_batch >= self.spec.linger_from
-        if waits and len(batch) + ready.qsize() < limit:
-            await asyncio.sleep(self.spec.linger_s)
+        if waits:
+            await self._hand.until_ready(limit - len(batch), self.spec.linger_s)
         while len(batch) < limit and not ready.empty():
             batch.append(ready.get_nowait())
         self._last_batch = len(batch)

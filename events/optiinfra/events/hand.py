@@ -52,6 +52,8 @@ class Hand:
         self._excused: OrderedDict[Key, int] = OrderedDict()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._room = asyncio.Event()
+        self._enough = asyncio.Event()
+        self._wanted = 0
         self._left: int | None = None
         self._newest_ns = 0
         self.ready: asyncio.Queue[Delivery] = asyncio.Queue()
@@ -75,6 +77,18 @@ class Hand:
         elif self._deliveries(delivery) > self._spec.max_deliver:
             delivery.cause = Rejected(f"delivered {delivery.delivered} times without an answer")
         self.ready.put_nowait(delivery)
+        if self.ready.qsize() >= self._wanted:
+            self._enough.set()
+
+    async def until_ready(self, count: int, timeout_s: float) -> None:
+        """Waits until so many are ready, at most `timeout_s`; one caller at a time."""
+        if self.ready.qsize() >= count:
+            return
+        self._wanted = count
+        self._enough.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._enough.wait()
 
     def note_left(self, count: int) -> None:
         """The broker has told how many messages it has not delivered yet."""
