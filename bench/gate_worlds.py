@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +12,12 @@ from optiinfra.agents.application.golden import load_golden
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Draw = Callable[[int], Floats]
 
 SUPPORTED, UNSUPPORTED = recorded("supported"), recorded("unsupported")
 SAMPLES_A_DAY = 1000
 """Canary samples in which a drift comes round once."""
 GOLDEN_PROMPTS = len(load_golden().items)
+"""How many there are in the set that ships."""
 FROZEN_ANSWERS = 400
 """Baseline answers that a gate with a frozen baseline would have scored beforehand."""
 
