@@ -138,9 +138,15 @@ class Bench:
             return await answer.json()
 
     async def ask(
-        self, *, stream: bool = True, session: str | None = None, **fields: Any
+        self,
+        *,
+        stream: bool = True,
+        session: str | None = None,
+        stratum: str | None = None,
+        **fields: Any,
     ) -> tuple[int, bytes]:
-        headers = {"X-Session-Id": session} if session else {}
+        named = {"X-Session-Id": session, "X-OptiInfra-Stratum": stratum}
+        headers = {name: value for name, value in named.items() if value}
         body = {"model": "m", "stream": stream, "messages": [{"role": "user", "content": "hi"}]}
         async with self.http.post(
             self.gateway.url + CHAT, json=body | fields, headers=headers

@@ -207,6 +207,11 @@ async def test_an_equal_canary_passes_once_there_is_evidence_and_each_stage_adds
     assert answer.quality is not None
     assert answer.quality.pairs == 240
     assert answer.quality.mean_canary == pytest.approx(answer.quality.mean_baseline)
+    assert (answer.quality.twins, answer.quality.twin_stdev) == (240, 0)
+    assert answer.quality.baseline is not None
+    assert answer.quality.canary is not None
+    assert (answer.quality.baseline.units, answer.quality.canary.units) == (480, 240)
+    assert answer.quality.canary.coverage == 1
 
 
 async def test_a_canary_that_answers_wrongly_is_rolled_back_with_an_alarm(

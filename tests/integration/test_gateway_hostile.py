@@ -178,7 +178,7 @@ async def test_a_deployment_can_be_named_and_models_are_listed(bench: Bench, red
 async def test_samples_carry_the_whole_answer_and_its_arm(bench: Bench, red: Engine) -> None:
     await bench.route((red, 1))
     await bench.ask(session="s1")
-    await bench.ask(stream=False, user="u1")
+    await bench.ask(stream=False, user="u1", stratum="code")
     red.mode = "error"
     await bench.ask(session="s2")
     red.mode = "blames"
@@ -194,6 +194,7 @@ async def test_samples_carry_the_whole_answer_and_its_arm(bench: Bench, red: Eng
         3,
         None,
     )
+    assert (first.stratum, second.stratum) == ("", "code")
     assert (third.ok, third.unit, third.route_version) == (False, "s2", 1)
     assert (await bench.totals())["rejected"] == 1
 

@@ -30,9 +30,10 @@ from optiinfra.agents.application.records import (
     live_samples,
     stored_baseline,
 )
-from optiinfra.agents.application.sequential import Arm, Coverage, Observation
+from optiinfra.agents.application.sequential import Arm, Coverage, Observation, pairs_of
 from optiinfra.events.commands import GateRequested
 from optiinfra.schemas.answers import ANSWER_SCORE, GOLDEN, SOURCE, TURNED_AWAY
+from optiinfra.schemas.deployment import QualityFloor
 from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.recommendation import (
@@ -42,13 +43,14 @@ from optiinfra.schemas.recommendation import (
     SpotReplacement,
     StagePlan,
 )
-from optiinfra.schemas.rollout import Arms, GateVerdict
+from optiinfra.schemas.rollout import ArmEvidence, Arms, GateVerdict
 from optiinfra.schemas.sampling import AnswerSample
 from optiinfra.schemas.telemetry import Known, Sample, Unit, Unknown, UnknownReason, is_known
 from optiinfra.schemas.vote import AgentName, Verdict
 from tests.factories import AT, recommendation
 
 POLICY = ApplicationPolicy(session_window_s=0, settle_s=0)
+FLOOR = QualityFloor()
 GOOD = [False] * 50
 PLAN = RolloutPlan(
     stages=tuple(StagePlan(share=s, soak_s=60, hold_limit_s=300) for s in (0.1, 0.5, 1.0))
@@ -77,18 +79,18 @@ def sight(seen: Sequence[Observation], **changes: Any) -> GateSight:
 
 
 def verdict_of(found: GateSight) -> tuple[GateVerdict, str]:
-    decision = judge_gate(POLICY, found, 0.05)
+    decision = judge_gate(POLICY, found, FLOOR)
     return decision.verdict, decision.reason
 
 
 def test_enough_good_pairs_pass_and_every_line_says_why() -> None:
-    decision = judge_gate(POLICY, sight(units(150)), 0.05)
+    decision = judge_gate(POLICY, sight(units(150)), FLOOR)
     assert decision.verdict is GateVerdict.PASS
     assert not decision.is_regression
     assert decision.quality.e_promote >= 20
     assert [line.name for line in decision.metrics] == [
         "quality_drop_relative", "canary_failed_answers", "unscored_difference",
-        "unreached_replicas",
+        "baseline_twin_difference", "unreached_replicas",
     ]  # fmt: skip
     assert all(line.verdict is GateVerdict.PASS and line.detail for line in decision.metrics)
     assert decision.metrics[0].window_s == 300
@@ -98,7 +100,7 @@ def test_few_pairs_hold_and_none_are_unknown() -> None:
     verdict, reason = verdict_of(sight(units(30)))
     assert verdict is GateVerdict.HOLD
     assert "not yet certain: 1.000 against 1.000 over 30 pairs" in reason
-    decision = judge_gate(POLICY, sight([]), 0.05)
+    decision = judge_gate(POLICY, sight([]), FLOOR)
     assert decision.verdict is GateVerdict.HOLD
     assert "no pairs" in decision.reason
     assert not is_known(decision.metrics[0].observed)
@@ -106,7 +108,7 @@ def test_few_pairs_hold_and_none_are_unknown() -> None:
 
 
 def test_a_worse_canary_is_rolled_back() -> None:
-    decision = judge_gate(POLICY, sight(units(60, canary=0.7)), 0.05)
+    decision = judge_gate(POLICY, sight(units(60, canary=0.7)), FLOOR)
     assert decision.verdict is GateVerdict.ROLL_BACK
     assert decision.is_regression
     assert "answers worse: 0.700 against 1.000" in decision.reason
@@ -124,14 +126,42 @@ def test_a_stage_passes_only_with_pairs_of_its_own() -> None:
 
 
 def test_a_stricter_deployment_needs_more_evidence() -> None:
-    assert judge_gate(POLICY, sight(units(150)), 0.05).verdict is GateVerdict.PASS
-    strict = judge_gate(POLICY, sight(units(150)), 0.02)
+    assert judge_gate(POLICY, sight(units(150)), FLOOR).verdict is GateVerdict.PASS
+    strict = judge_gate(POLICY, sight(units(150)), QualityFloor(max_relative_drop=0.02))
     assert strict.verdict is GateVerdict.HOLD
     assert strict.metrics[0].threshold == 0.02
 
 
+def test_a_deployment_says_how_sure_its_gate_has_to_be() -> None:
+    worse, equal = sight(units(45, canary=0.8)), sight(units(150))
+    assert judge_gate(POLICY, worse, FLOOR).verdict is GateVerdict.ROLL_BACK
+    careful = judge_gate(POLICY, worse, QualityFloor(alpha=1e-4))
+    assert careful.verdict is GateVerdict.HOLD
+    assert careful.quality.alpha == 1e-4
+    strict = judge_gate(POLICY, equal, QualityFloor(beta=1e-4))
+    assert strict.verdict is GateVerdict.HOLD
+    assert "of 10000" in strict.reason
+    assert judge_gate(POLICY, sight(units(60)), QualityFloor(beta=0.5)).verdict is GateVerdict.PASS
+
+
+def test_the_record_tells_what_each_arm_brought_and_the_bounds_of_the_difference() -> None:
+    missing = [Observation(AT, Arm.CANARY, "live", "u", None)]
+    coverage = {Arm.BASELINE: Coverage(60, 60), Arm.CANARY: Coverage(60, 61)}
+    seen = sight([*units(60, canary=0.9), *missing], coverage=coverage)
+    quality = judge_gate(POLICY, seen, FLOOR).quality
+    assert quality.baseline == ArmEvidence(answers=60, scored=60, units=60)
+    assert quality.canary == ArmEvidence(answers=61, scored=60, units=60)
+    assert quality.canary.coverage == pytest.approx(60 / 61)
+    assert quality.difference_low is not None
+    assert quality.difference_high is not None
+    assert quality.difference_low < -0.1 < quality.difference_high
+    nothing = judge_gate(POLICY, sight([], coverage={}), FLOOR).quality.canary
+    assert nothing is not None
+    assert nothing.coverage is None
+
+
 def test_answers_that_all_score_nothing_give_no_relative_drop() -> None:
-    decision = judge_gate(POLICY, sight(units(150, 0.0, 0.0)), 0.05)
+    decision = judge_gate(POLICY, sight(units(150, 0.0, 0.0)), FLOOR)
     assert decision.verdict is GateVerdict.HOLD
     assert "scores 0" in decision.metrics[0].observed.model_dump_json()
 
@@ -139,7 +169,7 @@ def test_answers_that_all_score_nothing_give_no_relative_drop() -> None:
 def test_without_a_concurrent_baseline_it_holds_whatever_the_pairs_say() -> None:
     for canary in (1.0, 0.5):
         found = sight(units(150, canary=canary), has_both_arms=False)
-        decision = judge_gate(POLICY, found, 0.05)
+        decision = judge_gate(POLICY, found, FLOOR)
         assert decision.verdict is GateVerdict.HOLD
         assert not decision.is_regression
 
@@ -167,10 +197,32 @@ def test_uneven_coverage_and_an_unreached_replica_hold() -> None:
     verdict, reason = verdict_of(sight(units(150), coverage=uneven))
     assert verdict is GateVerdict.HOLD
     assert reason.startswith("uneven: 20 of 80 canary")
-    unknown = judge_gate(POLICY, sight(units(150), coverage={}), 0.05)
+    unknown = judge_gate(POLICY, sight(units(150), coverage={}), FLOOR)
     assert not is_known(unknown.metrics[2].observed)
     verdict, reason = verdict_of(sight(units(150), unreached={"b": "no answer", "a": "refused"}))
     assert (verdict, reason) == (GateVerdict.HOLD, "not reached: a (refused), b (no answer)")
+
+
+def test_wrong_answers_that_go_unscored_do_not_pass_for_good_ones() -> None:
+    coverage = {Arm.BASELINE: Coverage(400, 400), Arm.CANARY: Coverage(376, 400)}
+    decision = judge_gate(POLICY, sight(units(376), coverage=coverage), FLOOR)
+    assert decision.metrics[0].verdict is GateVerdict.PASS, "of what was scored, nothing is worse"
+    assert decision.verdict is GateVerdict.HOLD
+    assert decision.reason == (
+        "uneven: 376 of 400 canary and 400 of 400 baseline answers could be scored"
+    )
+
+
+def test_a_baseline_that_does_not_agree_with_itself_holds() -> None:
+    agreeing = judge_gate(POLICY, sight(units(150), twins=[(0.9, 0.8), (0.7, 0.8)] * 50), FLOOR)
+    assert agreeing.verdict is GateVerdict.PASS
+    assert agreeing.quality.twins == 100
+    assert agreeing.quality.twin_stdev == pytest.approx(0.1)
+    for twins in ([(0.9, 0.7)] * 100, [(0.7, 0.9)] * 100):
+        decision = judge_gate(POLICY, sight(units(150), twins=twins), FLOOR)
+        assert decision.verdict is GateVerdict.HOLD
+        assert "does not agree with itself" in decision.reason
+    assert judge_gate(POLICY, sight(units(150)), FLOOR).quality.twin_stdev is None
 
 
 def test_rolling_back_outweighs_holding() -> None:
@@ -180,13 +232,12 @@ def test_rolling_back_outweighs_holding() -> None:
 
 def test_a_policy_with_a_ruinous_bet_is_refused() -> None:
     with pytest.raises(Rejected):
-        ApplicationPolicy(bets=(1.5,)).design()
-    assert ApplicationPolicy().design().margin == 0.05
+        ApplicationPolicy(bets=(1.5,)).design(FLOOR)
 
 
 def vote_sight(baseline: Baseline | None = BASELINE, per_s: float | None = None) -> VoteSight:
     rate = Unknown(reason=UnknownReason.NO_TRAFFIC) if per_s is None else Known(value=per_s)
-    return VoteSight(0.05, baseline, "none was measured", rate)
+    return VoteSight(FLOOR, baseline, "none was measured", rate)
 
 
 def test_a_change_whose_drop_would_be_seen_is_approved_with_evidence() -> None:
@@ -257,11 +308,13 @@ def request(stage: int = 0, look: int = 1, since: datetime = AT) -> GateRequeste
     )  # fmt: skip
 
 
-def golden_rows(asked: GateRequested, replica: str, arm: Arm, text: str = "Paris") -> list[Sample]:
+def golden_rows(
+    asked: GateRequested, replica: str, arm: Arm, text: str = "Paris", **labels: str
+) -> list[Sample]:
     item = GoldenItem(id="q1", prompt="Capital?", answer="Paris")
     reply = Reply(Ask(item, replica, "http://x"), ok=True, text=text)
     at = asked.since + timedelta(seconds=30)
-    return list(golden_samples(reply, at, {**gate_labels(asked), "arm": arm.name}))
+    return list(golden_samples(reply, at, {**gate_labels(asked), "arm": arm.name, **labels}))
 
 
 def live_rows(replica: str, unit: str, second: int, **changes: Any) -> list[Sample]:
@@ -297,6 +350,21 @@ def test_golden_answers_are_paired_by_prompt_and_look_and_counted_once_when_stor
     assert len({one.stratum for one in look_at(asked, second, rows).units}) == 2
 
 
+def test_the_second_answer_of_the_baseline_halves_its_noise_and_is_its_control() -> None:
+    asked = request()
+    rows = [
+        *golden_rows(asked, "new", Arm.CANARY),
+        *golden_rows(asked, "old", Arm.BASELINE),
+        *golden_rows(asked, "old", Arm.BASELINE, "Rome", twin="2"),
+    ]
+    found = look_at(asked, rows, rows)
+    assert found.twins == [(1, 0)]
+    (pair,) = pairs_of(found.units)
+    assert (pair.baseline, pair.canary) == (0.5, 1)
+    alone = golden_rows(asked, "old", Arm.BASELINE, twin="2")
+    assert look_at(asked, [*rows[:2], *alone], []).twins == []
+
+
 def test_golden_answers_of_other_changes_and_of_baseline_runs_are_left_out() -> None:
     asked = request()
     reply = Reply(
@@ -322,6 +390,19 @@ def test_live_answers_count_from_when_their_replica_belonged_to_its_arm() -> Non
     assert "live:before" in {one.unit for one in units_}
     gone = golden_rows(request(since=AT), "gone", Arm.CANARY)
     assert "live:before" not in {one.unit for one in look_at(asked, [*stored, *gone], []).units}
+
+
+def test_live_answers_are_compared_within_the_kind_of_work_that_the_client_names() -> None:
+    stored = [
+        *live_rows("old", "prose", 1, stratum="prose"),
+        *live_rows("new", "code", 2, stratum="code"),
+        *live_rows("old", "plain", 3), *live_rows("new", "bare", 4),
+    ]  # fmt: skip
+    found = look_at(request(), stored, [])
+    assert [one.stratum for one in found.units] == [
+        "live:prose", "live:code", "live:live", "live:live",
+    ]  # fmt: skip
+    assert len(pairs_of(found.units)) == 1
 
 
 def test_failed_answers_break_floors_and_unscored_or_outdated_ones_are_missing() -> None:

@@ -50,7 +50,8 @@ def found() -> dict[str, EvidenceName]:
         (AgentName.PERFORMANCE, gate(gate_stories.question(), gate_stories.POLICY).metrics),
         (AgentName.APPLICATION, judge_gate(
             application_stories.POLICY,
-            application_stories.sight(application_stories.units(150)), 0.05).metrics),
+            application_stories.sight(application_stories.units(150)),
+            application_stories.FLOOR).metrics),
     )  # fmt: skip
     for agent, metrics in looked:
         for metric in metrics:

@@ -60,6 +60,23 @@ def test_a_golden_set_is_looked_for_beside_the_file(tmp_path: Path) -> None:
     assert absolute.golden == Path("/sets/mine.jsonl")
 
 
+def test_how_sure_the_quality_gate_has_to_be_is_declared_with_its_margin(tmp_path: Path) -> None:
+    own = {"max_relative_drop": 0.03, "alpha": 0.01, "beta": 0.1}
+    fleet = load_fleet(written(tmp_path, deployment(quality=own)))
+    assert fleet.declared("http://127.0.0.1:8080/")["chat"].quality.model_dump() == own
+    least = load_fleet(written(tmp_path, LEAST)).declared("http://127.0.0.1:8080/")["chat"].quality
+    assert (least.max_relative_drop, least.alpha, least.beta) == (0.05, 0.05, 0.05)
+
+
+@pytest.mark.parametrize("key", ["alpha", "beta"])
+@pytest.mark.parametrize("value", [0, 1e-9, 0.6, -0.05, "never"])
+def test_chances_that_no_test_could_keep_are_refused(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    with pytest.raises(Rejected, match=rf"quality\.{key}"):
+        load_fleet(written(tmp_path, deployment(quality={key: value})))
+
+
 def test_stages_become_the_rollout_of_a_migration() -> None:
     timing = {"stage_shares": [0.2, 1.0], "stage_soak_s": [3.0, 0.0], "hold_limit_s": 7.0}
     policy = cost_policy(Fleet.model_validate({**LEAST, "timing": timing}))

@@ -180,6 +180,15 @@ def test_the_unit_is_the_session_then_the_user_then_the_request() -> None:
     assert inbound({"user": "a\nb"}).unit != "a\nb"
 
 
+def test_a_client_names_the_kind_of_its_work_in_a_few_printable_characters() -> None:
+    assert inbound({}, X_OptiInfra_Stratum="code").stratum == "code"
+    assert inbound({}).stratum == ""
+    assert inbound({}, X_OptiInfra_Stratum="x" * 65).stratum == ""
+    assert inbound({}, X_OptiInfra_Stratum="a\x07").stratum == ""
+    sent = inbound({}, X_OptiInfra_Stratum="code", X_Other="1").headers
+    assert set(upstream_headers(sent, "r")) == {"X-Other", "Accept-Encoding", "X-Request-Id"}
+
+
 def test_headers_that_cannot_be_written_again_do_not_pass() -> None:
     odd = b"caf\xe9".decode("utf-8", "surrogateescape")
     headers = CIMultiDictProxy(

@@ -201,17 +201,28 @@ def test_a_prompt_seen_before_makes_its_pair_a_repetition() -> None:
 def test_a_session_counts_once_when_its_window_has_closed_and_never_changes() -> None:
     said = [
         one(0, Arm.CANARY, 0.2, "a"), one(4, Arm.CANARY, 0.6, "a"), one(9, Arm.CANARY, 1.0, "a"),
-        one(1, Arm.BASELINE, 0.5, "a"), one(2, Arm.BASELINE, None, "b"),
+        one(1, Arm.BASELINE, 0.5, "c"), one(2, Arm.BASELINE, None, "b"),
         one(8, Arm.BASELINE, 0.7, "open"),
     ]  # fmt: skip
     closed = sessions(said, window_s=5, until=AT + timedelta(seconds=10))
     assert [(unit.unit, unit.arm, unit.score) for unit in closed] == [
-        ("a", Arm.CANARY, pytest.approx(0.4)), ("a", Arm.BASELINE, 0.5), ("b", Arm.BASELINE, None),
+        ("a", Arm.CANARY, pytest.approx(0.4)), ("c", Arm.BASELINE, 0.5), ("b", Arm.BASELINE, None),
     ]  # fmt: skip
     assert closed[0].at == AT + timedelta(seconds=5)
     later = sessions(said, window_s=5, until=AT + timedelta(seconds=60))
     assert later[: len(closed)] == closed
     assert later[-1].unit == "open"
+
+
+def test_a_session_that_moves_to_the_canary_stays_a_unit_of_the_baseline() -> None:
+    said = [
+        one(0, Arm.BASELINE, 0.9, "moved"), one(3, Arm.CANARY, 0.1, "moved"),
+        one(60, Arm.CANARY, 0.1, "moved"), one(61, Arm.CANARY, 0.8, "new"),
+    ]  # fmt: skip
+    closed = sessions(said, window_s=5, until=AT + timedelta(seconds=90))
+    assert [(unit.unit, unit.arm, unit.score) for unit in closed] == [
+        ("moved", Arm.BASELINE, 0.9), ("new", Arm.CANARY, 0.8),
+    ]  # fmt: skip
 
 
 def test_missing_scores_in_one_arm_only_are_uneven() -> None:
@@ -253,6 +264,10 @@ def test_the_forecast_of_pairs_is_enough_and_not_absurd() -> None:
     noisy = required_pairs(0.842, 0.25, DESIGN)
     assert noisy is not None
     assert noisy > needed
+    for strict in (Design(alpha=0.001), Design(beta=0.001)):
+        longer = required_pairs(0.842, 0.0, strict)
+        assert longer is not None
+        assert longer > needed
 
 
 def test_a_deployment_whose_answers_score_nothing_cannot_be_guarded() -> None:

@@ -245,6 +245,7 @@ class Exchange:
             deployment=self._key.deployment,
             replica=self._replica,
             unit=self._unit,
+            stratum=self._inbound.stratum,
             prompt=prompt,
             answer=answer,
             ok=outcome is Outcome.SERVED,

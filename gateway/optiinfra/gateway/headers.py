@@ -9,6 +9,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 REQUEST_ID = "X-Request-Id"
 SESSION_ID = "X-Session-Id"
 DEPLOYMENT = "X-OptiInfra-Deployment"
+STRATUM = "X-OptiInfra-Stratum"
 
 _HOP_BY_HOP = frozenset(
     {
@@ -33,6 +34,7 @@ _REQUEST_ENDS_HERE = _HOP_BY_HOP | {
     "host",
     DEPLOYMENT.lower(),
     REQUEST_ID.lower(),
+    STRATUM.lower(),
 }
 _ANSWER_ENDS_HERE = _HOP_BY_HOP | {REQUEST_ID.lower()}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")

@@ -11,8 +11,9 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 from pydantic_core import from_json
 
-from optiinfra.gateway.headers import DEPLOYMENT, SESSION_ID
+from optiinfra.gateway.headers import DEPLOYMENT, SESSION_ID, STRATUM
 from optiinfra.gateway.refusal import refuse
+from optiinfra.schemas.sampling import MAX_STRATUM_CHARS
 
 PREFIX = "/v1/"
 GENERATION_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
@@ -64,6 +65,13 @@ class Inbound:
             if isinstance(value, str) and value:
                 return _bounded(value)
         return self.request_id
+
+    @property
+    def stratum(self) -> str:
+        """The kind of work that the client names for the quality test; empty for none, or for
+        one that is no short printable text."""
+        named = self.headers.get(STRATUM, "")
+        return named if len(named) <= MAX_STRATUM_CHARS and named.isprintable() else ""
 
 
 async def read_inbound(

@@ -170,7 +170,8 @@ class DeploymentConfig(Value):
     )
     slo: SLO = Field(default=SLO(), description="what the latencies and errors must stay under")
     quality: QualityFloor = Field(
-        default=QualityFloor(), description="how much worse answers may become"
+        default=QualityFloor(),
+        description="how much worse answers may become: docs/quality-gate.md",
     )
     interruptible: bool = Field(default=False, description="may run on spot machines")
     min_replicas: int = Field(default=1, ge=1, description="never fewer than these")

@@ -21,7 +21,6 @@ _ABOUT = {
     "deployments[].slo.ttft_p95_s": "time to first token, 95th percentile, s",
     "deployments[].slo.tpot_p95_s": "time per output token, 95th percentile, s",
     "deployments[].slo.error_rate": "part of the requests that may fail",
-    "deployments[].quality.max_relative_drop": "a relative drop of quality that is rolled back",
 }
 """Words for models that stand in the room of schemas."""
 

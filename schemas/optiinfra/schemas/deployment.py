@@ -52,9 +52,23 @@ class SLO(Value):
 
 
 class QualityFloor(Value):
-    """How much worse answers may become: relative drop that a change is undone at."""
+    """How much worse answers may become, and how sure a gate has to be: docs/quality-gate.md."""
 
-    max_relative_drop: float = Field(default=0.05, gt=0, lt=1)
+    max_relative_drop: float = Field(
+        default=0.05, gt=0, lt=1, description="a relative drop of quality that is rolled back"
+    )
+    alpha: float = Field(
+        default=0.05,
+        ge=1e-6,
+        le=0.5,
+        description="chance at most of ever rolling back a canary that answers as well",
+    )
+    beta: float = Field(
+        default=0.05,
+        ge=1e-6,
+        le=0.5,
+        description="chance at most of ever passing a canary that is worse by the drop above",
+    )
 
 
 class Instance(Value):

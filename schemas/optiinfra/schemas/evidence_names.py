@@ -51,5 +51,6 @@ EVIDENCE: dict[str, EvidenceName] = {
     "quality_drop_relative": EvidenceName(Unit.FRACTION, gates=_A),
     "canary_failed_answers": EvidenceName(Unit.FRACTION, gates=_A),
     "unscored_difference": EvidenceName(Unit.FRACTION, gates=_A),
+    "baseline_twin_difference": EvidenceName(Unit.SCORE, gates=_A),
     "unreached_replicas": EvidenceName(Unit.COUNT, gates=_A),
 }

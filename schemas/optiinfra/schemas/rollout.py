@@ -48,8 +48,28 @@ class GateMetric(Value):
     detail: str = ""
 
 
+class ArmEvidence(Value):
+    """What one arm has brought to the test; its coverage is `scored` of `answers`."""
+
+    answers: int = Field(ge=0)
+    """Answers that came and were no failures."""
+    scored: int = Field(ge=0)
+    """Those of them that have a score; the others are missing, never 0."""
+    units: int = Field(ge=0)
+    """Scored units: a session is one, and each golden answer."""
+
+    @property
+    def coverage(self) -> float | None:
+        return self.scored / self.answers if self.answers else None
+
+
 class SequentialEvidence(Value):
-    """The betting test's record: e-values of both rules, and the confidence sequence."""
+    """The betting test's record: e-values of both rules, and the confidence sequence.
+
+    `e_rollback` is the highest that K has been, `e_promote` is K' now; `difference_low` and
+    `difference_high` bound the canary's mean score minus the baseline's. `twins` golden prompts
+    were answered twice by the baseline (A/A), with `twin_stdev` between the two answers' scores.
+    """
 
     pairs: int = Field(ge=0)
     e_rollback: float = Field(ge=0)
@@ -61,6 +81,10 @@ class SequentialEvidence(Value):
     mean_canary: float | None = None
     difference_low: float | None = None
     difference_high: float | None = None
+    baseline: ArmEvidence | None = None
+    canary: ArmEvidence | None = None
+    twins: int = Field(default=0, ge=0)
+    twin_stdev: float | None = Field(default=None, ge=0)
 
 
 class GateAnswer(Value):

@@ -7,12 +7,16 @@ from pydantic import AwareDatetime, Field
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.ids import DeploymentId, ReplicaId, TenantId, UuidHex
 
+MAX_STRATUM_CHARS = 64
+
 
 class AnswerSample(Value):
     """One request with its whole answer, as a client got it; kept 24 h.
 
     `unit` names the session (one session always meets the same arm), so that samples of one
-    session count as one unit of the quality test. `ok` is False when the engine failed.
+    session count as one unit of the quality test. `stratum` is the kind of work that the client
+    named, empty when it named none: the test compares answers of one kind only with one another.
+    `ok` is False when the engine failed.
     """
 
     id: UuidHex
@@ -20,6 +24,7 @@ class AnswerSample(Value):
     deployment: DeploymentId
     replica: ReplicaId
     unit: str
+    stratum: str = Field(default="", max_length=MAX_STRATUM_CHARS)
     prompt: str
     answer: str
     ok: bool

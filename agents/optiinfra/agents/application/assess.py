@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from optiinfra.agents.application.gate import GateSight
 from optiinfra.agents.application.policy import ApplicationPolicy
-from optiinfra.agents.application.records import ANSWER_OK, GATE, is_current
+from optiinfra.agents.application.records import ANSWER_OK, GATE, TWIN, is_current
 from optiinfra.agents.application.sequential import Arm, Observation, coverage_of, sessions
 from optiinfra.events.commands import GateRequested
 from optiinfra.schemas.answers import ANSWER_SCORE, GOLDEN, LIVE, SOURCE
@@ -85,6 +85,7 @@ def gate_sight(
         coverage=coverage_of([*spoken_live, *spoken_golden]),
         failures=_failures([*live, *golden]),
         unreached=readings.unreached,
+        twins=_twins(golden),
     )
 
 
@@ -97,7 +98,7 @@ def _merged(readings: GateReadings) -> list[Sample]:
         if labels.get(SOURCE) != GOLDEN:
             live.append(row)
             continue
-        names = ("unit", "purpose", "change", "stage", "look", "arm")
+        names = ("unit", "purpose", "change", "stage", "look", "arm", TWIN)
         kept.setdefault((row.metric, row.replica, *map(labels.get, names)), row)
     return [*live, *kept.values()]
 
@@ -139,7 +140,11 @@ def _starts(request: GateRequested, golden: Iterable[tuple[Sample, Arm]]) -> dic
 
 def _spoken(said: Iterable[tuple[Sample, Arm]]) -> list[Observation]:
     """Scores of what was an answer; failures break a floor instead."""
-    return [_observed(row, arm) for row, arm in said if row.metric == ANSWER_SCORE and _ok(row)]
+    return [_observed(row, arm) for row, arm in _answers(said)]
+
+
+def _answers(said: Iterable[tuple[Sample, Arm]]) -> list[tuple[Sample, Arm]]:
+    return [(row, arm) for row, arm in said if row.metric == ANSWER_SCORE and _ok(row)]
 
 
 def _ok(row: Sample) -> bool:
@@ -156,6 +161,18 @@ def _observed(row: Sample, arm: Arm) -> Observation:
     if labels[SOURCE] == GOLDEN:
         parts += [labels["unit"], labels["stage"], labels["look"]]
     return Observation(row.at, arm, ":".join(parts), f"{parts[0]}:{labels['unit']}", score)
+
+
+def _twins(golden: Iterable[tuple[Sample, Arm]]) -> list[tuple[float, float]]:
+    """Scores of both answers of the baseline to one prompt in one look, where both are known."""
+    firsts: dict[tuple[datetime, str], float] = {}
+    seconds: dict[tuple[datetime, str], float] = {}
+    for row, arm in _answers(golden):
+        one = _observed(row, arm)
+        if arm is Arm.BASELINE and one.score is not None:
+            side = seconds if TWIN in row.labels else firsts
+            side[one.at, one.stratum] = one.score
+    return [(firsts[key], seconds[key]) for key in sorted(firsts.keys() & seconds.keys())]
 
 
 def _failures(said: Iterable[tuple[Sample, Arm]]) -> dict[Arm, list[bool]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+
+import numpy as np
 
 from optiinfra.agents.application.policy import ApplicationPolicy
 from optiinfra.agents.application.sequential import (
@@ -12,13 +14,16 @@ from optiinfra.agents.application.sequential import (
     Coverage,
     Design,
     Evidence,
+    Interval,
     Observation,
+    difference,
     floor_evidence,
     is_uneven,
     pairs_of,
     weigh,
 )
-from optiinfra.schemas.rollout import GateMetric, GateVerdict, SequentialEvidence
+from optiinfra.schemas.deployment import QualityFloor
+from optiinfra.schemas.rollout import ArmEvidence, GateMetric, GateVerdict, SequentialEvidence
 from optiinfra.schemas.telemetry import Known, Reading, Unit, Unknown, UnknownReason
 
 
@@ -27,7 +32,8 @@ class GateSight:
     """All that is known at one look; `units` hold one entry per session or golden prompt.
 
     `failures` says for each answer, in the order of time, whether it failed. `unreached` names
-    replicas that could not be asked, with the reason.
+    replicas that could not be asked, with the reason. `twins` are the scores of golden prompts that
+    the baseline answered twice, in the order of time.
     """
 
     at: datetime
@@ -37,6 +43,11 @@ class GateSight:
     coverage: Mapping[Arm, Coverage] = field(default_factory=dict)
     failures: Mapping[Arm, Sequence[bool]] = field(default_factory=dict)
     unreached: Mapping[str, str] = field(default_factory=dict)
+    twins: Sequence[tuple[float, float]] = ()
+
+    def covered(self, arm: Arm) -> Coverage:
+        """How many of the arm's answers could be scored; none of none, where there were none."""
+        return self.coverage.get(arm, Coverage(0, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +61,36 @@ class GateDecision:
     is_regression: bool
 
 
-def judge_gate(policy: ApplicationPolicy, sight: GateSight, margin: float) -> GateDecision:
+def judge_gate(policy: ApplicationPolicy, sight: GateSight, floor: QualityFloor) -> GateDecision:
     """Rolls back when any line says so; passes when all do; anything unknown holds."""
-    design = policy.design(margin)
+    design = policy.design(floor)
     pairs = pairs_of(sight.units)
     evidence = weigh(pairs, design)
     fresh = sum(pair.at >= sight.since for pair in pairs)
-    quality = _quality_line(policy, sight, evidence, _Stage(design.margin, fresh))
-    lines = (quality, _floor_line(policy, sight), _coverage_line(policy, sight), _reach_line(sight))
+    quality = _quality_line(sight, evidence, _Stage(design, fresh, policy.stage_pairs))
+    lines = (
+        quality,
+        _floor_line(policy, sight),
+        _coverage_line(policy, sight),
+        _control_line(sight, design),
+        _reach_line(sight),
+    )
     verdict = _worst(lines)
     telling = [line.detail for line in lines if line.verdict is verdict]
     return GateDecision(
         verdict=verdict,
         reason="; ".join(telling),
         metrics=lines,
-        quality=_record(evidence, design),
+        quality=_record(sight, evidence, design),
         is_regression=quality.verdict is GateVerdict.ROLL_BACK,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    margin: float
+    design: Design
     fresh_pairs: int
+    needed_pairs: int
 
 
 def _worst(lines: Sequence[GateMetric]) -> GateVerdict:
@@ -83,17 +101,15 @@ def _worst(lines: Sequence[GateMetric]) -> GateVerdict:
     return GateVerdict.PASS
 
 
-def _quality_line(
-    policy: ApplicationPolicy, sight: GateSight, evidence: Evidence, stage: _Stage
-) -> GateMetric:
-    verdict, detail = _quality_verdict(policy, evidence, stage.fresh_pairs)
+def _quality_line(sight: GateSight, evidence: Evidence, stage: _Stage) -> GateMetric:
+    verdict, detail = _quality_verdict(evidence, stage)
     if not sight.has_both_arms:
         verdict, detail = GateVerdict.HOLD, "no concurrent baseline to compare the canary with"
     return GateMetric(
         name="quality_drop_relative",
         unit=Unit.FRACTION,
         observed=_relative_drop(evidence),
-        threshold=stage.margin,
+        threshold=stage.design.margin,
         window_s=_window_s(sight),
         samples=evidence.pairs,
         verdict=verdict,
@@ -101,18 +117,17 @@ def _quality_line(
     )
 
 
-def _quality_verdict(
-    policy: ApplicationPolicy, evidence: Evidence, fresh: int
-) -> tuple[GateVerdict, str]:
-    means = _means(evidence)
-    if evidence.e_rollback >= 1 / policy.alpha:
+def _quality_verdict(evidence: Evidence, stage: _Stage) -> tuple[GateVerdict, str]:
+    means, design = _means(evidence), stage.design
+    if evidence.e_rollback >= 1 / design.alpha:
         e = evidence.e_rollback
         return GateVerdict.ROLL_BACK, f"the canary answers worse: {means}, e-value {e:.3g}"
-    if evidence.e_promote < 1 / policy.beta:
-        e, enough = evidence.e_promote, 1 / policy.beta
+    if evidence.e_promote < 1 / design.beta:
+        e, enough = evidence.e_promote, 1 / design.beta
         return GateVerdict.HOLD, f"not yet certain: {means}, e-value {e:.3g} of {enough:.0f}"
-    if fresh < policy.stage_pairs:
-        return GateVerdict.HOLD, f"{fresh} of {policy.stage_pairs} pairs seen in this stage"
+    if stage.fresh_pairs < stage.needed_pairs:
+        seen = f"{stage.fresh_pairs} of {stage.needed_pairs}"
+        return GateVerdict.HOLD, f"{seen} pairs seen in this stage"
     return GateVerdict.PASS, f"no drop beyond the margin: {means}"
 
 
@@ -135,8 +150,9 @@ def _relative_drop(evidence: Evidence) -> Reading:
     return Known(value=(base - canary) / base, error=(bounds.high - bounds.low) / 2 / base)
 
 
-def _record(evidence: Evidence, design: Design) -> SequentialEvidence:
-    bounds = evidence.difference
+def _record(sight: GateSight, evidence: Evidence, design: Design) -> SequentialEvidence:
+    bounds, twins = evidence.difference, sight.twins
+    squares = [(one - two) ** 2 for one, two in twins]
     return SequentialEvidence(
         pairs=evidence.pairs,
         e_rollback=evidence.e_rollback,
@@ -148,7 +164,17 @@ def _record(evidence: Evidence, design: Design) -> SequentialEvidence:
         mean_canary=evidence.mean_canary,
         difference_low=bounds.low if bounds else None,
         difference_high=bounds.high if bounds else None,
+        baseline=_arm(sight, Arm.BASELINE),
+        canary=_arm(sight, Arm.CANARY),
+        twins=len(twins),
+        twin_stdev=(sum(squares) / len(twins)) ** 0.5 if twins else None,
     )
+
+
+def _arm(sight: GateSight, arm: Arm) -> ArmEvidence:
+    covered = sight.covered(arm)
+    units = sum(unit.arm is arm and unit.score is not None for unit in sight.units)
+    return ArmEvidence(answers=covered.total, scored=covered.scored, units=units)
 
 
 def _floor_line(policy: ApplicationPolicy, sight: GateSight) -> GateMetric:
@@ -184,9 +210,7 @@ def _floor_verdict(policy: ApplicationPolicy, sight: GateSight) -> tuple[GateVer
 
 
 def _coverage_line(policy: ApplicationPolicy, sight: GateSight) -> GateMetric:
-    none = Coverage(0, 0)
-    canary = sight.coverage.get(Arm.CANARY, none)
-    baseline = sight.coverage.get(Arm.BASELINE, none)
+    canary, baseline = sight.covered(Arm.CANARY), sight.covered(Arm.BASELINE)
     uneven = is_uneven(canary, baseline, policy.coverage_tolerance)
     observed: Reading = Unknown(reason=UnknownReason.NO_TRAFFIC, detail="an arm has no answers")
     if canary.total and baseline.total:
@@ -205,6 +229,36 @@ def _coverage_line(policy: ApplicationPolicy, sight: GateSight) -> GateMetric:
         verdict=GateVerdict.HOLD if uneven else GateVerdict.PASS,
         detail=f"uneven: {shares}" if uneven else shares,
     )
+
+
+def _control_line(sight: GateSight, design: Design) -> GateMetric:
+    """The baseline against itself: two answers to one prompt must not differ on average."""
+    twins = sight.twins
+    observed: Reading = Unknown(reason=UnknownReason.NO_TRAFFIC, detail="no prompt asked twice")
+    verdict, detail = GateVerdict.PASS, "no prompt was answered twice by the baseline"
+    if twins:
+        gains = np.array([first - second for first, second in twins])
+        bounds = difference(gains, replace(design, alpha=design.alpha / 2))
+        observed = Known(value=float(gains.mean()), error=(bounds.high - bounds.low) / 2)
+        verdict, detail = _control_verdict(bounds, len(twins))
+    return GateMetric(
+        name="baseline_twin_difference",
+        unit=Unit.SCORE,
+        observed=observed,
+        threshold=0.0,
+        window_s=_window_s(sight),
+        samples=len(twins),
+        verdict=verdict,
+        detail=detail,
+    )
+
+
+def _control_verdict(bounds: Interval, twins: int) -> tuple[GateVerdict, str]:
+    between = f"by {bounds.low:+.3f} to {bounds.high:+.3f} over {twins} prompts"
+    if bounds.low > 0 or bounds.high < 0:
+        why = "the baseline does not agree with itself, so nothing can be compared with it"
+        return GateVerdict.HOLD, f"{why}: its second answers differ {between}"
+    return GateVerdict.PASS, f"the baseline agrees with itself: its second answers differ {between}"
 
 
 def _reach_line(sight: GateSight) -> GateMetric:

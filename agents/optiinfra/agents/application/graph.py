@@ -128,15 +128,14 @@ class Graphs:
         return GateState(sight=sight)
 
     async def _judge(self, state: GateState) -> GateState:
-        margin = state["deployment"].quality.max_relative_drop
-        return GateState(decision=judge_gate(self._senses.policy, state["sight"], margin))
+        quality = state["deployment"].quality
+        return GateState(decision=judge_gate(self._senses.policy, state["sight"], quality))
 
     async def _recall_baseline(self, state: VoteState) -> VoteState:
         deployment = state["deployment"]
         baseline, missing = await self._senses.vote_baseline(deployment)
         per_s = await self._senses.scored_per_s(deployment)
-        margin = deployment.quality.max_relative_drop
-        return VoteState(sight=VoteSight(margin, baseline, missing, per_s))
+        return VoteState(sight=VoteSight(deployment.quality, baseline, missing, per_s))
 
     async def _judge_proposal(self, state: VoteState) -> VoteState:
         ballot = judge_vote(self._senses.policy, state["proposal"], state["sight"])

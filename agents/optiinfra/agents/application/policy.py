@@ -13,6 +13,7 @@ from optiinfra.agents.application.sequential import (
     required_pairs,
 )
 from optiinfra.schemas.base import Value
+from optiinfra.schemas.deployment import QualityFloor
 from optiinfra.schemas.recommendation import Recommendation, StagePlan
 from optiinfra.schemas.telemetry import Known, Reading, Unit, Unknown, UnknownReason
 from optiinfra.schemas.vote import AgentName, Evidence, Verdict
@@ -24,22 +25,20 @@ URGENT_KINDS = frozenset({"spot_replacement"})
 
 
 class ApplicationPolicy(Value):
-    """The numbers behind the verdicts; a deployment's own `quality` floor replaces `margin`."""
+    """The numbers behind the verdicts that are the same for all deployments.
 
-    margin: float = Field(default=0.05, gt=0, lt=1)
-    """Relative drop of the mean score that counts as harm."""
-    alpha: float = Field(default=0.05, gt=0, lt=1)
-    """Chance at most of rolling an equal candidate back, over all looks."""
-    beta: float = Field(default=0.05, gt=0, lt=1)
-    """Chance at most of promoting a candidate that is worse by the margin."""
+    How much worse answers may become, and how sure the test has to be, each deployment says in its
+    own `quality`.
+    """
+
     bets: tuple[float, ...] = BETS
     stage_pairs: int = Field(default=20, ge=1)
     """Pairs that each stage has to add before it passes."""
     failure_rate: float = Field(default=0.01, gt=0, lt=1)
     """Hard floor: answers that fail or are none (empty, looping, unreadable)."""
     floor_alpha: float = Field(default=0.01, gt=0, lt=1)
-    coverage_tolerance: float = Field(default=0.1, ge=0, lt=1)
-    """How far the arms' shares of unscored answers may differ beyond chance."""
+    coverage_tolerance: float = Field(default=0.02, ge=0, lt=1)
+    """How far the arms' shares of unscored answers may differ beyond three standard errors."""
     golden_per_look: int = Field(default=40, ge=1)
     golden_limit_s: float = Field(default=12.0, gt=0)
     """How long one golden run of a look may take; never past the request's deadline."""
@@ -55,9 +54,9 @@ class ApplicationPolicy(Value):
     baseline_units: int = Field(default=20, ge=2)
     traffic_window_s: float = Field(default=300.0, gt=0)
 
-    def design(self, margin: float | None = None) -> Design:
-        """The test; raises `Rejected` for bets that could ruin it."""
-        return Design(self.alpha, self.beta, margin or self.margin, self.bets)
+    def design(self, quality: QualityFloor) -> Design:
+        """A deployment's test; raises `Rejected` for bets that could ruin it."""
+        return Design(quality.alpha, quality.beta, quality.max_relative_drop, self.bets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class VoteSight:
     the measured rate of live sessions that could be scored, unknown without traffic.
     """
 
-    margin: float
+    quality: QualityFloor
     baseline: Baseline | None
     missing: str
     scored_per_s: Reading
@@ -127,7 +126,7 @@ def judge_vote(policy: ApplicationPolicy, proposal: Recommendation, sight: VoteS
 def _detectable(
     policy: ApplicationPolicy, proposal: Recommendation, sight: VoteSight, baseline: Baseline
 ) -> Ballot:
-    design = policy.design(sight.margin)
+    design = policy.design(sight.quality)
     needed = required_pairs(baseline.mean, baseline.pair_stdev, design)
     offered = pairs_offered(policy, proposal, sight.scored_per_s)
     drop = f"a drop of {design.margin:.0%}"

@@ -22,6 +22,9 @@ ANSWER_OK = "answer_ok"
 """One per answer: 1 when the engine gave one, 0 when it failed or the answer is no answer."""
 QUALITY_BASELINE = "quality_baseline"
 
+TWIN = "twin"
+"""The label of a golden prompt's second answer by the baseline, in the same look of a gate."""
+
 GATE, BASELINE = "gate", "baseline"
 """What golden prompts were asked for."""
 _CUT = "length"
@@ -72,8 +75,8 @@ def _assessment(score: Score, prompt: str, answer: str) -> Assessment:
 
 
 def live_samples(sample: AnswerSample) -> tuple[Sample, Sample]:
-    """The two rows of a tapped answer; sessions are units, all live traffic is one stratum."""
-    labels = {SOURCE: LIVE, "unit": sample.unit, "stratum": LIVE}
+    """The two rows of a tapped answer; sessions are units, what names no stratum is one."""
+    labels = {SOURCE: LIVE, "unit": sample.unit, "stratum": sample.stratum or LIVE}
     return _rows(assess_live(sample), sample.replica, sample.at, labels)
 
 

@@ -13,6 +13,7 @@ from optiinfra.agents.application.records import (
     BASELINE,
     GATE,
     QUALITY_BASELINE,
+    TWIN,
     assess_golden,
     baseline_of,
     golden_samples,
@@ -25,6 +26,16 @@ from optiinfra.schemas.answers import ANSWER_SCORE, LIVE, SOURCE
 from optiinfra.schemas.deployment import Deployment, Replica, ReplicaState
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unknown, UnknownReason
+
+_ROUNDS: tuple[tuple[Arm, int, Mapping[str, str]], ...] = (
+    (Arm.BASELINE, 0, {}),
+    (Arm.CANARY, 0, {}),
+    (Arm.BASELINE, 1, {TWIN: "2"}),
+)
+"""Who is asked in one look, beginning with which replica, and what the rows are labelled with.
+
+The second answers come last: where time is short, the comparison itself goes first.
+"""
 
 
 class ReplicaSource(Protocol):
@@ -102,22 +113,24 @@ class Senses:
         *,
         limit_s: float,
     ) -> GoldenLook:
-        """Puts every item once to each arm, in turn to the arm's replicas, all at once.
+        """Puts every item to both arms, in turn to an arm's replicas, and all at once.
 
-        A replica counts as unreached when it has no URL or when none of its prompts came back.
+        The baseline gets each a second time, from its next replica where it has several: what two
+        answers of equals differ by is what a canary's may (A/A/B). A replica counts as unreached
+        when it has no URL or when none of its prompts came back.
         """
         asks = [
-            (Ask(item, to.replica, to.url), to.arm)
-            for arm in dict.fromkeys(one.arm for one in asked)
-            for item, to in _in_turn(items, [one for one in asked if one.arm == arm])
+            (Ask(item, to.replica, to.url), {"arm": to.arm, **named})
+            for arm, turn, named in _ROUNDS
+            for item, to in _in_turn(items, [one for one in asked if one.arm == arm.name], turn)
             if to.url is not None
         ]
         replies = await self.runner.run([ask for ask, _ in asks], deployment.model, limit_s=limit_s)
         at = self.clock()
         rows = [
             row
-            for reply, (_, arm) in zip(replies, asks, strict=True)
-            for row in golden_samples(reply, at, {**labels, "arm": arm})
+            for reply, (_, named) in zip(replies, asks, strict=True)
+            for row in golden_samples(reply, at, {**labels, **named})
         ]
         return GoldenLook(at, tuple(rows), _unreached(asked, replies))
 
@@ -185,8 +198,13 @@ class Senses:
         return Known(value=len(units) / window_s)
 
 
-def _in_turn(items: Sequence[GoldenItem], asked: Sequence[Asked]) -> list[tuple[GoldenItem, Asked]]:
-    return [(item, asked[at % len(asked)]) for at, item in enumerate(items)]
+def _in_turn(
+    items: Sequence[GoldenItem], asked: Sequence[Asked], first: int
+) -> list[tuple[GoldenItem, Asked]]:
+    """Each item with the replica that it goes to; none when there is no replica."""
+    if not asked:
+        return []
+    return [(item, asked[at % len(asked)]) for at, item in enumerate(items, first)]
 
 
 def _unreached(asked: Sequence[Asked], replies: Sequence[Reply]) -> dict[str, str]:

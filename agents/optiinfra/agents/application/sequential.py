@@ -57,7 +57,11 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """Error rates, the relative drop that matters, and the bets. Raises `Rejected`."""
+    """Error rates, the relative drop that matters, and the bets. Raises `Rejected`.
+
+    `alpha` bounds the chance of ever rolling back a canary that is not worse, `beta` that of ever
+    promoting one that is worse by `margin`.
+    """
 
     alpha: float = 0.05
     beta: float = 0.05
@@ -109,21 +113,25 @@ class Evidence:
 def sessions(
     observations: Iterable[Observation], *, window_s: float, until: datetime
 ) -> list[Observation]:
-    """One observation per session and arm: the mean of what was scored in its first `window_s`.
+    """One observation per session: the mean of what was scored in its first `window_s`.
 
     A session enters the test when its window has closed, at that time, and never changes again;
     later answers of it are left out. So a later look sees the same beginning of the sequence as
     the looks before it, which is what makes many looks as safe as one.
+
+    It belongs to the arm that answered it first, also when its share of the traffic has moved to
+    the other since. Counted there again it would be two units; and the canary, to which sessions
+    move as its share grows, would be given older ones than the baseline.
     """
     window = timedelta(seconds=window_s)
-    found: dict[tuple[Arm, str], list[Observation]] = defaultdict(list)
+    found: dict[str, list[Observation]] = defaultdict(list)
     for one in sorted(observations, key=_order):
-        found[one.arm, one.unit].append(one)
+        found[one.unit].append(one)
     closed = []
     for own in found.values():
-        end = own[0].at + window
+        arm, end = own[0].arm, own[0].at + window
         if end <= until:
-            closed.append(_mean_of([one for one in own if one.at <= end], end))
+            closed.append(_mean_of([one for one in own if one.arm is arm and one.at <= end], end))
     return sorted(closed, key=_order)
 
 
@@ -289,7 +297,8 @@ def is_uneven(one: Coverage, two: Coverage, tolerance: float) -> bool:
 def required_pairs(
     mean: float, pair_stdev: float, design: Design, *, z_power: float = 1.2816
 ) -> int | None:
-    """Pairs after which a drop by the margin is found with the power of `z_power` (90 %).
+    """Pairs after which a drop by the margin is found with the power of `z_power` (90 %), and an
+    equal canary is promoted as surely: its gain a pair is the same, its spread less.
 
     Taken against the hardest drop, a few wholly wrong answers: a share `margin` of the answers
     falls from the mean to 0, which adds margin·(1 − margin)·mean² to the pairs' own variance.
@@ -299,7 +308,7 @@ def required_pairs(
     """
     drop = design.margin * mean
     variance = pair_stdev**2 + design.margin * (1 - design.margin) * mean**2
-    goal = math.log(len(design.bets) / design.alpha)
+    goal = math.log(len(design.bets) / min(design.alpha, design.beta))
     needed = [
         _pairs_until(goal, growth, z_power * bet * math.sqrt(variance))
         for bet in design.bets
