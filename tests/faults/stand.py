@@ -13,7 +13,7 @@ from typing import Any
 from optiinfra.events import facts as f
 from optiinfra.events import topology
 from optiinfra.events.bus import Bus
-from optiinfra.events.publish import Publisher
+from optiinfra.events.publish import SCHEDULES, Publisher
 from optiinfra.events.replay import replay
 from optiinfra.events.subjects import Stream
 from optiinfra.runtime.stores import new_id, now
@@ -181,11 +181,16 @@ class Stand:
         """Ids of what the stream of changes holds."""
         return {event.id async for _, event in replay(self.bus, stream=Stream.CHANGES)}
 
-    async def until_scheduled(self, least: int) -> None:
-        """Until the broker holds so many timers."""
+    async def until_scheduled(self, timer: str) -> None:
+        """Until the broker holds the one timer of this name."""
+        async with self.database.connection() as connection:
+            event = await connection.fetchval("SELECT event_id FROM timers WHERE name = $1", timer)
         async with asyncio.timeout(SETTLE_S):
-            while (await self.bus.js.stream_info("TIMERS")).state.messages < least:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+            while True:
+                info = await self.bus.js.stream_info("TIMERS", f"{SCHEDULES}.>")
+                if any(subject.endswith(event) for subject in info.state.subjects or ()):
+                    return
+                await asyncio.sleep(0.02)
 
     async def all_completed(self) -> None:
         """Settled, and nothing had to be undone."""

@@ -92,7 +92,7 @@ async def test_without_the_sweep_timers_that_the_broker_lost_never_fire(stand: S
         await stand.propose(1, soak_s=3.0)
         await stand.staged(1)
         await stand.until("SELECT count(*) FROM timers WHERE name = 'soak'", 1)
-        await stand.until_scheduled(1)
+        await stand.until_scheduled("soak")
         await stand.bus.js.purge_stream("TIMERS")
         await stand.until(OVERDUE, 1)
 
