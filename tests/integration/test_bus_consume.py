@@ -11,7 +11,7 @@ import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from optiinfra.events.bus import Bus
-from optiinfra.events.consume import listen
+from optiinfra.events.consume import READ_AT_ONCE, listen
 from optiinfra.events.envelope import Event
 from optiinfra.events.facts import AgentHeartbeat, ChangeResumed
 from optiinfra.events.subjects import Stream
@@ -170,6 +170,31 @@ async def test_a_batch_holds_what_is_kept_of_each_event(nats_server: Make) -> No
         (letter,) = await s.dead_letters()
     assert sorted(handled) == sorted(event.id for event in good)
     assert letter.error == "cannot be kept"
+
+
+async def test_others_run_while_a_large_batch_is_read(nats_server: Make) -> None:
+    turns: list[int] = [0]
+    seen: list[int] = []
+
+    async def other() -> None:
+        while True:
+            await asyncio.sleep(0)
+            turns[0] += 1
+
+    def keep(event: Event) -> None:
+        seen.append(turns[0])
+
+    async def handle(kept: Sequence[None]) -> Sequence[BaseException | None]:
+        return [None] * len(kept)
+
+    async with stand(nats_server().url) as s:
+        await s.say(2 * READ_AT_ONCE + 50)
+        consumer = s.consumer("large", handle_batch=handle, keep=keep, batch=500, linger_s=0.5)
+        async with running(consumer):
+            task = asyncio.create_task(other())
+            await until(lambda: consumer.stats.acked == len(seen) == 2 * READ_AT_ONCE + 50)
+            task.cancel()
+    assert max(Counter(seen).values()) <= READ_AT_ONCE
 
 
 async def test_batches_are_handled_at_once_and_one_more_is_in_hand(nats_server: Make) -> None:

@@ -193,6 +193,18 @@ async def test_the_hand_waits_for_room_and_never_grows_beyond_what_it_asked_for(
     assert await asyncio.wait_for(waiting, 5) == 2
 
 
+async def test_a_hand_of_several_batches_has_room_once_one_batch_has_left_it() -> None:
+    table = Table(batch=1)
+    for sequence in (1, 2, 3, 4):
+        table.hand.take(message(sequence))
+    waiting = asyncio.ensure_future(table.hand.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await table.hand.finished(table.hand.ready.get_nowait())
+    assert await asyncio.wait_for(waiting, 5) == 1
+    await table.hand.give_back()
+
+
 async def test_memory_of_messages_is_bounded(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hand_module, "REMEMBERED", 3)
     for sequence in range(1, 9):

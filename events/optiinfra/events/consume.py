@@ -43,6 +43,8 @@ GRACE_S = 3.0
 """How long handlers may go on after a cancellation, s."""
 LOOK_EVERY_S = 5.0
 LISTEN_LIMIT = 10_000
+READ_AT_ONCE = 100
+"""How many messages of a batch are read before others may run."""
 
 
 class Consumer:
@@ -238,7 +240,9 @@ class Consumer:
 
     async def _process(self, batch: list[Delivery]) -> None:
         fresh = []
-        for delivery in batch:
+        for number, delivery in enumerate(batch, 1):
+            if number % READ_AT_ONCE == 0:
+                await asyncio.sleep(0)
             if delivery.cause is not None:
                 await self._hand.bury(delivery)
             elif delivery.handled:

@@ -44,6 +44,7 @@ class Hand:
         self._spec = spec
         self._publisher = publisher
         self._capacity = capacity
+        self._low = max(capacity // 2, capacity - spec.batch)
         self._clock = clock
         self._jitter = jitter
         self._held: dict[Key, Delivery] = {}
@@ -106,8 +107,8 @@ class Hand:
         return self._newest_ns if self._left else None
 
     async def room(self) -> int:
-        """Waits until half of the hand is free; gives how many more it can take."""
-        while len(self._held) > self._capacity // 2:
+        """Waits until half of the hand is free, or a batch; gives how many more it can take."""
+        while len(self._held) > self._low:
             self._room.clear()
             await self._room.wait()
         return self._capacity - len(self._held)
@@ -240,7 +241,7 @@ class Hand:
 
     def _drop(self, delivery: Delivery) -> None:
         self._held.pop(delivery.key, None)
-        if len(self._held) <= self._capacity // 2:
+        if len(self._held) <= self._low:
             self._room.set()
 
 
