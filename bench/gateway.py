@@ -1,17 +1,21 @@
-"""What the gateway adds: the same requests straight to an upstream and through it, interleaved."""
+"""What the gateway adds: the same requests straight to an upstream and through it, interleaved.
+
+First many streams at the rate of an engine, beside another reverse proxy (`bench.streams`); then
+short requests as fast as they are answered.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from bench.streams.proxies import TOKEN, gateway, module
+from bench.streams.rounds import MEASURES, PEERS, Setting, streams
 from optiinfra.agents.actuators.traffic import GatewayTraffic
-from optiinfra.schemas.routing import Backend, RouteTable
 
-TOKEN = "bench-only-token"
 CHAT = "/v1/chat/completions"
 CHUNKS = 8
 CONCURRENCIES = (1, 32)
@@ -60,23 +64,6 @@ async def serve_upstream() -> None:
     sys.stdout.write(json.dumps({"url": f"http://127.0.0.1:{runner.addresses[0][1]}"}) + "\n")
     sys.stdout.flush()
     await asyncio.Event().wait()
-
-
-@asynccontextmanager
-async def process(*arguments: str) -> AsyncIterator[dict[str, str]]:
-    """A Python process that announces its addresses as a line of JSON; ended at the end."""
-    running = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *arguments, stdout=asyncio.subprocess.PIPE
-    )
-    assert running.stdout is not None
-    try:
-        while not (line := await running.stdout.readline()).startswith(b"{"):
-            if not line:
-                raise SystemExit(f"{arguments[0]} did not start")
-        yield json.loads(line)
-    finally:
-        running.terminate()
-        await running.wait()
 
 
 @dataclass
@@ -146,23 +133,14 @@ async def measure(urls: dict[str, str], rounds: int, slice_s: float) -> dict[str
     }
 
 
-async def run(rounds: int, slice_s: float) -> dict[str, Any]:
+async def closed_loop(rounds: int, slice_s: float) -> dict[str, Any]:
+    """Requests as fast as they are answered, one and 32 at a time."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "token").write_text(TOKEN)
-        upstream = await stack.enter_async_context(process("bench.gateway", "--upstream"))
-        options = ["--state-dir", str(folder / "state"), "--token-file", str(folder / "token")]
-        gateway = await stack.enter_async_context(
-            process("optiinfra.gateway", *options, "--port", "0", "--admin-port", "0")
-        )
-        backend = Backend(replica="fixed", url=upstream["url"], weight=1)
-        table = RouteTable(
-            tenant="bench", deployment="fixed", model="fixed", version=1, backends=(backend,)
-        )
-        async with GatewayTraffic(gateway["admin_url"], TOKEN) as traffic:
-            await traffic.put(table)
-            urls = {"direct": upstream["url"], "gateway": gateway["url"]}
-            figures = await measure(urls, rounds, slice_s)
+        _, told = await stack.enter_async_context(module("bench.gateway", "--upstream"))
+        _, url, admin_url = await stack.enter_async_context(gateway([told["url"]], folder))
+        figures = await measure({"direct": told["url"], "gateway": url}, rounds, slice_s)
+        async with GatewayTraffic(admin_url, TOKEN) as traffic:
             counters = await traffic.counters()
         if counters.totals.failed or counters.totals.truncated:
             raise SystemExit(f"the gateway lost requests: {counters.totals}")
@@ -178,38 +156,66 @@ def result(figures: dict[str, Any]) -> dict[str, Any]:
         return round(difference, 3)
 
     return {
-        "bench": "gateway",
         **figures,
         "added_ms": {"p50": added("ttfb_p50_ms"), "p99": added("ttfb_p99_ms")},
         "added_e2e_ms": {"p50": added("e2e_p50_ms"), "p99": added("e2e_p99_ms")},
         "rps_ratio": round(gateway["c32"]["rps"] / direct["c32"]["rps"], 3),
-        "load": {"load_1min": round(os.getloadavg()[0], 2), "cpus": os.cpu_count()},
     }
 
 
 def show(outcome: dict[str, Any]) -> None:
     names = ("ttfb_p50_ms", "ttfb_p99_ms", "e2e_p50_ms", "e2e_p99_ms", "rps", "requests")
-    print(f"{'':>13}", *(f"{name:>12}" for name in names))
+    print(f"{'closed loop':>13}", *(f"{name:>12}" for name in names))
     for workers in CONCURRENCIES:
         for target in ("direct", "gateway"):
-            row = outcome[target][f"c{workers}"]
+            row = outcome["closed_loop"][target][f"c{workers}"]
             print(f"{target:>8} c={workers:<2}", *(f"{row[name]:>12}" for name in names))
+    told, measures = outcome["streams"], (*MEASURES, "lost", "reordered", "broken")
+    print(f"{'streams':>13}", *(f"{name:>12}" for name in measures))
+    for target in ("direct", "gateway", *PEERS):
+        if (row := told[target]) is not None:
+            print(f"{target:>13}", *(f"{row[name]:>12}" for name in measures))
+    for target, added in told["added"].items():
+        if added is not None:
+            print(f"{target + ' adds':>13}", *(f"{added[name]:>12}" for name in MEASURES))
     print(json.dumps(outcome))
+
+
+async def both(options: argparse.Namespace) -> dict[str, Any]:
+    load = [round(os.getloadavg()[0], 2)]
+    setting = Setting(
+        streams=options.streams,
+        tokens_per_s=options.tokens_per_s,
+        replicas=options.replicas,
+        rounds=options.rounds,
+    )
+    outcome = {
+        "bench": "gateway",
+        "streams": await streams(setting),
+        "closed_loop": await closed_loop(options.rounds, options.slice_s),
+    }
+    load.append(round(os.getloadavg()[0], 2))
+    return outcome | {"load": {"load_1min": load, "cpus": os.cpu_count()}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--upstream", action="store_true", help="be the upstream (internal)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--slice-s", type=float, default=1.0, help="seconds per target and turn")
+    parser.add_argument("--slice-s", type=float, default=1.0, help="of the closed loop, per turn")
+    parser.add_argument("--streams", type=int, default=200, help="at the same time")
+    parser.add_argument("--tokens-per-s", type=float, default=30.0, help="of each stream")
+    parser.add_argument("--replicas", type=int, default=4, help="engines that share the streams")
     options = parser.parse_args()
     if options.upstream:
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(serve_upstream())
-        except KeyboardInterrupt:
-            return
-    else:
-        show(asyncio.run(run(options.rounds, options.slice_s)))
+        return
+    outcome = asyncio.run(both(options))
+    show(outcome)
+    ours = outcome["streams"]["gateway"]
+    if ours["lost"] or ours["reordered"] or ours["broken"]:
+        raise SystemExit("the gateway lost, reordered or broke what passed through it")
 
 
 if __name__ == "__main__":

