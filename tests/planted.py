@@ -35,7 +35,7 @@ BLOCK = 16
 MOST_DRAWS = 200
 CLEARLY = 0.1
 """How far, ÷ the objective, a latency lies inside or outside it for a draw to count."""
-ROOMY = SchedulerConfig(max_model_len=65_536)
+ROOMY = SchedulerConfig(max_model_len=262_144)
 
 
 @dataclass(frozen=True, slots=True)

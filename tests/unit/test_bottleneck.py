@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,3 +200,10 @@ def test_a_missing_signal_says_its_own_reason() -> None:
     gone = Unknown.model_validate({"reason": "unreachable"})
     found = find(seen().model_copy(update={"tpot_p95_s": gone}), SLOW)
     assert [(one.signal, one.why) for one in found.missing] == [("tpot_p95_s", "unreachable")]
+
+
+def test_the_document_has_the_rows_of_the_table_in_their_order() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "bottleneck.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| (\d+) \| (\w+) \|", text, re.MULTILINE)
+    rows = table(Thresholds())
+    assert told == [(str(n), row.cause.value) for n, row in enumerate(rows, 1)]
