@@ -2,6 +2,7 @@
 
 Raw fetches 100 at a time and acknowledges, once reading nothing and once validating each message
 with pydantic; ours is the collector as it runs: validated, written into chdb, then acknowledged.
+Each round writes into a database of its own: ClickHouse drops what it has had.
 Each message is one scrape of one replica, in the shape in which the performance agent says it every
 10 s. CPU is that of this process: ClickHouse is in it, the broker is not.
 """
