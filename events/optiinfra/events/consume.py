@@ -201,10 +201,12 @@ class Consumer:
         """Asks now and then how far all instances are: for the lag, and for `Durable.floor`."""
         while True:
             with contextlib.suppress(Unavailable):
+                received = self.stats.received
                 info = await self._durable.look()
                 if info is not None:
                     self.stats.lag = (info.num_pending or 0) + (info.num_ack_pending or 0)
-                    self._hand.note_left(info.num_pending or 0)
+                    if self.stats.received == received:  # else a message has told what is newer
+                        self._hand.note_left(info.num_pending or 0)
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _work(self) -> None:
