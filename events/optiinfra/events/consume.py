@@ -41,6 +41,7 @@ PATIENCE_S = 10.0
 """How long a broker that is connected may lack the stream or JetStream before `run` gives up."""
 GRACE_S = 3.0
 """How long handlers may go on after a cancellation, s."""
+CANCEL_EVERY_S = 1.0
 LOOK_EVERY_S = 5.0
 LISTEN_LIMIT = 10_000
 READ_AT_ONCE = 100
@@ -125,17 +126,18 @@ class Consumer:
         self, workers: list[asyncio.Task[None]], helpers: list[asyncio.Task[None]]
     ) -> None:
         self._closing = True
-        draw, *others = helpers
-        draw.cancel()
+        helpers[0].cancel()  # it draws no more
         await self._pull.close()
         for task in workers:
             if task not in self._busy:
                 task.cancel()
         if self._busy:
             await asyncio.wait(tuple(self._busy), timeout=GRACE_S)
-        for task in (*workers, *others):
-            task.cancel()
-        await asyncio.wait([*workers, *helpers])
+        left = {*workers, *helpers}
+        while left:  # a cancellation that is lost on its way comes again
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=CANCEL_EVERY_S)
         await self._hand.give_back()
 
     def _take(self, message: Msg) -> None:
