@@ -38,7 +38,10 @@ def highest_utilisation(seen: Signals, slo: SLO) -> Cause:
 
 
 def written_order(seen: Signals, slo: SLO) -> Cause:
-    """The design's bottleneck table as it is written, top to bottom, the first line that fits."""
+    """The design's bottleneck table as it is written, top to bottom, the first line that fits.
+
+    It has one cause for preemptions and a full cache; any preemption is called `preemption` here.
+    """
     waits, usage = _value(seen, "waiting") >= 1, _value(seen, "kv_usage_fraction")
     at_cap = _value(seen, "running") >= 0.95 * _value(seen, "max_num_seqs")
     computed = _value(seen, "prompt_tokens_per_s") * (1 - _value(seen, "prefix_hit_fraction"))
@@ -65,6 +68,10 @@ PEERS: dict[str, Callable[[Signals, SLO], Cause]] = {
 }
 
 
+CARD_ERROR = 0.3
+"""Relative error of a wrong card: the widest band that shipped cards have."""
+
+
 @dataclass(frozen=True)
 class Tried:
     """One run: what was said of it, by whom, and what became of it as signals went missing."""
@@ -74,6 +81,8 @@ class Tried:
     draws: int
     ours: str
     healthy: str
+    card_too_fast: str
+    card_too_slow: str
     peers: dict[str, str]
     without_all: str
     became_unknown: int
@@ -96,6 +105,8 @@ def tried(cause: Cause, seed: int) -> Tried:
         draws=found.draws,
         ours=verdict.value,
         healthy=find(healthy, slo).cause.value,
+        card_too_fast=find(paced(bound, 1 + CARD_ERROR), slo).cause.value,
+        card_too_slow=find(paced(bound, 1 / (1 + CARD_ERROR)), slo).cause.value,
         peers={name: rule(bound, slo).value for name, rule in PEERS.items()},
         without_all=find(bare, slo).cause.value,
         became_unknown=sum(one is Cause.UNKNOWN for one in lacking),
@@ -103,10 +114,26 @@ def tried(cause: Cause, seed: int) -> Tried:
     )
 
 
+def paced(seen: Signals, faster: float) -> Signals:
+    """The same telemetry beside a card that is `faster` times as fast."""
+    times = {
+        "prefill_limit_tokens_per_s": faster,
+        "prefill_alone_s": 1 / faster,
+        "decode_step_s": 1 / faster,
+    }
+    return seen.model_copy(
+        update={name: Known(value=_value(seen, name) * by) for name, by in times.items()}
+    )
+
+
 def _value(seen: Signals, name: str) -> float:
     """The signal's value, and 0 where it is unknown: naive rules know no better."""
     reading = getattr(seen, name)
     return reading.value if isinstance(reading, Known) else 0.0
+
+
+def _said(cause: str, named: str) -> str:
+    return "right" if named == cause else f"{cause} named {named}"
 
 
 def right(runs: list[Tried], who: str) -> float:
@@ -154,6 +181,8 @@ def main() -> None:
                 "seed": given.seed,
                 "named_right": rows,
                 "healthy_twins": Counter(one.healthy for one in runs),
+                "card_30_percent_too_fast": Counter(_said(o.cause, o.card_too_fast) for o in runs),
+                "card_30_percent_too_slow": Counter(_said(o.cause, o.card_too_slow) for o in runs),
                 "unknown_without_telemetry": sum(o.without_all == "unknown" for o in runs),
                 "signals_taken": len(runs) * len(Signals.model_fields),
                 "became_unknown": sum(one.became_unknown for one in runs),

@@ -34,8 +34,7 @@ def test_a_planted_cause_is_named_and_its_healthy_twin_is_left_alone(cause: Caus
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_each_signal_of_the_row_that_holds_is_needed(cause: Cause) -> None:
-    """Of alternatives, one is enough: all signals of a condition go at once."""
+def test_a_signal_taken_from_a_run_never_makes_another_cause(cause: Cause) -> None:
     found, _, bound = planted(cause)
     verdict = find(bound, slo(found))
     bare = Signals()
