@@ -76,6 +76,8 @@ class Engine:
             await asyncio.Event().wait()
         if self.mode == "hangup" and request.transport is not None:
             request.transport.abort()
+        if self.mode == "head_only":
+            return await self._head_only(request)
         if not fields.get("stream"):
             await self.hold.wait()
             return web.json_response(
@@ -86,6 +88,14 @@ class Engine:
                 headers={"Set-Cookie": "leak=1", "Connection": "X-Private", "X-Private": "1"},
             )
         return await self._stream(request)
+
+    async def _head_only(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response.content_length = 100
+        await response.prepare(request)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

@@ -113,7 +113,7 @@ async def test_a_dead_backend_costs_a_retry_and_no_request(bench: Bench, red: En
     assert totals["retried"] >= 1
 
 
-@pytest.mark.parametrize("mode", ["busy", "hangup"])
+@pytest.mark.parametrize("mode", ["busy", "hangup", "head_only"])
 async def test_what_has_not_begun_to_answer_is_tried_elsewhere(
     bench: Bench, red: Engine, blue: Engine, mode: str
 ) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import aiohttp
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from optiinfra.gateway.headers import answer_headers
 from optiinfra.gateway.inbound import GENERATION_PATHS, Inbound, prompt_text
@@ -16,7 +16,7 @@ from optiinfra.gateway.refusal import Problem, Refusal
 from optiinfra.gateway.routes import RouteKey, Routes
 from optiinfra.gateway.tally import Latency, Outcome, ReplicaTally, Tallies
 from optiinfra.gateway.tap import Tap
-from optiinfra.gateway.upstream import BROKEN, Suspects, Untouched, Upstream
+from optiinfra.gateway.upstream import BROKEN, Opened, Suspects, Untouched, Upstream
 from optiinfra.schemas.ids import NewId, ReplicaId
 from optiinfra.schemas.routing import Backend
 from optiinfra.schemas.sampling import AnswerSample
@@ -102,23 +102,25 @@ class Exchange:
         with self._tally().serving():
             self._asked_s = self._ports.monotonic()
             try:
-                answer = await self._ports.upstream.open(backend, self._inbound)
+                opened = await self._ports.upstream.open(backend, self._inbound)
             except Untouched:
                 self._ports.suspects.add(backend)
                 raise
             try:
-                if answer.status == 503 and self._next() is not None:
+                if opened.answer.status == 503 and self._next() is not None:
                     raise Untouched(Problem(503, "upstream_busy", "the replicas are overloaded"))
-                return await self._relay(answer)
+                return await self._relay(opened)
             finally:
-                answer.close()
+                opened.answer.close()
 
-    async def _relay(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    async def _relay(self, opened: Opened) -> web.StreamResponse:
+        answer, first = opened
+        began_s = self._ports.monotonic()
         response = self._head(answer)
         outcome = Outcome.CANCELLED
         try:
             await response.prepare(self._request)
-            tail = await self._body(answer, response)
+            tail = await self._body(answer.content, response, first, began_s)
             self._meter.finish()
             outcome = self._outcome(answer.status, broken=tail is None)
             await self._close(response, outcome, tail or b"")
@@ -141,27 +143,26 @@ class Exchange:
         return response
 
     async def _body(
-        self, answer: aiohttp.ClientResponse, response: web.StreamResponse
+        self, content: StreamReader, response: web.StreamResponse, chunk: bytes, now_s: float
     ) -> bytes | None:
-        """Pass the body on as it comes; None when the backend broke off.
+        """Pass the body on as it comes, from `chunk` on; None when the backend broke off.
 
         Bytes that came together with the end are returned, to be sent together with it.
         """
         self._begun = True
-        content, monotonic = answer.content, self._ports.monotonic
-        while True:
+        monotonic = self._ports.monotonic
+        while not content.at_eof():
+            await response.write(chunk)
+            if self._added_s is None:
+                self._added_s = (self._asked_s - self._received_s) + (monotonic() - now_s)
+            self._meter.feed(chunk, now_s)
             try:
                 chunk = await content.readany()
             except BROKEN:
                 return None
             now_s = monotonic()
-            if content.at_eof():
-                self._meter.feed(chunk, now_s)
-                return chunk
-            await response.write(chunk)
-            if self._added_s is None:
-                self._added_s = (self._asked_s - self._received_s) + (monotonic() - now_s)
-            self._meter.feed(chunk, now_s)
+        self._meter.feed(chunk, now_s)
+        return chunk
 
     def _outcome(self, status: int, *, broken: bool) -> Outcome:
         answer = self._meter.answer

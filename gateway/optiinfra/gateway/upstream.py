@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
 import aiohttp
 from multidict import CIMultiDict
@@ -24,7 +25,7 @@ _OWN_HEADERS = frozenset({"User-Agent", "Accept", "Accept-Encoding", "Content-Ty
 
 
 class Untouched(Exception):
-    """The backend was not reached, or hung up before the first byte of an answer."""
+    """The backend was not reached, or hung up before the first byte of an answer's body."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
@@ -51,6 +52,14 @@ class Suspects:
         return sorted(backends, key=lambda backend: (backend.replica, backend.url) in self._until)
 
 
+class Opened(NamedTuple):
+    """An answer that has begun."""
+
+    answer: aiohttp.ClientResponse
+    first: bytes
+    """What came first of its body; empty when it has none."""
+
+
 class Upstream:
     """The pool of connections to all backends."""
 
@@ -68,15 +77,15 @@ class Upstream:
     async def close(self) -> None:
         await self._session.close()
 
-    async def open(self, backend: Backend, inbound: Inbound) -> aiohttp.ClientResponse:
-        """The answer, its head received and its body still to be read.
+    async def open(self, backend: Backend, inbound: Inbound) -> Opened:
+        """The answer, its head and the first bytes of its body received, the rest to be read.
 
         `Untouched` when another backend may be asked; a refusal when the backend may have worked.
         """
         url = URL(backend.url.rstrip("/") + inbound.target, encoded=True)
         headers = upstream_headers(inbound.headers, inbound.request_id)
         try:
-            return await self._session.request(
+            answer = await self._session.request(
                 inbound.method,
                 url,
                 headers=headers,
@@ -87,6 +96,13 @@ class Upstream:
             raise _translated(error) from error
         except ValueError as error:
             raise refuse(502, "upstream_invalid", "the backend sent no valid HTTP") from error
+        try:
+            return Opened(answer, await answer.content.readany())
+        except BaseException as error:
+            answer.close()
+            if isinstance(error, BROKEN):
+                raise _broken_off(error) from error
+            raise
 
 
 def _payload(body: bytes, headers: CIMultiDict[str]) -> bytes | AsyncIterator[bytes] | None:
@@ -109,7 +125,18 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, aiohttp.ServerTimeoutError) and not isinstance(
         error, aiohttp.ConnectionTimeoutError
     ):
-        return refuse(504, "upstream_timeout", "the backend did not answer in time")
+        return _too_late()
     if isinstance(error, aiohttp.ClientConnectionError | ConnectionError | asyncio.TimeoutError):
         return Untouched(Problem(502, "upstream_unreachable", "no backend could be reached"))
     return refuse(502, "upstream_invalid", "the backend sent no valid HTTP")
+
+
+def _broken_off(error: Exception) -> Exception:
+    """What it means that nothing followed the head of an answer."""
+    if isinstance(error, TimeoutError):
+        return _too_late()
+    return Untouched(Problem(502, "upstream_broke", "the backend hung up before its answer"))
+
+
+def _too_late() -> Exception:
+    return refuse(504, "upstream_timeout", "the backend did not answer in time")
