@@ -32,6 +32,8 @@ from optiinfra.schemas.ids import EventId, TenantId, derived_id, token, uuid7
 from optiinfra.schemas.money import Interval
 from optiinfra.schemas.recommendation import (
     ChangeSpec,
+    Precision,
+    Quantisation,
     Risk,
     StagePlan,
 )
@@ -39,6 +41,7 @@ from optiinfra.schemas.rollout import GateVerdict, Step
 from optiinfra.schemas.routing import Backend, RouteTable
 from optiinfra.schemas.telemetry import Known, Reading, Unknown, UnknownReason, is_known
 from optiinfra.schemas.tenant import Role, person, policy
+from optiinfra.schemas.tuning import TrialOutcome, TuningTrial
 from optiinfra.schemas.vote import VOTERS, AgentName
 from tests.factories import recommendation
 
@@ -151,6 +154,24 @@ def test_the_version_hash_changes_with_anything_in_the_proposal() -> None:
     assert proposal.version_hash() == recommendation().version_hash()
     assert proposal.version_hash() != recommendation(title="other").version_hash()
     assert len(proposal.version_hash()) == 16
+
+
+def test_an_approval_of_the_last_release_still_fits_its_proposal() -> None:
+    """Hashes that release 0.1.0 gave: fields that came later must not change them."""
+    converted = Quantisation(from_precision=Precision.FP16, to_precision=Precision.FP8)
+    assert recommendation().version_hash() == "faaad46d725472e8"
+    assert recommendation(spec=converted).version_hash() == "45d4f0e7adcde6a5"
+    weights = recommendation(spec=converted.model_copy(update={"weights": "chat-fp8"}))
+    curve = (TuningTrial(knobs={"max_num_seqs": 8}, outcome=TrialOutcome.COMPLETE),)
+    hashes = {weights.version_hash(), recommendation(curve=curve).version_hash()}
+    assert len(hashes | {"faaad46d725472e8", "45d4f0e7adcde6a5"}) == 4
+
+
+def test_a_throughput_is_that_of_a_whole_replay() -> None:
+    whole = TuningTrial(knobs={}, outcome=TrialOutcome.COMPLETE, tokens_per_s=Known(value=9.0))
+    assert whole.throughput == 9.0
+    assert whole.model_copy(update={"outcome": TrialOutcome.PRUNED}).throughput is None
+    assert TuningTrial(knobs={}, outcome=TrialOutcome.COMPLETE).throughput is None
 
 
 def test_shares_and_stages_are_bounded() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -13,6 +13,7 @@ from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import Market, Provider
 from optiinfra.schemas.ids import DeploymentId, RecommendationId, ReplicaId, TenantId
 from optiinfra.schemas.money import Interval, PriceSource
+from optiinfra.schemas.tuning import TuningTrial
 from optiinfra.schemas.vote import AgentName, Evidence
 
 
@@ -116,6 +117,8 @@ class Quantisation(Value):
     kind: Literal["quantisation"] = "quantisation"
     from_precision: Precision
     to_precision: Precision
+    weights: str | None = None
+    """The checkpoint that holds the weights in that precision; None lets the engine convert."""
 
 
 class BatchTuning(Value):
@@ -226,6 +229,8 @@ class Recommendation(Value):
     risk: Risk
     risk_reasons: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
+    curve: tuple[TuningTrial, ...] = ()
+    """What was measured on a staging replica: the present configuration first."""
     rollout: RolloutPlan
     rollback_seconds: float = Field(ge=0)
     cannot_be_undone: tuple[str, ...] = ()
@@ -238,5 +243,12 @@ class Recommendation(Value):
         return self.urgent_until is not None and at < self.urgent_until
 
     def version_hash(self) -> str:
-        """What an approval is bound to: 16 hex digits over the whole proposal."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        """What an approval is bound to: 16 hex digits over the whole proposal.
+
+        Fields that came later count only where they are set, so that an approval of an earlier
+        release still fits its proposal.
+        """
+        later: dict[str, Any] = {} if self.curve else {"curve": True}
+        if isinstance(self.spec, Quantisation) and self.spec.weights is None:
+            later["spec"] = {"weights"}
+        return hashlib.sha256(self.model_dump_json(exclude=later).encode()).hexdigest()[:16]
