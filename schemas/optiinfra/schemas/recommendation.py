@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -35,6 +35,11 @@ APPROVAL_EXPIRY_S: dict[Risk, float] = {
     Risk.CRITICAL: 4 * 3_600.0,
 }
 """How long an approval may be waited for, by risk, s."""
+
+
+def _is_unset(value: object) -> bool:
+    """Whether to leave out a field that came later: hashes and states written before still fit."""
+    return not value
 
 
 class Placement(Value):
@@ -117,7 +122,7 @@ class Quantisation(Value):
     kind: Literal["quantisation"] = "quantisation"
     from_precision: Precision
     to_precision: Precision
-    weights: str | None = None
+    weights: str | None = Field(default=None, exclude_if=_is_unset)
     """The checkpoint that holds the weights in that precision; None lets the engine convert."""
 
 
@@ -229,7 +234,7 @@ class Recommendation(Value):
     risk: Risk
     risk_reasons: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
-    curve: tuple[TuningTrial, ...] = ()
+    curve: tuple[TuningTrial, ...] = Field(default=(), exclude_if=_is_unset)
     """What was measured on a staging replica: the present configuration first."""
     rollout: RolloutPlan
     rollback_seconds: float = Field(ge=0)
@@ -243,12 +248,5 @@ class Recommendation(Value):
         return self.urgent_until is not None and at < self.urgent_until
 
     def version_hash(self) -> str:
-        """What an approval is bound to: 16 hex digits over the whole proposal.
-
-        Fields that came later count only where they are set, so that an approval of an earlier
-        release still fits its proposal.
-        """
-        later: dict[str, Any] = {} if self.curve else {"curve": True}
-        if isinstance(self.spec, Quantisation) and self.spec.weights is None:
-            later["spec"] = {"weights"}
-        return hashlib.sha256(self.model_dump_json(exclude=later).encode()).hexdigest()[:16]
+        """What an approval is bound to: 16 hex digits over the whole proposal."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
