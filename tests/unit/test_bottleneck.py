@@ -135,6 +135,18 @@ def test_an_idle_gpu_refutes_compute_and_bandwidth_where_no_card_is_known() -> N
     assert find(busy, SLOW).cause is Cause.UNKNOWN
 
 
+def test_short_prefills_refute_compute_where_neither_card_nor_gpu_is_known() -> None:
+    blind = ("prefill_limit_tokens_per_s", "prefill_alone_s", "decode_step_s", "gpu_busy_fraction")
+    capped = without(seen(**QUEUED, running=256, prefill_seconds_per_s=0.05), *blind)
+    found = find(capped, SLOW)
+    assert found.cause is Cause.SCHEDULER_CAP
+    refuted = next(one for one in found.evidence if one.name == "prefill_share")
+    assert refuted.source.endswith("at most prefill_seconds_per_s")
+    overlapping = capped.model_copy(update={"prefill_seconds_per_s": Known(value=2.5)})
+    assert find(overlapping, SLOW).cause is Cause.UNKNOWN
+    assert find(without(capped, "prefill_seconds_per_s"), SLOW).cause is Cause.UNKNOWN
+
+
 def test_a_card_that_an_idle_gpu_contradicts_is_not_believed() -> None:
     found = find(seen(**QUEUED, prompt_tokens_per_s=11_500, gpu_busy_fraction=0.1), SLOW)
     assert found.cause is Cause.UNKNOWN

@@ -58,10 +58,11 @@ class Finding(Value):
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A measure's reading, and one that bounds it from above."""
+    """A measure's reading, and one that bounds it from above, by the name of its signal."""
 
     reading: Reading
     bound: Reading = NOT_READ
+    bound_name: str = ""
 
     @property
     def best(self) -> Reading:
@@ -110,8 +111,12 @@ def find(seen: Signals, slo: SLO, thresholds: Thresholds = DEFAULT) -> Finding:
 
 
 def _seen(measure: Measure, seen: Signals, slo: SLO) -> _Seen:
-    bound = getattr(seen, measure.at_most) if measure.at_most else NOT_READ
-    return _Seen(measure.reading(seen, slo), bound)
+    bounds = [(getattr(seen, name), name) for name in measure.at_most]
+    known = [(bound.value, name) for bound, name in bounds if isinstance(bound, Known)]
+    if not known:
+        return _Seen(measure.reading(seen, slo))
+    least, name = min(known)
+    return _Seen(measure.reading(seen, slo), Known(value=least), name)
 
 
 def _tests(rows: Sequence[Row]) -> Iterator[Criterion]:
@@ -154,7 +159,7 @@ def _missing(row: Row, seen: Signals, values: _Values) -> Iterator[Missing]:
     for test in (test for alternatives in open_ones for test in alternatives):
         value = values[test.measure]
         if value.meets(test) is None and isinstance(value.reading, Known):
-            over = f"{value.reading.value:.3g} is over {test.measure.at_most}"
+            over = f"{value.reading.value:.3g} is over {value.bound_name}"
             names[test.measure.name] = over
         elif value.meets(test) is None:
             for name in test.measure.needs:
@@ -196,7 +201,7 @@ def _evidence(rows: Sequence[Row], number: int | None, values: _Values) -> Itera
 
 
 def _told(test: Criterion, value: _Seen, says: str) -> Evidence:
-    bounded = "" if isinstance(value.reading, Known) else f", at most {test.measure.at_most}"
+    bounded = "" if isinstance(value.reading, Known) else f", at most {value.bound_name}"
     wanted = f"{'<' if test.is_low else '≥'} {test.threshold:g}"
     return Evidence(
         name=test.measure.name,

@@ -83,14 +83,14 @@ class Thresholds(Value):
 class Measure:
     """A quantity of the table: `formula` of the objectives and of the signals that it `needs`.
 
-    `at_most` names a signal that bounds it from above.
+    `at_most` names signals that bound it from above.
     """
 
     name: str
     unit: Unit
     needs: tuple[str, ...]
     formula: Callable[..., float]
-    at_most: str | None = None
+    at_most: tuple[str, ...] = ()
 
     def reading(self, seen: Signals, slo: SLO) -> Reading:
         """Its value; unknown as soon as a signal that it needs is."""
@@ -112,6 +112,9 @@ class Row:
 
     cause: Cause
     conditions: tuple[tuple[Criterion, ...], ...]
+
+
+_PREFILL_AT_MOST = ("gpu_busy_fraction", "prefill_seconds_per_s")
 
 
 def _spared(_: SLO, hits: float, reference: float) -> float:
@@ -142,13 +145,13 @@ PREFILL_SHARE = Measure(
     "prefill_share", Unit.FRACTION,
     ("prompt_tokens_per_s", "prefix_hit_fraction", "prefill_limit_tokens_per_s"),
     lambda _, tokens, hits, limit: tokens * (1 - hits) / max(1.0, limit),
-    at_most="gpu_busy_fraction",
+    at_most=_PREFILL_AT_MOST,
 )  # fmt: skip
 """Share of time that prefill takes: computed prompt tokens/s ÷ the card's limit."""
 DECODE_SHARE = Measure(
     "decode_share", Unit.FRACTION, ("generation_tokens_per_s", "running", "decode_step_s"),
     lambda _, tokens, running, step_s: tokens / max(1.0, running) * step_s,
-    at_most="gpu_busy_fraction",
+    at_most=("gpu_busy_fraction",),
 )  # fmt: skip
 """Share of time that decode takes: steps/s (tokens/s ÷ batch) × the card's step of this batch."""
 SPARED = Measure(
@@ -160,7 +163,7 @@ SPARED_TIME = Measure(
     lambda slo, tokens, hits, limit, usual: (
         PREFILL_SHARE.formula(slo, tokens, hits, limit) * _spared(slo, hits, usual)
     ),
-    at_most="gpu_busy_fraction",
+    at_most=_PREFILL_AT_MOST,
 )  # fmt: skip
 QUERIES = Measure(
     "prefix_queries_per_s", Unit.PER_SECOND, ("prefix_queries_per_s",), lambda _, rate: rate

@@ -12,6 +12,7 @@ one endpoint, `<metric>_by_engine` has each one's own value.
 | `requests_running` `requests_waiting` | count | now |
 | `requests_per_s` `errors_per_s` `preemptions_per_s` | per_s | finished, failed, preempted |
 | `prompt_tokens_per_s` `generation_tokens_per_s` | per_s | token throughput |
+| `prefill_seconds_per_s` | per_s | time that finished requests spent in prefill, added up |
 | `kv_usage_fraction` `prefix_cache_hit_fraction` | fraction | of the KV cache; of queried tokens |
 | `kv_capacity_tokens` `max_num_seqs` | tokens, count | configuration, where exposed |
 | `scrape_window_s` | s | time since the scrape before; what rates and buckets cover |

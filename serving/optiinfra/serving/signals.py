@@ -27,6 +27,7 @@ class Signals(Value):
     `running` and `kv_usage_fraction` are means over the scrapes that saw a queue, or over all where
     none did: what the engine did while requests had to wait is what held them. Rates are over the
     whole window; of `prompt_tokens_per_s` the part `prefix_hit_fraction` came from the cache.
+    `prefill_seconds_per_s` adds up over requests: it bounds the time with a prefill running.
     `client_…` is the gateway's view of the same requests. `prefix_hit_reference` is what the same
     deployment reaches when its cache works: an earlier window, or the replicas beside this one.
     The last three come from a perf card: computed prompt tokens/s at the present length, the
@@ -41,6 +42,7 @@ class Signals(Value):
     prompt_length_tokens: Reading = NOT_READ
     requests_per_s: Reading = NOT_READ
     preemptions_per_s: Reading = NOT_READ
+    prefill_seconds_per_s: Reading = NOT_READ
     prompt_tokens_per_s: Reading = NOT_READ
     generation_tokens_per_s: Reading = NOT_READ
     prefix_queries_per_s: Reading = NOT_READ
@@ -93,6 +95,7 @@ def signals(window: Window, replica: str, beside: Beside) -> Signals:
         prompt_length_tokens=_mean(window, "prompt_length_tokens", replica),
         requests_per_s=window.rate("requests_per_s", [replica]),
         preemptions_per_s=window.rate("preemptions_per_s", [replica]),
+        prefill_seconds_per_s=window.rate("prefill_seconds_per_s", [replica]),
         prompt_tokens_per_s=prompts,
         generation_tokens_per_s=window.rate("generation_tokens_per_s", [replica]),
         prefix_queries_per_s=queries,

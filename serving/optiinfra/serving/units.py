@@ -26,6 +26,7 @@ class ExposedUnit(StrEnum):
 
 _FACTORS: Mapping[tuple[ExposedUnit, Unit], float] = {
     (ExposedUnit.SECONDS, Unit.SECONDS): 1.0,
+    (ExposedUnit.SECONDS, Unit.PER_SECOND): 1.0,
     (ExposedUnit.MILLISECONDS, Unit.SECONDS): 1e-3,
     (ExposedUnit.FRACTION, Unit.FRACTION): 1.0,
     (ExposedUnit.PERCENT, Unit.FRACTION): 1e-2,
