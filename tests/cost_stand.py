@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from optiinfra.agents.actuators.port import Launched, LaunchSpec, NoCapacity
+from optiinfra.agents.base.recent import RecentChange
 from optiinfra.agents.collectors.interruptions import ReclaimNotice
-from optiinfra.agents.cost.policy import CostPolicy, RecentChange
+from optiinfra.agents.cost.policy import CostPolicy
 from optiinfra.agents.cost.pricing import Pricing
 from optiinfra.schemas.deployment import (
     Deployment,

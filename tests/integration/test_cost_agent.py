@@ -19,11 +19,12 @@ from moto.server import ThreadedMotoServer
 
 from optiinfra.agents.actuators.aws import AwsActuator, LaunchTemplate
 from optiinfra.agents.actuators.traffic import GatewayTraffic
+from optiinfra.agents.base.recent import RecentChange
 from optiinfra.agents.collectors.clouds import TAG_ENDPOINT, AwsApi, AwsInstances, AwsSpot
 from optiinfra.agents.collectors.interruptions import SqsInterruptions
 from optiinfra.agents.cost.agent import CostAgent
 from optiinfra.agents.cost.graph import Senses
-from optiinfra.agents.cost.policy import CostPolicy, RecentChange
+from optiinfra.agents.cost.policy import CostPolicy
 from optiinfra.agents.cost.pricing import Pricing
 from optiinfra.agents.moving.job import Hands
 from optiinfra.events.commands import ExecutionRequested, RollbackRequested

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optiinfra.agents.base.recent import RecentChange
 from optiinfra.agents.cost.policy import (
     CostPolicy,
     Fleet,
@@ -15,7 +16,6 @@ from optiinfra.agents.cost.policy import (
     MigrationPlan,
     NoProposal,
     PricedReplica,
-    RecentChange,
     SpotOffer,
     epoch,
     extra_replicas,

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from optiinfra.agents.base.recent import RecentChange
 from optiinfra.agents.collectors.interruptions import ReclaimNotice, parse_notice
 from optiinfra.agents.cost.agent import CostAgent
 from optiinfra.agents.cost.graph import Senses
-from optiinfra.agents.cost.policy import CostPolicy, RecentChange, machine_kind
+from optiinfra.agents.cost.policy import CostPolicy, machine_kind
 from optiinfra.agents.moving.job import Hands
 from optiinfra.events.commands import ExecutionRequested, RollbackRequested
 from optiinfra.events.facts import (

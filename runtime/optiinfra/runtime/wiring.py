@@ -20,12 +20,13 @@ from optiinfra.agents.application.policy import ApplicationPolicy
 from optiinfra.agents.application.sense import Senses as ApplicationSenses
 from optiinfra.agents.base.agent import Agent
 from optiinfra.agents.base.host import AgentHost, Identity, Ports
+from optiinfra.agents.base.recent import RecentChange
 from optiinfra.agents.collectors.host import HostCollector
 from optiinfra.agents.collectors.nvml import GpuCollector
 from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.cost.agent import CostAgent
 from optiinfra.agents.cost.graph import Senses as CostSenses
-from optiinfra.agents.cost.policy import CostPolicy, RecentChange
+from optiinfra.agents.cost.policy import CostPolicy
 from optiinfra.agents.cost.pricing import Pricing
 from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.agents.moving.execute import Executor
@@ -59,7 +60,7 @@ log = structlog.get_logger()
 
 
 class RecentChangesInPostgres:
-    """The cost agent's memory of what was proposed not long ago."""
+    """The agents' memory of what was proposed not long ago."""
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
 import structlog
 from langgraph.graph import END, START, StateGraph
@@ -12,13 +12,13 @@ from langgraph.graph.state import CompiledStateGraph
 
 from optiinfra.agents.actuators.port import Actuator
 from optiinfra.agents.base.agent import Clock
+from optiinfra.agents.base.recent import RecentChanges
 from optiinfra.agents.collectors.interruptions import Interruptions, ReclaimNotice
 from optiinfra.agents.cost import propose
 from optiinfra.agents.cost.policy import (
     CostPolicy,
     Fleet,
     NoProposal,
-    RecentChange,
     machine_kind,
     outdated,
     plan_migration,
@@ -34,12 +34,6 @@ from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.telemetry import Unknown
 
 _log = structlog.get_logger()
-
-
-class RecentChanges(Protocol):
-    """Changes of one kind on one deployment, open ones and those that ended not long ago."""
-
-    async def recent(self, tenant: str, deployment: str, kind: str) -> Sequence[RecentChange]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from optiinfra.agents.base.recent import RecentChange, held_back
 from optiinfra.schemas.base import Value
-from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.deployment import Deployment, Market, Provider, Replica, ReplicaState
 from optiinfra.schemas.money import HOURS_PER_MONTH, Interval
 from optiinfra.schemas.recommendation import Placement, Risk, RolloutPlan, StagePlan
@@ -23,17 +23,6 @@ _STAGES = (
     StagePlan(share=0.5, soak_s=600.0, hold_limit_s=900.0),
     StagePlan(share=1.0, soak_s=900.0, hold_limit_s=900.0),
 )
-_COOLED = frozenset(
-    {
-        ChangeState.VETOED,
-        ChangeState.REJECTED,
-        ChangeState.EXPIRED,
-        ChangeState.ROLLED_BACK,
-        ChangeState.CANCELLED,
-        ChangeState.FAILED,
-    }
-)
-"""Ends after which the same proposal is not wanted again for a while."""
 
 
 class CostPolicy(Value):
@@ -60,14 +49,6 @@ class CostPolicy(Value):
     reclaim_drain_lead_s: float = Field(default=45.0, ge=0)
     """A reclaimed replica gets no new request from this long before it goes, ready or not."""
     expected_rollback_s: float = Field(default=60.0, ge=0)
-
-
-class RecentChange(NamedTuple):
-    """A change of one kind on one deployment; `ended_at` is None while it is open."""
-
-    id: str
-    state: ChangeState
-    ended_at: datetime | None
 
 
 class MachineKind(NamedTuple):
@@ -155,14 +136,8 @@ def suppressed(
     recent: Sequence[RecentChange], now: datetime, policy: CostPolicy
 ) -> NoProposal | None:
     """Why a proposal of the kind of `recent` is not made again now, None when it may be."""
-    for change in recent:
-        if not change.state.is_terminal:
-            return NoProposal(f"change {change.id} of this kind is {change.state}")
-        if change.state in _COOLED and change.ended_at is not None:
-            until = change.ended_at + timedelta(seconds=policy.cooldown_s)
-            if now < until:
-                return NoProposal(f"change {change.id} was {change.state}; cooling down to {until}")
-    return None
+    reason = held_back(recent, now, policy.cooldown_s)
+    return NoProposal(reason) if reason is not None else None
 
 
 def resting(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from optiinfra.agents.base.recent import RecentChange
 from optiinfra.agents.cost.policy import (
     CostPolicy,
     MigrationPlan,
-    RecentChange,
     SpotOffer,
     epoch,
     hurry_until,
