@@ -25,6 +25,25 @@ LENGTHS = tuple(
 LATENCIES = ("ttft_s", "ttft_s_bucket", "tpot_s", "tpot_s_bucket", SCRAPES)
 """Metrics that pooled latencies are made of."""
 
+SIGNALS = (
+    *LOAD,
+    *(
+        f"{metric}{part}"
+        for metric in ("ttft_s", "tpot_s", "prompt_length_tokens")
+        for part in ("", "_bucket", "_sum")
+    ),
+    "kv_usage_fraction",
+    "kv_capacity_tokens",
+    "preemptions_per_s",
+    "prefill_seconds_per_s",
+    "prompt_tokens_per_s",
+    "generation_tokens_per_s",
+    "prefix_cache_hit_fraction",
+    "max_num_seqs",
+    "gpu_busy_fraction",
+)
+"""Metrics that the bottleneck finder reads."""
+
 
 async def stored_window(
     telemetry: Telemetry,

@@ -29,6 +29,7 @@ from optiinfra.schemas.rollout import GateAnswer, GateVerdict
 from optiinfra.schemas.vote import AgentName, Verdict, Vote
 from optiinfra.serving.live import LoadModel
 
+EXECUTES = ("execute:batch_tuning", "execute:kv_cache_tuning", "execute:quantisation")
 _log = structlog.get_logger(__name__)
 
 
@@ -65,7 +66,7 @@ class PerformanceAgent:
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        executes = ("execute:batch_tuning", "execute:kv_cache_tuning") if self._executor else ()
+        executes = EXECUTES if self._executor else ()
         return ("vote", "gate", "sense:performance", *executes)
 
     @property

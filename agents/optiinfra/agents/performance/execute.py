@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from optiinfra.agents.actuators.port import Configurable
 from optiinfra.agents.moving.move import Captured, Engines, Move
-from optiinfra.agents.performance.tuning import Tuning, tuned
+from optiinfra.agents.performance.tuning import tuned
 from optiinfra.schemas.deployment import Deployment, Provider, Replica
 from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.ids import DeploymentId
-from optiinfra.schemas.recommendation import BatchTuning, KvCacheTuning, Placement, Recommendation
+from optiinfra.schemas.recommendation import Placement, Recommendation
 from optiinfra.schemas.vote import AgentName
+from optiinfra.serving.curves import Tuning
 from optiinfra.serving.engines import EngineConfig
 
 _GENERATIONS = 1
@@ -38,14 +39,14 @@ class EngineMoves:
         self._declared = declared
 
     def refusal(self, recommendation: Recommendation) -> str | None:
-        if isinstance(recommendation.spec, BatchTuning | KvCacheTuning):
+        if isinstance(recommendation.spec, Tuning):
             return None
         return f"the performance agent cannot execute {recommendation.spec.kind}"
 
     async def engines(self, recommendation: Recommendation, replicas: Sequence[Replica]) -> Engines:
         """Each with the knobs that it has now but those that are tuned."""
         spec = recommendation.spec
-        if not isinstance(spec, BatchTuning | KvCacheTuning):
+        if not isinstance(spec, Tuning):
             raise Rejected(f"the performance agent cannot execute {spec.kind}")
         if not replicas:
             raise Rejected("no replica is routed", hint="route one first")
@@ -76,11 +77,11 @@ class EngineMoves:
     def move(self, captured: Captured) -> Move:
         """Each successor is bought as the replica was."""
         replaced = [one for one in captured.replicas if one.id in captured.engines]
-        to = {one.id: _placement(one) for one in replaced}
+        to = {one.id: placement_of(one) for one in replaced}
         return Move(tuple(to), to, _GENERATIONS, engines=captured.engines)
 
 
-def _placement(replica: Replica) -> Placement:
+def placement_of(replica: Replica) -> Placement:
     instance = replica.instance
     return Placement(
         provider=instance.provider,

@@ -1,0 +1,188 @@
+"""A deployment's own recent traffic, and serving it again to one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import aiohttp
+
+from optiinfra.schemas.sampling import AnswerSample
+from optiinfra.schemas.telemetry import Known, Reading, Unknown, UnknownReason
+from optiinfra.serving.simulation import percentile
+
+_LOOK_S = 0.5
+_CONNECT_S = 5.0
+_DATA = b"data: "
+_DONE = b"[DONE]"
+
+Watch = Callable[[float, float], bool]
+"""Asked while a replay runs: given the fraction of its output tokens that has come, and their
+rate so far, tokens/s, whether to stop."""
+
+
+class Request(NamedTuple):
+    """One request of a replay; `at_s` counts from the first."""
+
+    at_s: float
+    prompt: str
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Requests in order of arrival, with the prompts (so that prefixes are shared as they were)
+    and the answers' lengths of the traffic that they were taken from."""
+
+    requests: tuple[Request, ...]
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(one.output_tokens for one in self.requests)
+
+    @property
+    def span_s(self) -> float:
+        """From the first arrival to the last."""
+        return self.requests[-1].at_s if self.requests else 0.0
+
+    def offering(self, tokens_per_s: float) -> Replay:
+        """The same requests so much closer that they ask for `tokens_per_s` output tokens a second;
+        the pattern of arrivals stays."""
+        if self.span_s <= 0 or tokens_per_s <= 0:
+            return self
+        factor = self.output_tokens / tokens_per_s / self.span_s
+        return Replay(tuple(one._replace(at_s=one.at_s * factor) for one in self.requests))
+
+
+def replay_of(samples: Sequence[AnswerSample], most: int) -> Replay:
+    """The newest `most` requests whose lengths are known; what the engine failed is left out.
+
+    A sample is a part of the traffic: the gaps between its arrivals are longer than they were,
+    which `Replay.offering` takes back.
+    """
+    usable = [one for one in samples if one.ok and one.prompt and one.output_tokens]
+    arrived = sorted((_arrival_s(one), one.id, one) for one in usable)[-most:]
+    start_s = arrived[0][0] if arrived else 0.0
+    return Replay(
+        tuple(
+            Request(at_s - start_s, one.prompt, one.output_tokens or 1) for at_s, _, one in arrived
+        )
+    )
+
+
+def _arrival_s(sample: AnswerSample) -> float:
+    """When it came, s since the epoch: it was recorded when its answer had ended."""
+    took_s = (sample.ttft_s or 0.0) + (sample.tpot_s or 0.0) * ((sample.output_tokens or 1) - 1)
+    return sample.at.timestamp() - took_s
+
+
+@dataclass(slots=True)
+class Played:
+    """What the clients of a replay saw; latencies in s."""
+
+    ttft_s: list[float] = field(default_factory=list)
+    tpot_s: list[float] = field(default_factory=list)
+    served: int = 0
+    failed: int = 0
+    tokens: int = 0
+    chunks: int = 0
+    """Pieces of answers that have come, of finished answers and of others."""
+    took_s: float = 0.0
+    stopped: bool = False
+
+    @property
+    def tokens_per_s(self) -> Reading:
+        if not self.tokens or self.took_s <= 0:
+            return Unknown(reason=UnknownReason.NO_TRAFFIC, detail="nothing was served")
+        return Known(value=self.tokens / self.took_s)
+
+    @property
+    def ttft_p95_s(self) -> Reading:
+        return _p95(self.ttft_s)
+
+    @property
+    def tpot_p95_s(self) -> Reading:
+        return _p95(self.tpot_s)
+
+
+def _p95(values: Sequence[float]) -> Reading:
+    if not values:
+        return Unknown(reason=UnknownReason.NO_TRAFFIC, detail="nothing was served")
+    return Known(value=percentile(values, 0.95))
+
+
+class Player:
+    """Plays replays against the `/v1/completions` of an engine, past the gateway."""
+
+    def __init__(self, url: str, model: str, http: aiohttp.ClientSession, idle_s: float) -> None:
+        """`idle_s` bounds each wait for bytes of an answer."""
+        self._url = f"{url.rstrip('/')}/v1/completions"
+        self._model = model
+        self._http = http
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=idle_s)
+
+    async def play(self, replay: Replay, watch: Watch) -> Played:
+        """Every request at its time, until all have ended or `watch` says so."""
+        clock = asyncio.get_running_loop().time
+        played, began_s = Played(), clock()
+        arrivals = asyncio.create_task(self._arrive(replay, played))
+        try:
+            while not arrivals.done() and not played.stopped:
+                await asyncio.wait({arrivals}, timeout=_LOOK_S)
+                rate = played.chunks / (clock() - began_s)
+                done = min(1.0, played.chunks / max(1, replay.output_tokens))
+                played.stopped = not arrivals.done() and watch(done, rate)
+        finally:
+            arrivals.cancel()
+            await asyncio.wait({arrivals})
+        played.took_s = clock() - began_s
+        return played
+
+    async def _arrive(self, replay: Replay, played: Played) -> None:
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        async with asyncio.TaskGroup() as group:
+            for request in replay.requests:
+                await asyncio.sleep(max(0.0, began_s + request.at_s - clock()))
+                group.create_task(self._ask(request, played))
+
+    async def _ask(self, request: Request, played: Played) -> None:
+        clock = asyncio.get_running_loop().time
+        body = {
+            "model": self._model, "prompt": request.prompt, "max_tokens": request.output_tokens,
+            "ignore_eos": True, "temperature": 0,
+            "stream": True, "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        asked_s, first_s, last_s, tokens = clock(), None, 0.0, None
+        try:
+            async with self._http.post(self._url, json=body, timeout=self._timeout) as answer:
+                answer.raise_for_status()
+                async for line in answer.content:
+                    if not line.startswith(_DATA) or line[len(_DATA) :].startswith(_DONE):
+                        continue
+                    event = json.loads(line[len(_DATA) :])
+                    tokens = _tokens(event) or tokens
+                    if event.get("choices"):
+                        played.chunks += 1
+                        last_s = clock()
+                        first_s = first_s or last_s
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            tokens = None
+        if tokens is None or first_s is None:
+            played.failed += 1
+            return
+        played.served += 1
+        played.tokens += tokens
+        played.ttft_s.append(first_s - asked_s)
+        if tokens > 1:
+            played.tpot_s.append((last_s - first_s) / (tokens - 1))
+
+
+def _tokens(event: dict[str, object]) -> int | None:
+    """Output tokens of the whole answer, in the event that tells of it."""
+    usage = event.get("usage")
+    found = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return found if isinstance(found, int) else None
