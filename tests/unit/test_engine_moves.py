@@ -14,7 +14,7 @@ from optiinfra.agents.moving.execute import Executor
 from optiinfra.agents.moving.job import Hands
 from optiinfra.agents.moving.warm_up import CompletionWarmUp, WarmUpPolicy
 from optiinfra.agents.performance.execute import EngineMoves
-from optiinfra.agents.performance.tuning import Tuning, tuned
+from optiinfra.agents.performance.tuning import tuned
 from optiinfra.events.commands import ExecutionRequested, RollbackRequested
 from optiinfra.events.facts import ExecutionFailed, ExecutionStaged, Fact, RollbackCompleted
 from optiinfra.schemas.deployment import Provider, Replica
@@ -22,6 +22,7 @@ from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.recommendation import BatchTuning, ChangeSpec, KvCacheTuning, Recommendation
 from optiinfra.schemas.rollout import Step, StepKind
 from optiinfra.schemas.vote import AgentName
+from optiinfra.serving.curves import Tuning
 from optiinfra.serving.engines import EngineConfig, SglangConfig, VllmConfig
 from tests.cost_stand import (
     DEPLOYMENT,

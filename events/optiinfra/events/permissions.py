@@ -29,6 +29,7 @@ DURABLES: dict[BusRole, tuple[tuple[Stream, str], ...]] = {
 """The durable consumers of the roles; a test compares them with those that the roles make."""
 
 READS: dict[BusRole, tuple[Stream, ...]] = {
+    BusRole.AGENT_PERFORMANCE: (Stream.SAMPLES,),  # replays a deployment's own traffic
     BusRole.PORTAL_API: (Stream.CHANGES, Stream.DLQ),
     BusRole.OPERATOR: tuple(Stream),
     BusRole.SUBSCRIBER: (Stream.CHANGES, Stream.CHANGES_REPLAY, Stream.METRICS),
@@ -38,6 +39,7 @@ READS: dict[BusRole, tuple[Stream, ...]] = {
 PICKS: dict[BusRole, tuple[Stream, ...]] = {
     BusRole.COORDINATOR: (Stream.CHANGES,),  # compares what was acknowledged with what is there
     BusRole.PORTAL_API: (Stream.DLQ,),  # shows one dead letter
+    BusRole.AGENT_PERFORMANCE: (Stream.SAMPLES,),  # looks whether there are any of late
     BusRole.SUBSCRIBER: (Stream.CHANGES_REPLAY,),
     BusRole.OPERATOR: tuple(Stream),
 }

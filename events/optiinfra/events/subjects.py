@@ -135,7 +135,7 @@ SUBJECTS: tuple[Subject, ...] = (
     ),
     Subject("sample.answer", f.AnswerSampled, Stream.SAMPLES, (BusRole.GATEWAY,), _sample, "an answer tapped for scoring"),
     Subject("telemetry.gap", f.TelemetryGap, _CHANGES, (BusRole.AGENT_PERFORMANCE,), _scope, "a promised metric is missing: hold"),
-    Subject("recommendation.proposed", f.RecommendationProposed, _CHANGES, (BusRole.AGENT_COST,), _proposal, "an agent proposes a change"),
+    Subject("recommendation.proposed", f.RecommendationProposed, _CHANGES, (BusRole.AGENT_COST, BusRole.AGENT_PERFORMANCE), _proposal, "an agent proposes a change"),
     Subject("recommendation.superseded", f.RecommendationSuperseded, _CHANGES, _COORD, _change, "a newer proposal took its place"),
     Subject("recommendation.expired", f.RecommendationExpired, _CHANGES, _COORD, _change, "nobody approved it in time"),
     Subject("vote.requested", c.VoteRequested, _CHANGES, _COORD, _change, "agents are asked to vote"),

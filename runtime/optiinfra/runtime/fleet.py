@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, HttpUrl, field_validator, model_validator
 
+from optiinfra.agents.performance.tuning_policy import Tuning
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import (
     SLO,
@@ -188,6 +189,11 @@ class DeploymentConfig(Value):
         " relative to this file",
     )
     start: Start | None = Field(default=None, description="first replicas on the local cloud")
+    tuning: Tuning | None = Field(
+        default=None,
+        description="tune its engine on a staging replica, which costs what any replica costs while"
+        " a study lasts; left out, nothing is tried",
+    )
 
     @field_validator("perf_card")
     @classmethod
@@ -233,6 +239,7 @@ class Fleet(Value):
             where = f"deployments.{number} ({deployment.id})"
             self._check_provider(where, deployment)
             _check_start(where, deployment)
+            _check_tuning(where, deployment)
             self._check_engine_file(where, deployment)
         if len({one.golden for one in self.deployments if one.golden is not None}) > 1:
             raise ValueError("the deployments name more than one golden set; name one for all")
@@ -303,6 +310,17 @@ def _check_start(where: str, deployment: DeploymentConfig) -> None:
         )
     if deployment.start.replicas < deployment.min_replicas:
         raise ValueError(f"{where}.start.replicas is below min_replicas")
+
+
+def _check_tuning(where: str, deployment: DeploymentConfig) -> None:
+    if deployment.tuning is None:
+        return
+    if deployment.provider is not Provider.LOCAL:
+        raise ValueError(f"{where}.tuning works on the local cloud only for now; leave it out")
+    if deployment.engine_file is None:
+        raise ValueError(
+            f"{where}.tuning needs to know what its engines are started with: name an engine_file"
+        )
 
 
 def as_fleet(content: dict[str, Any], folder: Path) -> Fleet:

@@ -12,15 +12,13 @@ from pathlib import Path
 import httpx
 import structlog
 
-from optiinfra.agents.actuators.local import LocalActuator
-from optiinfra.agents.actuators.port import Configurable, Traffic
+from optiinfra.agents.actuators.port import Traffic
 from optiinfra.agents.application.agent import ApplicationAgent
 from optiinfra.agents.application.golden import GoldenRunner, load_golden
 from optiinfra.agents.application.policy import ApplicationPolicy
 from optiinfra.agents.application.sense import Senses as ApplicationSenses
 from optiinfra.agents.base.agent import Agent
 from optiinfra.agents.base.host import AgentHost, Identity, Ports
-from optiinfra.agents.base.recent import RecentChange
 from optiinfra.agents.collectors.host import HostCollector
 from optiinfra.agents.collectors.nvml import GpuCollector
 from optiinfra.agents.collectors.scrape import EngineScraper
@@ -43,33 +41,18 @@ from optiinfra.events.bus_roles import BusRole
 from optiinfra.runtime.clouds import Clouds, WholeFleet, connect_clouds, http_client
 from optiinfra.runtime.engine_file import declared_engines
 from optiinfra.runtime.fleet import Fleet
+from optiinfra.runtime.plans import RecentChangesInPostgres, rollout
 from optiinfra.runtime.stores import Stores, instance_name, jitter, new_id, now, version
-from optiinfra.schemas.change import ChangeState
-from optiinfra.schemas.deployment import Provider
-from optiinfra.schemas.recommendation import RolloutPlan, StagePlan
+from optiinfra.runtime.tuning import configurable, studies
 from optiinfra.schemas.vote import AgentName
 from optiinfra.serving.cards import load_card
 from optiinfra.serving.live import CardModel, LoadModel
 from optiinfra.serving.prices import Catalogue
-from optiinfra.storage.postgres.changes import recent_changes
 from optiinfra.storage.postgres.executions import ExecutionLog
 from optiinfra.storage.postgres.inbox import PostgresInbox
 from optiinfra.storage.postgres.vouching import CommandsInLog
 
 log = structlog.get_logger()
-
-
-class RecentChangesInPostgres:
-    """The agents' memory of what was proposed not long ago."""
-
-    def __init__(self, stores: Stores) -> None:
-        self._stores = stores
-
-    async def recent(self, tenant: str, deployment: str, kind: str) -> list[RecentChange]:
-        return [
-            RecentChange(change.id, ChangeState(change.state), change.ended_at)
-            for change in await recent_changes(self._stores.database, tenant, deployment, kind)
-        ]
 
 
 class Wiring:
@@ -160,12 +143,7 @@ class Wiring:
 
     def _tuner(self, clouds: Clouds, http: httpx.AsyncClient) -> Executor:
         """Carries the performance agent's changes out, on the clouds that can."""
-        configurable: dict[Provider, Configurable] = {
-            provider: actuator
-            for provider, actuator in clouds.actuators.items()
-            if isinstance(actuator, LocalActuator)
-        }
-        moves = EngineMoves(self.deployments, configurable, declared_engines(self._fleet))
+        moves = EngineMoves(self.deployments, configurable(clouds), declared_engines(self._fleet))
         return Executor(
             {(one.tenant, one.id): one for one in self.deployments.values()},
             self._hands(clouds, _pricing(clouds), CompletionWarmUp(http)),
@@ -188,6 +166,14 @@ class Wiring:
                 min_samples=timing.min_gate_samples,
             ),
             executor=self._tuner(clouds, http),
+            studies=studies(
+                self._fleet,
+                self.deployments,
+                self._stores.acting_as(BusRole.AGENT_PERFORMANCE),
+                clouds,
+                http,
+                self._time_scale,
+            ),
         )
 
     async def _resource(self) -> ResourceAgent:
@@ -246,17 +232,8 @@ def _pricing(clouds: Clouds) -> Pricing:
 def cost_policy(fleet: Fleet) -> CostPolicy:
     """The cost agent's numbers as the fleet file's timing sets them."""
     timing = fleet.timing
-    stages = tuple(
-        StagePlan(share=share, soak_s=soak_s, hold_limit_s=timing.hold_limit_s)
-        for share, soak_s in zip(timing.stage_shares, timing.stage_soak_s, strict=True)
-    )
-    migration = RolloutPlan(
-        stages=stages,
-        apply_timeout_s=timing.apply_timeout_s,
-        look_every_s=timing.look_every_s,
-    )
     return CostPolicy(
-        migration=migration,
+        migration=rollout(fleet),
         drain_timeout_s=timing.drain_timeout_s,
         start_up_s=timing.start_up_s,
     )

@@ -107,6 +107,8 @@ class KvCacheTuning(Value):
     dtype: str | None = None
     block_tokens: int | None = Field(default=None, ge=1)
     prefix_caching: bool | None = None
+    max_num_seqs: int | None = Field(default=None, ge=1, exclude_if=_is_unset)
+    """Requests that share the cache."""
 
 
 class Precision(StrEnum):

@@ -11,7 +11,6 @@ from optiinfra.schemas.recommendation import (
     Quantisation,
     Recommendation,
 )
-from optiinfra.schemas.telemetry import Known
 from optiinfra.schemas.tuning import KnobValue, TrialOutcome, TuningTrial
 
 Tuning = BatchTuning | KvCacheTuning | Quantisation
@@ -23,6 +22,7 @@ KV_KNOBS = {
     "kv_cache_dtype": "dtype",
     "kv_block_tokens": "block_tokens",
     "prefix_caching": "prefix_caching",
+    "max_num_seqs": "max_num_seqs",
 }
 """Knobs of an engine, and their names in a `KvCacheTuning`."""
 
@@ -94,7 +94,3 @@ def words(trial: TuningTrial) -> str:
 def is_no_worse(then: float, now: float, objective: float) -> bool:
     """Whether a latency stays under its objective, or at least under what it was."""
     return then <= max(now, objective)
-
-
-def value_of(reading: object) -> float | None:
-    return reading.value if isinstance(reading, Known) else None

@@ -31,6 +31,18 @@ class HearsSamples(Protocol):
     async def samples_handler(self, events: Sequence[Event]) -> Sequence[f.Fact]: ...
 
 
+@runtime_checkable
+class HoldsStudies(Protocol):
+    """An agent that also tries things out, for as long as that takes."""
+
+    @property
+    def study_every_s(self) -> float: ...
+
+    async def study(self) -> Sequence[f.Fact]:
+        """One round: proposals that follow from what was tried."""
+        ...
+
+
 class Proof(Protocol):
     """Where the coordinator's commands are written down."""
 
@@ -98,6 +110,8 @@ class AgentHost:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._beat(), name=f"{self._agent.name}-heartbeat")
             group.create_task(self._sense(), name=f"{self._agent.name}-sense")
+            if isinstance(self._agent, HoldsStudies):
+                group.create_task(self._study(self._agent), name=f"{self._agent.name}-study")
             for consumer in self._consumers():
                 group.create_task(consumer.run(), name=consumer.spec.name)
 
@@ -172,17 +186,34 @@ class AgentHost:
             await asyncio.sleep(self._heartbeat_s)
 
     async def _sense(self) -> None:
+        await self._repeat("sense", self._agent.sense, lambda: self._agent.sense_every_s)
+
+    async def _study(self, agent: HoldsStudies) -> None:
+        await self._repeat("study", agent.study, lambda: agent.study_every_s)
+
+    async def _repeat(
+        self,
+        what: str,
+        look: Callable[[], Awaitable[Sequence[f.Fact]]],
+        every_s: Callable[[], float],
+    ) -> None:
+        """One round after the other; one that fails is told and tried again."""
         while True:
             try:
-                for fact in await self._agent.sense():
+                for fact in await look():
                     await self._publish(fact, self._id_of(fact, None, 0), cause=None)
             except OptiInfraError as failed:
                 self._work.failed += 1
-                log.warning("agent.sense_failed", agent=self._agent.name.value, reason=str(failed))
+                log.warning(
+                    "agent.round_failed",
+                    agent=self._agent.name.value,
+                    round=what,
+                    reason=str(failed),
+                )
             except Exception:
                 self._work.failed += 1
-                log.exception("agent.sense_crashed", agent=self._agent.name.value)
-            await asyncio.sleep(self._agent.sense_every_s)
+                log.exception("agent.round_crashed", agent=self._agent.name.value, round=what)
+            await asyncio.sleep(every_s())
 
     async def _handle(self, event: Event) -> None:
         self._require_served(event)

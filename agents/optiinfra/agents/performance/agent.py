@@ -16,6 +16,7 @@ from optiinfra.agents.performance.gate_policy import GateJudgement
 from optiinfra.agents.performance.graph import PerformanceGraphs
 from optiinfra.agents.performance.policy import Judgement, PerformancePolicy
 from optiinfra.agents.performance.sense import Sensing
+from optiinfra.agents.performance.study import Studies
 from optiinfra.events.commands import (
     ExecutionRequested,
     GateRequested,
@@ -29,7 +30,9 @@ from optiinfra.schemas.rollout import GateAnswer, GateVerdict
 from optiinfra.schemas.vote import AgentName, Verdict, Vote
 from optiinfra.serving.live import LoadModel
 
+_NEVER_S = 3_600.0
 EXECUTES = ("execute:batch_tuning", "execute:kv_cache_tuning", "execute:quantisation")
+PROPOSES = ("propose:batch_tuning", "propose:kv_cache_tuning")
 _log = structlog.get_logger(__name__)
 
 
@@ -37,7 +40,7 @@ class PerformanceAgent:
     """Implements `Agent`.
 
     `models` has the load model of each deployment that has a perf card; without one it abstains.
-    Without an `executor` it carries nothing out.
+    Without an `executor` it carries nothing out, without `studies` it proposes nothing.
     """
 
     name = AgentName.PERFORMANCE
@@ -53,11 +56,13 @@ class PerformanceAgent:
         clock: Clock,
         policy: PerformancePolicy | None = None,
         executor: Executor | None = None,
+        studies: Studies | None = None,
     ) -> None:
         self._policy = policy or PerformancePolicy()
         self._deployments = deployments
         self._clock = clock
         self._executor = executor
+        self._studies = studies
         self._graphs = PerformanceGraphs(
             Sensing(deployments, replicas, scraper, clock),
             Assessment(replicas, telemetry, models, clock, self._policy),
@@ -67,7 +72,8 @@ class PerformanceAgent:
     @property
     def capabilities(self) -> tuple[str, ...]:
         executes = EXECUTES if self._executor else ()
-        return ("vote", "gate", "sense:performance", *executes)
+        proposes = PROPOSES if self._studies else ()
+        return ("vote", "gate", "sense:performance", *proposes, *executes)
 
     @property
     def hears(self) -> tuple[str, ...]:
@@ -81,6 +87,14 @@ class PerformanceAgent:
     async def sense(self) -> Sequence[Fact]:
         """Readings of every replica, and the gaps that opened or changed."""
         return await self._graphs.sense()
+
+    @property
+    def study_every_s(self) -> float:
+        return self._studies.every_s if self._studies else _NEVER_S
+
+    async def study(self) -> Sequence[Fact]:
+        """Proposals of one round of studies."""
+        return await self._studies.round() if self._studies else []
 
     async def handle(self, event: Event, say: Say) -> Sequence[Fact]:
         """A vote, a gate's answer or a step of an own change, when this agent is asked.

@@ -18,10 +18,12 @@ from optiinfra.agents.performance.policy import (
     vote_on_replacement,
 )
 from optiinfra.agents.performance.sense import Round, Sensing
+from optiinfra.agents.performance.tuning_policy import vote_on_tuning
 from optiinfra.events.commands import GateRequested, VoteRequested
 from optiinfra.events.facts import Fact
 from optiinfra.schemas.deployment import Deployment
 from optiinfra.schemas.vote import Verdict
+from optiinfra.serving.curves import Tuning
 
 
 class SenseState(TypedDict, total=False):
@@ -117,9 +119,15 @@ class PerformanceGraphs:
             case ReplacementQuestion() as question:
                 return {"judgement": vote_on_replacement(question)}
             case _:
-                kind = state["request"].recommendation.spec.kind
-                reason = f"the effect of {kind} on latency is not modelled"
-                return {"judgement": Judgement(Verdict.ABSTAIN, (reason,))}
+                return {"judgement": self._unmodelled(state)}
+
+    def _unmodelled(self, state: VoteState) -> Judgement:
+        """What no model tells, a staging replica may have shown."""
+        proposal = state["request"].recommendation
+        if isinstance(proposal.spec, Tuning):
+            return vote_on_tuning(proposal, state["deployment"].slo)
+        reason = f"the effect of {proposal.spec.kind} on latency is not modelled"
+        return Judgement(Verdict.ABSTAIN, (reason,))
 
     async def _look(self, state: GateState) -> GateState:
         question = await self._assessment.gate_question(state["request"], state["deployment"])

@@ -17,8 +17,9 @@ from optiinfra.agents.base.recent import RecentChanges, held_back
 from optiinfra.agents.collectors.fleet import ReplicaSource, serving
 from optiinfra.agents.collectors.stored import SIGNALS, stored_window
 from optiinfra.agents.performance.execute import placement_of
+from optiinfra.agents.performance.knobs import space_for
 from optiinfra.agents.performance.replay import Replay, replay_of
-from optiinfra.agents.performance.search import Budget, Limits, Search, space_for
+from optiinfra.agents.performance.search import Budget, Limits, Search
 from optiinfra.agents.performance.staging import Staging
 from optiinfra.agents.performance.tuning_policy import Tuning, common_cause, proposal
 from optiinfra.events.facts import Fact, RecommendationProposed
@@ -195,8 +196,8 @@ class Studies:
     async def _study(self, subject: _Subject) -> Recommendation | str:
         deployment, policy, cause = subject.deployment, subject.policy, subject.finding.cause
         space = space_for(cause, subject.engine)
-        if isinstance(space, str):
-            return f"{cause.value} binds it: {space}"
+        if space.reason:
+            return f"{cause.value} binds it: {space.reason}"
         replay = await self._replay(subject)
         if isinstance(replay, str):
             return f"{cause.value} binds it: {replay}"
@@ -206,7 +207,7 @@ class Studies:
             requests=len(replay.requests), tokens=replay.output_tokens,
         )  # fmt: skip
         staging = self._ports.staging(deployment, placement_of(subject.like), policy)
-        search = Search(space, Budget(policy.trials, policy.budget_s))
+        search = Search(space, Limits(), Budget(policy.trials, policy.budget_s))
         await staging.clear()
         try:
             await _searched(search, staging, subject, replay)
@@ -247,9 +248,9 @@ class Studies:
 async def _searched(search: Search, staging: Staging, subject: _Subject, replay: Replay) -> None:
     """Tries what the search asks for, the present configuration first: no latency may be over its
     objective, or over what it is with that."""
-    slo, now = subject.deployment.slo, subject.engine
+    slo = subject.deployment.slo
     while (knobs := search.ask()) is not None:
-        engine = type(now).model_validate({**now.model_dump(), **knobs})
+        engine = search.space.config(knobs)
         trial = await staging.tried(engine, dict(knobs), replay, search.hopeless)
         search.tell(trial)
         if len(search.trials) == 1:

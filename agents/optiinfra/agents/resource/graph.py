@@ -16,6 +16,7 @@ from optiinfra.agents.resource.policy import (
     ResourcePolicy,
     vote,
     vote_on_replacement,
+    vote_on_tuning,
 )
 from optiinfra.agents.resource.sense import Sensing
 from optiinfra.events.commands import VoteRequested
@@ -24,6 +25,7 @@ from optiinfra.schemas.deployment import Deployment
 from optiinfra.schemas.recommendation import SpotReplacement
 from optiinfra.schemas.telemetry import Sample
 from optiinfra.schemas.vote import Verdict
+from optiinfra.serving.curves import Tuning
 
 
 class SenseState(TypedDict, total=False):
@@ -112,6 +114,8 @@ class ResourceGraphs:
         spec, after = state["request"].recommendation.spec, state["after"]
         if isinstance(spec, SpotReplacement) and after is not None:
             return {"judgement": vote_on_replacement(after, len(spec.replicas))}
+        if isinstance(spec, Tuning):
+            return {"judgement": vote_on_tuning(state["request"].recommendation, self._policy)}
         reason = f"the effect of {spec.kind} on capacity is not modelled"
         return {"judgement": Judgement(Verdict.ABSTAIN, (reason,))}
 

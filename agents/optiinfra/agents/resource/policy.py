@@ -18,11 +18,13 @@ from optiinfra.schemas.recommendation import (
     Consolidation,
     IdleShutdown,
     PredictiveScaling,
+    Recommendation,
     SpotMigration,
     SpotReplacement,
 )
 from optiinfra.schemas.telemetry import Known, Reading, Unit, Unknown
 from optiinfra.schemas.vote import Evidence, Verdict
+from optiinfra.serving.curves import faster, measured
 
 OFFERED = "offered_rps"
 """The metric that the load history is made of."""
@@ -52,6 +54,8 @@ class ResourcePolicy(Value):
     """Requests that evidence of saturation needs."""
     saturated_waiting: float = Field(default=5.0, ge=0)
     """Mean queue of a replica that shows it to be full (the saturation threshold of llm-d)."""
+    max_kv_usage: float = Field(default=0.95, gt=0, le=1)
+    """Part of the KV cache that an engine with other knobs may have filled in staging."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,35 @@ def vote_on_replacement(after: FleetAfter, leaving: int) -> Judgement:
         _count("replicas_without_it", after.replicas - leaving),
     )
     return Judgement(Verdict.APPROVE, (reason,), evidence)
+
+
+def vote_on_tuning(proposal: Recommendation, policy: ResourcePolicy) -> Judgement:
+    """Approve other knobs with which a replica was measured to serve as much, in its memory."""
+    found = measured(proposal)
+    if isinstance(found, str):
+        return Judgement(Verdict.ABSTAIN, (found,))
+    now, then = found
+    gain, peak = faster(now, then), then.kv_usage_peak
+    evidence = (
+        _staged("tokens_per_s_now", Unit.PER_SECOND, now.tokens_per_s),
+        _staged("tokens_per_s_then", Unit.PER_SECOND, then.tokens_per_s),
+        _staged("kv_usage_peak_then", Unit.FRACTION, peak, policy.max_kv_usage),
+    )
+    if gain is None or isinstance(peak, Unknown):
+        what = "throughput" if gain is None else "use of the KV cache"
+        return Judgement(Verdict.ABSTAIN, (f"its {what} was not measured",), evidence)
+    if gain < 1:
+        less = f"a replica serves {gain:.2f} times the tokens/s: the fleet would be too small"
+        return Judgement(Verdict.REJECT, (less,), evidence)
+    if peak.value > policy.max_kv_usage:
+        full = f"a replay fills {peak.value:.0%} of the KV cache, over {policy.max_kv_usage:.0%}"
+        return Judgement(Verdict.REJECT, (full,), evidence)
+    reason = f"the same replicas serve {gain:.1f} times the tokens/s within their memory"
+    return Judgement(Verdict.APPROVE, (reason,), evidence)
+
+
+def _staged(name: str, unit: Unit, reading: Reading, threshold: float | None = None) -> Evidence:
+    return Evidence(name=name, unit=unit, reading=reading, threshold=threshold, source="staging")
 
 
 def desired_replicas(peak_rps: float, capacity_rps: float) -> int | None:
