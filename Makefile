@@ -12,6 +12,7 @@ PURE := $(PURE),*/optiinfra/coordinator/saga.py,*/optiinfra/coordinator/saga/**
 PURE := $(PURE),*/optiinfra/coordinator/arbiter.py,*/optiinfra/coordinator/replayed.py
 PURE := $(PURE),*/optiinfra/agents/application/gate.py,*/optiinfra/agents/application/assess.py
 PURE := $(PURE),*/optiinfra/agents/performance/tuning.py,*/optiinfra/agents/performance/knobs.py
+PURE := $(PURE),*/optiinfra/agents/performance/tuning_policy.py
 PURE := $(PURE),*/optiinfra/agents/application/scoring.py,*/optiinfra/agents/application/sequential.py
 
 .DEFAULT_GOAL := help

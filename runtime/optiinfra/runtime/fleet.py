@@ -60,8 +60,9 @@ class LocalCloud(Value):
 
     command: tuple[str, ...] = Field(
         min_length=1,
-        description="program and arguments; `{host}`, `{port}`, `{model}`, `{replica}`,"
-        " `{deployment}`, `{token}` and `{instance_type}` are filled in, and the argument"
+        description="program and arguments; `{host}`, `{port}`, `{model}`, `{weights}`,"
+        " `{replica}`, `{deployment}`, `{token}` and `{instance_type}` are filled in (`{weights}` is"
+        " the engine configuration's `model`, else the same as `{model}`), and the argument"
         " `{engine_arguments}` becomes the flags of the engine's configuration",
     )
     engine_version: str | None = Field(

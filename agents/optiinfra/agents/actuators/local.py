@@ -65,7 +65,11 @@ class EngineCommand:
         flags = self.flags(spec.model, engine) if engine is not None else ()
         words: list[str] = []
         for arg in self._args(spec.model):
-            words += flags if arg == ENGINE_ARGUMENTS else [self._word(arg, spec, replica, port)]
+            if arg == ENGINE_ARGUMENTS:
+                words += flags
+            else:
+                weights = engine.model if engine is not None else spec.model
+                words.append(self._word(arg, spec, replica, port, weights))
         return words
 
     def flags(self, model: str, engine: EngineConfig) -> tuple[str, ...]:
@@ -81,11 +85,12 @@ class EngineCommand:
     def _args(self, model: str) -> Sequence[str]:
         return self.models.get(model, self.args)
 
-    def _word(self, arg: str, spec: LaunchSpec, replica: str, port: int) -> str:
+    def _word(self, arg: str, spec: LaunchSpec, replica: str, port: int, weights: str) -> str:
         values = {
             "port": str(port),
             "host": self.host,
             "model": spec.model,
+            "weights": weights,
             "replica": replica,
             "deployment": spec.deployment,
             "token": spec.token,

@@ -161,7 +161,7 @@ class Staging:
         while True:
             (readings,) = await self._ports.scraper.scrape(self._aside, [replica])
             for sample in readings.samples:
-                if sample.metric == "kv_usage_fraction" and not sample.labels:
+                if sample.metric == "kv_usage_fraction":
                     peak.take(sample.reading)
             await asyncio.sleep(self._policy.look_s)
 

@@ -142,9 +142,7 @@ class Studies:
         async with ports.exclusive(f"study:{deployment.tenant}:{deployment.id}") as held_by_us:
             if not held_by_us:
                 return "another instance studies it"
-            found = await self._study(subject)
-        self._rests_until[deployment.id] = ports.clock() + timedelta(seconds=policy.cooldown_s)
-        return found
+            return await self._study(subject)
 
     async def _subject(self, deployment: Deployment, policy: Tuning) -> _Subject | str:
         """What binds which engine; or why nothing is studied."""
@@ -213,6 +211,8 @@ class Studies:
             await _searched(search, staging, subject, replay)
         finally:
             await staging.clear()
+        rest = timedelta(seconds=policy.cooldown_s)
+        self._rests_until[deployment.id] = self._ports.clock() + rest
         found = proposal(
             deployment, subject.finding, search.trials, search.best, policy,
             id=self._ports.new_id(), rollout=self._ports.rollout,

@@ -1,0 +1,187 @@
+"""Staging replicas as real processes: a replay is served, what breaks is told, nothing stays."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import aiohttp
+import httpx
+import pytest
+
+from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
+from optiinfra.agents.actuators.port import LaunchSpec
+from optiinfra.agents.collectors.scrape import EngineScraper
+from optiinfra.agents.moving.warm_up import CompletionWarmUp
+from optiinfra.agents.performance.replay import Replay, Request, Watch, replay_of
+from optiinfra.agents.performance.staging import Staging, StagingPolicy, StagingPorts, staging_of
+from optiinfra.runtime.stores import new_id, now
+from optiinfra.schemas.sampling import AnswerSample
+from optiinfra.schemas.telemetry import Known
+from optiinfra.schemas.tuning import TrialOutcome, TuningTrial
+from optiinfra.serving.engines import VllmConfig
+from tests.cost_stand import DEPLOYMENT
+from tests.factories import AT
+from tests.integration import engine_process
+from tests.integration.test_engine_rollout import HERE
+
+COMMAND = (
+    sys.executable, str(Path(engine_process.__file__)), "--model", "{model}", "--host", "{host}",
+    "--port", "{port}", "--grace", "1", "{engine_arguments}",
+)  # fmt: skip
+ASIDE = staging_of(DEPLOYMENT.id)
+REPLAY = Replay(tuple(Request(0.002 * n, f"Question {n}?", 8 + n % 5) for n in range(30)))
+
+
+def never(_done: float, _rate: float) -> bool:
+    return False
+
+
+@dataclass
+class Bench:
+    actuator: LocalActuator
+    staging: Callable[..., Staging]
+
+    async def tried(
+        self, seqs: int, watch: Watch = never, replay: Replay = REPLAY, **policy: float
+    ) -> TuningTrial:
+        engine = VllmConfig(model="m", max_num_seqs=seqs)
+        return await self.staging(**policy).tried(engine, {"max_num_seqs": seqs}, replay, watch)
+
+    async def left(self) -> int:
+        return len(await self.actuator.replicas(DEPLOYMENT.tenant, ASIDE))
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with httpx.AsyncClient(trust_env=False, timeout=30.0) as http:
+        command = EngineCommand(COMMAND, emulated=True)
+        actuator = LocalActuator(tmp_path / "engines", command, http, clock=now)
+        ports = StagingPorts(
+            actuator=actuator,
+            warm_up=CompletionWarmUp(http),
+            scraper=EngineScraper(http, now),
+            http=lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)),
+            new_id=new_id,
+            monotonic=time.monotonic,
+        )
+
+        def staging(**policy: float) -> Staging:
+            return Staging(DEPLOYMENT, HERE, ports, StagingPolicy(look_s=0.05, **policy))
+
+        yield Bench(actuator, staging)
+        for one in await actuator.replicas(DEPLOYMENT.tenant, ASIDE):
+            await actuator.terminate(DEPLOYMENT.tenant, ASIDE, one.id)
+
+
+async def test_a_replay_is_served_whole_and_measured(bench: Bench) -> None:
+    trial = await bench.tried(16)
+    assert (trial.outcome, trial.served, trial.failed) == (TrialOutcome.COMPLETE, 30, 0)
+    for reading in (trial.tokens_per_s, trial.ttft_p95_s, trial.tpot_p95_s):
+        assert isinstance(reading, Known)
+        assert reading.value > 0
+    assert isinstance(trial.tokens_per_s, Known)
+    assert trial.tokens_per_s.value < REPLAY.output_tokens / REPLAY.span_s
+    assert isinstance(trial.kv_usage_peak, Known)
+    assert trial.took_s > 0
+    assert await bench.left() == 0
+
+
+async def test_a_larger_batch_serves_the_same_replay_faster(bench: Bench) -> None:
+    slow, fast = await bench.tried(1), await bench.tried(16)
+    assert slow.throughput is not None
+    assert fast.throughput is not None
+    assert fast.throughput > 2 * slow.throughput
+
+
+@pytest.mark.parametrize(
+    ("seqs", "reason"),
+    [
+        (engine_process.DOES_NOT_START, "ended before it served"),
+        (engine_process.RUNS_OUT_OF_MEMORY, "did not answer a warm-up"),
+        (engine_process.LOADS_FOR_EVER, "did not serve within 3 s"),
+    ],
+)
+async def test_an_engine_that_breaks_is_a_failed_trial_and_leaves_nothing(
+    bench: Bench, seqs: int, reason: str
+) -> None:
+    ready_s = 3.0 if seqs == engine_process.LOADS_FOR_EVER else 60.0
+    trial = await bench.tried(seqs, ready_s=ready_s)
+    assert trial.outcome is TrialOutcome.FAILED
+    assert reason in trial.reason
+    assert trial.throughput is None
+    assert await bench.left() == 0
+
+
+async def test_a_hopeless_trial_is_stopped(bench: Bench) -> None:
+    long = Replay(tuple(Request(0.0, f"Question {n}?", 400) for n in range(40)))
+    looks: list[tuple[float, float]] = []
+
+    def watch(done: float, rate: float) -> bool:
+        looks.append((done, rate))
+        return len(looks) == 2
+
+    trial = await bench.tried(1, watch, long)
+    assert trial.outcome is TrialOutcome.PRUNED
+    assert trial.throughput is None
+    assert trial.served < 40
+    assert all(0 <= done < 1 for done, _ in looks)
+    assert await bench.left() == 0
+
+
+async def test_a_study_that_is_cut_off_leaves_nothing(bench: Bench) -> None:
+    long = Replay(tuple(Request(0.0, "Question?", 4000) for _ in range(4)))
+    task = asyncio.create_task(bench.tried(1, replay=long))
+    async with asyncio.timeout(30):
+        while not await bench.left():  # noqa: ASYNC110 a process tells nobody that it runs
+            await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert await bench.left() == 0
+
+
+async def test_what_a_killed_study_left_is_cleared(bench: Bench) -> None:
+    spec = LaunchSpec(DEPLOYMENT.tenant, ASIDE, "m", HERE, "left", engine=VllmConfig(model="m"))
+    await bench.actuator.launch(spec)
+    assert await bench.staging().clear() == 1
+    assert await bench.left() == 0
+
+
+def sampled(number: int, **changes: object) -> AnswerSample:
+    given = {
+        "id": f"{number:032x}", "tenant": "acme", "deployment": "chat", "replica": "chat-1",
+        "unit": f"u{number}", "prompt": f"Question {number}?", "answer": "a", "ok": True,
+        "output_tokens": 11, "ttft_s": 0.5, "tpot_s": 0.05, "route_version": 1,
+        "at": AT + timedelta(seconds=number),
+    }  # fmt: skip
+    return AnswerSample.model_validate({**given, **changes})
+
+
+def test_a_replay_is_made_of_the_newest_whole_requests_in_order_of_arrival() -> None:
+    samples = [
+        sampled(1),
+        sampled(2, ok=False),
+        sampled(3, output_tokens=None),
+        sampled(5, ttft_s=3.0),
+        sampled(4),
+        sampled(6, prompt=""),
+    ]
+    replay = replay_of(samples, 2)
+    assert [one.prompt for one in replay.requests] == ["Question 5?", "Question 4?"]
+    assert [one.at_s for one in replay.requests] == pytest.approx([0.0, 1.5])
+    assert replay.output_tokens == 22
+    assert replay_of([], 10).requests == ()
+
+
+def test_a_replay_comes_at_the_rate_that_is_asked_for_in_its_own_pattern() -> None:
+    replay = replay_of([sampled(0), sampled(1), sampled(4)], 10)
+    faster = replay.offering(2 * 33 / 4)
+    assert [one.at_s for one in faster.requests] == pytest.approx([0.0, 0.5, 2.0])
+    assert replay.offering(0.0) is replay
+    assert Replay(()).offering(5.0).requests == ()
