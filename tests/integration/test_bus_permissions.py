@@ -153,8 +153,9 @@ def _sayers() -> dict[str, set[BusRole]]:
     found: dict[str, set[BusRole]] = {"timer.schedule.x.x.x": {BusRole.COORDINATOR}}
     for row in SUBJECTS:
         if row.tokens[-1] == "agent":
-            owners = {agent_of(role): {role} & set(row.publishers) for role in AGENTS}
-            owners["other"] = set()
+            trusted = {BusRole.COORDINATOR} & set(row.publishers)
+            owners = {agent_of(role): trusted | ({role} & set(row.publishers)) for role in AGENTS}
+            owners["other"] = trusted
         elif row.tokens[-1] == "consumer":
             owners = {name: {role} for role, own in DURABLES.items() for _, name in own}
             owners["other"] = set()
@@ -188,6 +189,7 @@ async def test_no_role_can_hear_what_is_said_to_others(bare: NatsServer) -> None
 
 
 ADMINISTERS = {
+    BusRole.AGENT_PERFORMANCE: {"$JS.API.STREAM.MSG.GET.SAMPLES"},
     BusRole.COORDINATOR: {"$JS.API.STREAM.MSG.GET.CHANGES"},
     BusRole.PORTAL_API: {"$JS.API.STREAM.MSG.GET.DLQ"},
     BusRole.TOPOLOGY: {
@@ -305,6 +307,8 @@ def _said_by(role: BusRole, prefix: str) -> Fact:
         case GateAnswered(answer=answer):
             name = AgentName(agent_of(role))
             return GateAnswered(answer=answer.model_copy(update={"assessor": name}))
+        case AgentRegistered() as back if role is BusRole.COORDINATOR:
+            return back  # an agent that it hears again
         case AgentRegistered() | AgentHeartbeat() as alive:
             return alive.model_copy(update={"agent": agent_of(role)})
         case DeadLettered() as letter if role in DURABLES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from optiinfra.events.bus_roles import BusRole, agent_of, inbox_of
+from optiinfra.events.bus_roles import AGENTS, BusRole, agent_of, inbox_of
 from optiinfra.events.publish import SCHEDULES
 from optiinfra.events.subjects import BY_PREFIX, SUBJECTS, Stream, Subject
 
@@ -85,7 +85,7 @@ def says(role: BusRole) -> tuple[str, ...]:
 def _names(row: Subject, role: BusRole) -> tuple[str, ...]:
     """What may stand last in the subjects of a row when `role` speaks."""
     match row.tokens[-1]:
-        case "agent":
+        case "agent" if role in AGENTS:
             return (agent_of(role),)
         case "consumer" if role in DURABLES:
             return tuple(name for _, name in DURABLES[role])

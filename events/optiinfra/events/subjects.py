@@ -29,7 +29,8 @@ class Subject:
     """One row: `pattern` is `<noun>.<fact>.<tenant>.<id>`; no stream means "not kept".
 
     A last token `agent` or `consumer` is the name of who says it. Each may say it in a name of its
-    own alone, and a body that names another is refused: it proves who spoke.
+    own alone, and a body that names another is refused: it proves who spoke. The coordinator, whom
+    all believe, says of an agent that it is heard again.
     """
 
     prefix: str
@@ -167,7 +168,7 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("quality.assessed", f.QualityAssessed, _CHANGES, _QUALITY, _scope, "the quality baseline was refreshed"),
     Subject("quality.regressed", f.QualityRegressed, _CHANGES, _QUALITY, _change, "alarm: undo at once"),
     Subject("outcome.recorded", f.OutcomeRecorded, _CHANGES, _COST, _change, "predicted against realised"),
-    Subject("agent.registered", f.AgentRegistered, _CHANGES, AGENTS, _agent, "an agent instance joined", ("agent",)),
+    Subject("agent.registered", f.AgentRegistered, _CHANGES, (*AGENTS, BusRole.COORDINATOR), _agent, "an agent instance joined, or is heard again", ("agent",)),
     Subject("agent.lost", f.AgentLost, _CHANGES, _COORD, _agent, "no heartbeat for 45 s"),
     Subject("agent.heartbeat", f.AgentHeartbeat, None, AGENTS, _agent, "alive; not kept", ("agent",)),
     Subject("control.requested", c.ControlRequested, _CHANGES, _PERSON, _change, "an operator's wish for one change"),
