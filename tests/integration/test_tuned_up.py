@@ -109,7 +109,7 @@ async def test_a_capped_engine_is_tuned_in_staging_and_rolled_out_without_a_lost
     assert batches(one) == {2}
     async with api(session) as http, users(session.gateway_url) as whole:
         change = await ended(http, one)
-        assert change["state"] == "completed", change["reason"]
+        assert change["state"] == "completed", change["timeline"][-1]["fact"]
     assert all(whole)
     assert len(whole) > 100
     proposed = next(

@@ -61,7 +61,7 @@ class LocalCloud(Value):
     command: tuple[str, ...] = Field(
         min_length=1,
         description="program and arguments; `{host}`, `{port}`, `{model}`, `{weights}`,"
-        " `{replica}`, `{deployment}`, `{token}` and `{instance_type}` are filled in (`{weights}` is"
+        " `{replica}`, `{deployment}`, `{token}` and `{instance_type}` are filled in (`{weights}`:"
         " the engine configuration's `model`, else the same as `{model}`), and the argument"
         " `{engine_arguments}` becomes the flags of the engine's configuration",
     )
