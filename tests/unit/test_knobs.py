@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from optiinfra.agents.performance.knobs import SearchSpace, distance, nearest, space_for
+from optiinfra.agents.performance.knobs import (
+    SearchSpace,
+    distance,
+    nearest,
+    predicted_best,
+    space_for,
+)
 from optiinfra.schemas.errors import Rejected
 from optiinfra.serving.bottleneck_table import Cause
+from optiinfra.serving.cards import load_card
 from optiinfra.serving.engine_rules import Severity
 from optiinfra.serving.engines import EngineConfig, SglangConfig, VllmConfig
 from optiinfra.serving.launch import problems
+from optiinfra.serving.predictions import Prediction, Replica, candidates
+from optiinfra.serving.scheduler import SchedulerConfig
+from optiinfra.serving.simulation import poisson_arrivals
 
 VLLM = VllmConfig(model="m", max_num_seqs=64, max_num_batched_tokens=2048)
 SGLANG = SglangConfig(model="m")
@@ -179,3 +189,40 @@ def test_values_and_points_are_two_names_of_one_thing() -> None:
 def test_values_outside_a_space_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(Rejected, match="not in the search space"):
         space_for(Cause.SCHEDULER_CAP, VLLM).point(values)
+
+
+# The start that the performance model names
+
+LOAD = poisson_arrivals([(200, 60), (500, 30)], 500.0, requests=80, seed=3)
+
+
+def replica(now: EngineConfig) -> Replica:
+    scheduler = SchedulerConfig(max_num_seqs=64, max_num_batched_tokens=2048)
+    return Replica(load_card("h100-8b-fp16-tp1"), now, scheduler)
+
+
+def test_the_models_best_is_inside_the_limits_and_faster_than_what_runs() -> None:
+    space, limits = space_for(Cause.SCHEDULER_CAP, VLLM), (float("inf"), 0.03)
+    best = predicted_best(space, replica(VLLM), LOAD, limits)
+    assert best is not None
+    every = {
+        one.name: one.predicted
+        for one in candidates(
+            replica(VLLM), [space.config(space.values(p)) for p in space.points], LOAD, limits
+        )
+    }
+    inside = [p for p in every.values() if isinstance(p, Prediction) and p.meets(limits)]
+    [chosen] = candidates(replica(VLLM), [space.config(best)], LOAD, limits)
+    assert isinstance(chosen.predicted, Prediction)
+    assert chosen.predicted.tokens_per_s.mid == max(p.tokens_per_s.mid for p in inside)
+    assert 0 < len(inside) < len(every)
+
+
+def test_where_no_prediction_keeps_the_limits_the_model_names_nothing() -> None:
+    space = space_for(Cause.SCHEDULER_CAP, VLLM)
+    assert predicted_best(space, replica(VLLM), LOAD, (1.0, 0.001)) is None
+
+
+def test_of_an_engine_that_is_not_modelled_the_model_names_nothing() -> None:
+    space = space_for(Cause.SCHEDULER_CAP, SGLANG)
+    assert predicted_best(space, replica(SGLANG), LOAD, (1e9, 1e9)) is None

@@ -166,6 +166,29 @@ def test_optuna_leaves_the_side_of_the_space_that_breaks_the_limits() -> None:
     assert seqs(search.best.knobs) == 64
 
 
+def test_between_what_keeps_the_limits_and_what_does_not_it_tries_the_middle() -> None:
+    def steep(values: Values) -> TuningTrial:
+        return whole(values, float(seqs(values)), tpot_p95_s=seqs(values) / 1000)
+
+    search = go(Search(SPACE, Limits(tpot_p95_s=0.07), Budget(3, 1e9)), steep)
+    assert [seqs(trial.knobs) for trial in search.trials] == [32, 128, 64]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_looks_beside_a_faster_trial_that_nearly_keeps_the_limits(seed: int) -> None:
+    """64 sequences keep the limit in the shortest steps alone: no neighbour of what keeps it."""
+
+    def narrow(values: Values) -> TuningTrial:
+        over = 0.05 * log2(tokens(values) / 512) / 4
+        tpot = 0.02 * (1 + over) if seqs(values) == 64 else seqs(values) / 2500
+        return whole(values, float(seqs(values)), tpot_p95_s=tpot)
+
+    search = go(Search(SPACE, Limits(tpot_p95_s=0.02), AMPLE, seed=seed), narrow)
+    assert search.best is not None
+    assert search.best.knobs == {"max_num_seqs": 64, "max_num_batched_tokens": 512}
+    assert len(search.trials) < len(SPACE.points) * 0.7
+
+
 def test_limits_may_come_after_the_first_trial() -> None:
     search = Search(SPACE, FREE, AMPLE)
     first = search.ask()

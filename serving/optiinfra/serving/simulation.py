@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import ceil
@@ -59,18 +59,25 @@ class LatencyForecast(Value):
 
 
 def simulate(
-    card: PerfCard, arrivals: Iterable[Arrival], config: SchedulerConfig | None = None
+    card: PerfCard,
+    arrivals: Iterable[Arrival],
+    config: SchedulerConfig | None = None,
+    watch: Callable[[Scheduler], None] | None = None,
 ) -> list[RequestLatency]:
     """Latencies of every arrival, in order of arrival.
 
-    Raises `Rejected` when a request can never fit or arrivals go back in time.
+    `watch` sees the scheduler in each step, with the KV of that step reserved. Raises `Rejected`
+    when a request can never fit or arrivals go back in time.
     """
     queue = list(arrivals)
     if any(later.at_s < earlier.at_s for earlier, later in pairwise(queue)):
         raise Rejected("arrivals must be in order of time")
     scheduler, clock = Scheduler(card, config), _Clock(queue)
     clock.admit(scheduler)
-    while outcome := scheduler.step(clock.now_s, clock.next_arrival_s):
+    while plan := scheduler.plan(clock.now_s, clock.next_arrival_s):
+        if watch is not None:
+            watch(scheduler)
+        outcome = scheduler.commit(plan)
         clock.now_s += outcome.duration_s
         for request in outcome.first:
             clock.first_s[int(request.id)] = clock.now_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -14,6 +14,8 @@ from optiinfra.serving.bottleneck_table import Cause
 from optiinfra.serving.engine_rules import Severity
 from optiinfra.serving.engines import EngineConfig
 from optiinfra.serving.launch import problems
+from optiinfra.serving.predictions import Prediction, Replica, candidates
+from optiinfra.serving.simulation import Arrival
 
 Point = tuple[int, ...]
 """One configuration of a space: for each knob the place of its value among the choices."""
@@ -118,6 +120,23 @@ def space_for(
         if (knob := make(now.engine, runs_with)) is not None and len(knob.choices) > 1
     ]
     return _allowed(now, tuple(k for k in found if not _is_ignored(now, k, version)), version)
+
+
+def predicted_best(
+    space: SearchSpace,
+    replica: Replica,
+    arrivals: Sequence[Arrival],
+    limits: tuple[float, float],
+) -> dict[str, KnobValue] | None:
+    """The point that the performance model finds fastest inside p95 (TTFT, TPOT) `limits`, s.
+
+    None where it finds none inside them, or does not stand for any of the points.
+    """
+    by_config = {space.config(v): v for v in map(space.values, space.points)}
+    for one in candidates(replica, by_config, arrivals, limits):
+        if one.config is not None and isinstance(one.predicted, Prediction):
+            return by_config[one.config] if one.predicted.meets(limits) else None
+    return None
 
 
 def distance(one: Point, other: Point) -> int:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 SMALL_GAIN = 0.02
 """Relative gain that counts as none."""
 PATIENCE = 3
-"""Trials without a gain after which only the best one's neighbours are tried any more."""
+"""Trials without a gain after which only neighbours are tried any more."""
+NEARLY = 0.1
+"""Relative excess over the limits up to which a faster trial's neighbours are worth trying too."""
 CATCH_UP = 2.0
 """How much faster than the best one a trial may be in what is left of the replay: large batches
 start slowly. `bench/tuning.py` measures how often that gives up what would have become the best."""
@@ -129,7 +131,7 @@ class Search:
         if count == len(self.space.points):
             return "every configuration was tried"
         best = self._best_point()
-        if best is not None and self._is_stale() and not self._untried_neighbours(best):
+        if best is not None and self._is_stale() and not self._left_beside(best):
             return (
                 f"no gain above {SMALL_GAIN:.0%} in the last {PATIENCE} trials, and every"
                 " configuration beside the best one was tried"
@@ -142,9 +144,11 @@ class Search:
             if point not in self._tried:
                 return point
         best = self._best_point()
-        if best is not None and self._is_stale():
-            return self._untried_neighbours(best)[0]
-        return self._drawn()
+        if best is None:
+            return self._drawn()
+        if (middle := self._middle(best)) is not None:
+            return middle
+        return self._left_beside(best)[0] if self._is_stale() else self._drawn()
 
     def _best_point(self) -> Point | None:
         kept = [
@@ -163,8 +167,25 @@ class Search:
     def _kept(self, trial: TuningTrial) -> float:
         return (trial.throughput or 0.0) if excess(trial, self._limits) == 0 else 0.0
 
-    def _untried_neighbours(self, point: Point) -> list[Point]:
-        return [p for p in self.space.neighbours(point) if p not in self._tried]
+    def _faster_but_over(self, best: Point) -> list[tuple[float, Point]]:
+        """Trials that would be the best but for the limits; first the one least over them."""
+        enough = (self._tried[best].throughput or 0.0) * (1 + SMALL_GAIN)
+        judged = ((excess(t, self._limits), p, t.throughput) for p, t in self._tried.items())
+        return sorted((over, p) for over, p, rate in judged if over and rate and rate > enough)
+
+    def _middle(self, best: Point) -> Point | None:
+        """The point halfway to the faster trial that is least over the limits, if untried."""
+        for _, over in self._faster_but_over(best)[:1]:
+            middle = tuple((a + b) // 2 for a, b in zip(best, over, strict=True))
+            if middle in self.space.points and middle not in self._tried:
+                return middle
+        return None
+
+    def _left_beside(self, best: Point) -> list[Point]:
+        """Untried neighbours of the best one; after them of a faster one `NEARLY` inside."""
+        near = [point for over, point in self._faster_but_over(best)[:1] if over <= NEARLY]
+        beside = (p for point in (best, *near) for p in self.space.neighbours(point))
+        return [point for point in beside if point not in self._tried]
 
     def _drawn(self) -> Point:
         """What Optuna proposes; if it keeps proposing what is known, the untried point nearest."""
