@@ -72,7 +72,7 @@ def test_what_no_knob_mends_says_why(cause: Cause) -> None:
 def test_choices_are_powers_of_two_around_the_present_value() -> None:
     odd = VllmConfig(model="m", max_num_seqs=48, max_num_batched_tokens=1000)
     seqs, tokens = space_for(Cause.SCHEDULER_CAP, odd).knobs
-    assert seqs.choices == (32, 48, 64, 128, 256, 512)
+    assert seqs.choices == (32, 48, 64, 128, 256, 512, 1024)
     assert (seqs.present, seqs.bold) == (48, 128)
     assert tokens.choices == (512, 1000, 1024, 2048, 4096)
 

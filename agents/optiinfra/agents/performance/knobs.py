@@ -219,7 +219,7 @@ def _kv_dtype(engine: Engine, runs_with: RunsWith) -> Knob | None:
 
 
 _SEQS, _TOKENS = (_LEAST_SEQS, _MOST_SEQS), (_LEAST_STEP_TOKENS, _MOST_STEP_TOKENS)
-_more_seqs = partial(_doubled, "max_num_seqs", _SEQS, (1, 7), 3)
+_more_seqs = partial(_doubled, "max_num_seqs", _SEQS, (1, 7), 2)
 _fewer_seqs = partial(_doubled, "max_num_seqs", _SEQS, (3, 1), -1)
 _same_seqs = partial(_doubled, "max_num_seqs", _SEQS, (2, 2), 0)
 _step_tokens = partial(_doubled, "max_num_batched_tokens", _TOKENS, (2, 3), 0)
