@@ -94,18 +94,19 @@ async def nginx(upstreams: Sequence[str], folder: Path) -> AsyncIterator[tuple[i
     if binary is None:
         raise install.NotInstalled("nginx is not on this machine")
     servers = " ".join(f"server {url.removeprefix('http://')};" for url in upstreams)
+    # in `http`: wherever else they stand, the built-in paths are made too, which takes root
+    temporary = " ".join(
+        f"{name}_temp_path {folder}/{name};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
     (folder / "nginx.conf").write_text(
         f"daemon off; pid {folder}/pid; error_log stderr error; worker_processes auto;\n"
         "events { worker_connections 4096; }\n"
-        f"http {{ access_log off;\n upstream engines {{ random; {servers} keepalive 256; }}\n"
+        f"http {{ access_log off; {temporary}\n"
+        f" upstream engines {{ random; {servers} keepalive 256; }}\n"
         f" server {{ listen 127.0.0.1:{port}; keepalive_requests 100000;\n"
         "  location / { proxy_pass http://engines; proxy_http_version 1.1;\n"
-        '   proxy_set_header Connection ""; proxy_buffering off;\n'
-        + "".join(
-            f"   {name}_temp_path {folder}/{name};\n"
-            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        + " } } }\n"
+        '   proxy_set_header Connection ""; proxy_buffering off; } } }\n'
     )
     async with process(binary, "-p", str(folder), "-c", str(folder / "nginx.conf")) as running:
         await _listening(running, port)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import aiohttp
-from aiohttp import StreamReader, web
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from optiinfra.gateway.headers import answer_headers
 from optiinfra.gateway.inbound import GENERATION_PATHS, Inbound, prompt_text
 from optiinfra.gateway.measure import BlindMeter, Meter, StreamMeter, meter_for
 from optiinfra.gateway.refusal import Problem, Refusal
+from optiinfra.gateway.relay import Client, Relay
 from optiinfra.gateway.routes import RouteKey, Routes
 from optiinfra.gateway.tally import Latency, Outcome, ReplicaTally, Tallies
 from optiinfra.gateway.tap import Tap
@@ -119,8 +121,12 @@ class Exchange:
         response = self._head(answer)
         outcome = Outcome.CANCELLED
         try:
-            await response.prepare(self._request)
-            tail = await self._body(answer.content, response, first, began_s)
+            writer = await response.prepare(self._request)
+            assert writer is not None
+            relay = Relay(
+                answer, Client(self._request, response), self._meter, self._ports.monotonic
+            )
+            tail = await self._body(relay, writer, first, began_s)
             self._meter.finish()
             outcome = self._outcome(answer.status, broken=tail is None)
             await self._close(response, outcome, tail or b"")
@@ -143,7 +149,7 @@ class Exchange:
         return response
 
     async def _body(
-        self, content: StreamReader, response: web.StreamResponse, chunk: bytes, now_s: float
+        self, relay: Relay, writer: AbstractStreamWriter, chunk: bytes, now_s: float
     ) -> bytes | None:
         """Pass the body on as it comes, from `chunk` on; None when the backend broke off.
 
@@ -151,13 +157,14 @@ class Exchange:
         """
         self._begun = True
         monotonic = self._ports.monotonic
-        while not content.at_eof():
-            await response.write(chunk)
+        while not relay.at_end():
+            await writer.write(chunk)
             if self._added_s is None:
                 self._added_s = (self._asked_s - self._received_s) + (monotonic() - now_s)
             self._meter.feed(chunk, now_s)
+            await writer.drain()
             try:
-                chunk = await content.readany()
+                chunk = await relay.next()
             except BROKEN:
                 return None
             now_s = monotonic()
