@@ -16,13 +16,16 @@ PURE := $(PURE),*/optiinfra/agents/performance/tuning_policy.py
 PURE := $(PURE),*/optiinfra/agents/application/scoring.py,*/optiinfra/agents/application/sequential.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults fuzz check fix bench lock clean ready-demo ready-dev
+.PHONY: help demo demo-vllm up test faults fuzz check fix bench lock clean ready-demo ready-dev
 
 help:  ## what this file can do
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: ready-demo  ## the whole story on this machine, simulated cloud and engines (ARGS="--fast --yes --json")
 	@exec $(BIN)/optiinfra demo $(ARGS)
+
+demo-vllm: ready-demo  ## a real vLLM server found slow, tuned and rolled out (ARGS="--yes --json"; some 40 minutes)
+	@exec $(BIN)/optiinfra demo-vllm $(ARGS)
 
 up: ready-demo  ## OptiInfra on this machine, against your fleet (ARGS="--config fleet.yaml")
 	@exec $(BIN)/optiinfra up $(ARGS)

@@ -21,6 +21,7 @@ from optiinfra.serving.curves import (
     arranged,
     faster,
     is_no_worse,
+    is_slower,
     measured,
     spec_of,
     turned,
@@ -113,5 +114,7 @@ def test_words_and_objectives() -> None:
         "max_num_seqs 8, prefix_caching True"
     )
     assert is_no_worse(0.9, 0.1, 1.0)
-    assert is_no_worse(1.4, 1.5, 1.0)
+    assert is_no_worse(1.55, 1.5, 1.0)
     assert not is_no_worse(1.6, 1.5, 1.0)
+    assert not is_slower(0.96)
+    assert is_slower(0.94)

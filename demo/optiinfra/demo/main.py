@@ -8,11 +8,12 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.text import Text
@@ -22,6 +23,7 @@ from optiinfra.demo.show import Show, Verdict
 from optiinfra.demo.view import View, closing_lines, closing_table
 from optiinfra.schemas.errors import OptiInfraError, Rejected
 
+T = TypeVar("T")
 _SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
@@ -52,8 +54,8 @@ def run(options: DemoOptions) -> int:
         raise Rejected(
             "a person has to approve, and there is no terminal to ask on", hint="add --yes"
         )
-    with _home(options.home) as home:
-        outcome = asyncio.run(_play(options, home, console))
+    with home_of_one_run(options.home) as home:
+        outcome = asyncio.run(ended_by_signal(_shown(options, home, console)))
     if isinstance(outcome, int):
         console.print("stopped; nothing is left behind", highlight=False)
         return outcome
@@ -61,8 +63,8 @@ def run(options: DemoOptions) -> int:
     return 0 if not outcome.complaints else 1
 
 
-async def _play(options: DemoOptions, home: Path, console: Console) -> Verdict | int:
-    """The verdict, or the exit status of the signal that ended it. The first signal counts."""
+async def ended_by_signal(work: Coroutine[Any, Any, T]) -> T | int:
+    """What `work` gives, or the exit status of the signal that ended it. The first one counts."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     ended_by: list[int] = []
@@ -75,7 +77,7 @@ async def _play(options: DemoOptions, home: Path, console: Console) -> Verdict |
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop, number)
     try:
-        return await _shown(options, home, console)
+        return await work
     except asyncio.CancelledError:
         if not ended_by:
             raise
@@ -102,7 +104,7 @@ def _first(failed: BaseExceptionGroup[BaseException]) -> OptiInfraError:
 
 
 @contextmanager
-def _home(given: Path | None) -> Iterator[Path]:
+def home_of_one_run(given: Path | None) -> Iterator[Path]:
     """A folder of this run's own; one that nobody named is taken away at the end."""
     if given is not None:
         home = given.expanduser().absolute() / f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"

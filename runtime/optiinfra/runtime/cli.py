@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -98,6 +99,23 @@ def demo(
     played = import_module("optiinfra.demo.main")
     options = played.DemoOptions(
         fast=fast, yes=yes, json=as_json, seed=seed, home=home or given_home(), play=play
+    )
+    return int(played.run(options))
+
+
+@app.command(name="demo-vllm")
+def demo_vllm(
+    yes: Yes = False,
+    as_json: Json = False,
+    grid: Annotated[bool, typer.Option(help="Walk vLLM's grid, too: slow.")] = True,
+    runs: Annotated[int, typer.Option(min=1, help="How often each variant is tried.")] = 1,
+    vllm: Annotated[Path | None, typer.Option(help="A vLLM executable that is there.")] = None,
+    home: Home = None,
+) -> int:
+    """Plays the loop on a real vLLM server (installed when it is missing: 3.5 GB)."""
+    played = import_module("optiinfra.demo.vllm.main")
+    options = played.VllmDemoOptions(
+        yes=yes, json=as_json, grid=grid, runs=runs, vllm=vllm, home=home or given_home()
     )
     return int(played.run(options))
 

@@ -16,6 +16,9 @@ from optiinfra.schemas.tuning import KnobValue, TrialOutcome, TuningTrial
 Tuning = BatchTuning | KvCacheTuning | Quantisation
 """The kinds of change that start an engine with other knobs."""
 
+NOISE = 0.05
+"""How far two measurements of one configuration may lie apart, relative."""
+
 BATCH_KNOBS = frozenset({"max_num_seqs", "max_num_batched_tokens", "chunked_prefill"})
 KV_KNOBS = {
     "gpu_memory_fraction": "gpu_memory_fraction",
@@ -91,6 +94,11 @@ def words(trial: TuningTrial) -> str:
     return ", ".join(f"{name} {value}" for name, value in trial.knobs.items())
 
 
+def is_slower(gain: float) -> bool:
+    """Whether a throughput has fallen by more than noise."""
+    return gain < 1 - NOISE
+
+
 def is_no_worse(then: float, now: float, objective: float) -> bool:
-    """Whether a latency stays under its objective, or at least under what it was."""
-    return then <= max(now, objective)
+    """Whether a latency stays under its objective, or is no longer than it was but for noise."""
+    return then <= max(now * (1 + NOISE), objective)

@@ -17,7 +17,7 @@ from optiinfra.schemas.tuning import TuningTrial
 from optiinfra.schemas.vote import AgentName, Evidence, Verdict
 from optiinfra.serving.bottleneck import Finding
 from optiinfra.serving.bottleneck_table import Cause
-from optiinfra.serving.curves import arranged, faster, is_no_worse, measured, spec_of, words
+from optiinfra.serving.curves import arranged, faster, is_no_worse, is_slower, measured, spec_of, words
 
 STAGING = "replay of its own traffic on a staging replica"
 
@@ -135,7 +135,7 @@ def vote_on_tuning(proposal: Recommendation, slo: SLO) -> Judgement:
     evidence = _effect(now, then, gain)
     if gain is None:
         return Judgement(Verdict.ABSTAIN, ("its throughput was not measured",), evidence)
-    worse = [f"it serves {gain:.2f} times the tokens/s"] if gain < 1 else []
+    worse = [f"it serves {gain:.2f} times the tokens/s"] if is_slower(gain) else []
     for name, before, after, objective in pairs:
         if not (isinstance(before, Known) and isinstance(after, Known)):
             return Judgement(Verdict.ABSTAIN, (f"its {name} was not measured",), evidence)

@@ -24,7 +24,7 @@ from optiinfra.schemas.recommendation import (
 )
 from optiinfra.schemas.telemetry import Known, Reading, Unit, Unknown
 from optiinfra.schemas.vote import Evidence, Verdict
-from optiinfra.serving.curves import faster, measured
+from optiinfra.serving.curves import faster, is_slower, measured
 
 OFFERED = "offered_rps"
 """The metric that the load history is made of."""
@@ -202,7 +202,7 @@ def vote_on_tuning(proposal: Recommendation, policy: ResourcePolicy) -> Judgemen
     if gain is None or isinstance(peak, Unknown):
         what = "throughput" if gain is None else "use of the KV cache"
         return Judgement(Verdict.ABSTAIN, (f"its {what} was not measured",), evidence)
-    if gain < 1:
+    if is_slower(gain):
         less = f"a replica serves {gain:.2f} times the tokens/s: the fleet would be too small"
         return Judgement(Verdict.REJECT, (less,), evidence)
     if peak.value > policy.max_kv_usage:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
-from optiinfra.storage.postgres.database import Database
+from optiinfra.storage.postgres.database import LOST_CONNECTION, Database
 
 _SEED = 13
 """Sets these locks apart from the others that PostgreSQL keeps by number."""
@@ -25,6 +25,7 @@ async def exclusive(database: Database, name: str) -> AsyncIterator[bool]:
             yield bool(held)
         finally:
             if held:
-                await connection.execute(
-                    "SELECT pg_advisory_unlock(hashtextextended($1, $2))", name, _SEED
-                )
+                with suppress(*LOST_CONNECTION):  # PostgreSQL has let go of it then
+                    await connection.execute(
+                        "SELECT pg_advisory_unlock(hashtextextended($1, $2))", name, _SEED
+                    )

@@ -1,0 +1,117 @@
+"""Beside the loop: staging replicas of the demo's own, and weights that it proposes as a change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import httpx
+
+from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
+from optiinfra.agents.collectors.scrape import EngineScraper
+from optiinfra.agents.moving.warm_up import CompletionWarmUp
+from optiinfra.agents.performance.staging import Staging, StagingPolicy, StagingPorts
+from optiinfra.demo.vllm.measure import saturating
+from optiinfra.demo.vllm.plan import DEPLOYMENT, TENANT, Models, command, engine, questions
+from optiinfra.events.bus import Bus
+from optiinfra.events.facts import RecommendationProposed
+from optiinfra.events.publish import Publisher
+from optiinfra.runtime.fleet_file import load_fleet
+from optiinfra.runtime.plans import rollout
+from optiinfra.runtime.stores import new_id, now
+from optiinfra.schemas.deployment import Market, Provider
+from optiinfra.schemas.recommendation import (
+    Placement,
+    Precision,
+    Quantisation,
+    Recommendation,
+    Risk,
+)
+from optiinfra.schemas.tuning import KnobValue, TuningTrial
+from optiinfra.schemas.vote import AgentName
+
+_HERE = Placement(
+    provider=Provider.LOCAL, instance_type="local", region="local", market=Market.ON_DEMAND
+)
+_READY_S = 600.0
+
+
+class Lab:
+    """Its staging replicas stand apart from those of the fleet; one at a time."""
+
+    def __init__(self, home: Path, config: Path, executable: Path, models: Models) -> None:
+        self._home, self._config = home, config
+        self._executable, self._models = executable, models
+        self._replay = saturating(questions())
+        self._measured: dict[Path, TuningTrial] = {}
+
+    async def tried(self, knobs: Mapping[str, KnobValue]) -> TuningTrial:
+        """A server with `knobs`, under the replay that the demo measures with."""
+        async with self._staging() as staging:
+            config = engine(self._models).model_copy(update=dict(knobs))
+            return await staging.tried(config, dict(knobs), self._replay, lambda *_: False)
+
+    async def proposed(self, name: str, knobs: Mapping[str, KnobValue], bus_url: str) -> str:
+        """Proposes to serve other weights, as the performance agent would; the change's id."""
+        weights: Path = getattr(self._models, name)
+        curve = (
+            await self._with_weights(self._models.served, knobs),
+            await self._with_weights(weights, knobs),
+        )
+        fleet = load_fleet(self._config)
+        made = Recommendation(
+            id=new_id(),
+            tenant=TENANT,
+            deployment=DEPLOYMENT,
+            proposer=AgentName.PERFORMANCE,
+            title=f"Serve the weights in {weights.name}",
+            spec=Quantisation(
+                from_precision=Precision.BF16, to_precision=Precision.INT8, weights=str(weights)
+            ),
+            risk=Risk.HIGH,
+            risk_reasons=("other weights may answer worse",),
+            curve=curve,
+            rollout=rollout(fleet),
+            rollback_seconds=fleet.timing.drain_timeout_s,
+            proposed_at=now(),
+        )
+        bus = await Bus.connect(bus_url, name="demo")
+        try:
+            publisher = Publisher(bus, AgentName.PERFORMANCE.value, now, new_id)
+            fact = RecommendationProposed(recommendation=made)
+            await publisher.publish(publisher.event(fact, tenant=TENANT))
+        finally:
+            await bus.close()
+        return made.id
+
+    async def _with_weights(self, weights: Path, knobs: Mapping[str, KnobValue]) -> TuningTrial:
+        """Measured once."""
+        if weights not in self._measured:
+            turned = {**knobs, "model": str(weights)}
+            self._measured[weights] = await self.tried(turned)
+        return self._measured[weights]
+
+    @asynccontextmanager
+    async def _staging(self) -> AsyncIterator[Staging]:
+        fleet = load_fleet(self._config)
+        deployment = fleet.declared("http://127.0.0.1/")[DEPLOYMENT]
+        async with httpx.AsyncClient(timeout=60.0, trust_env=False) as http:
+            words = EngineCommand(tuple(command(self._executable)), engine_version="0.32.0")
+            ports = StagingPorts(
+                actuator=LocalActuator(
+                    self._home / "lab", words, http, clock=now, start_up_s=_READY_S
+                ),
+                warm_up=CompletionWarmUp(http),
+                scraper=EngineScraper(http, now),
+                http=lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)),
+                new_id=new_id,
+                monotonic=time.monotonic,
+            )
+            staging = Staging(deployment, _HERE, ports, StagingPolicy(ready_s=_READY_S))
+            try:
+                yield staging
+            finally:
+                await staging.clear()
