@@ -78,14 +78,15 @@ class Users:
         self._url = f"{url}/v1/completions"
         self._asked = asked
         self._numbers = count()
-        self._wanted = 0
+        self._wanted, self._think_s = 0, 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._http: aiohttp.ClientSession | None = None
         self.ends = Lost()
 
-    def be(self, many: int) -> None:
-        """So many of them from now on; who goes finishes first."""
-        self._wanted = many
+    def be(self, many: int, think_s: float = 0.0) -> None:
+        """So many of them from now on, who think so long after each answer; who goes finishes
+        first."""
+        self._wanted, self._think_s = many, think_s
         self._tasks = [task for task in self._tasks if not task.done()]
         for number in range(len(self._tasks), many):
             self._tasks.append(asyncio.create_task(self._one(number)))
@@ -102,6 +103,7 @@ class Users:
         while number < self._wanted:
             asked = next(self._numbers)
             await self._ask(self._asked[asked * 37 % len(self._asked)], f"session-{asked // 3}")
+            await asyncio.sleep(self._think_s)
 
     async def _ask(self, question: Question, session: str) -> None:
         self._http = self._http or _client()

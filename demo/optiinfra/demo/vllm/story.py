@@ -43,9 +43,9 @@ from optiinfra.schemas.vote import AgentName
 from optiinfra.serving.curves import faster, words
 
 _READY_S, _STUDY_S, _CHANGE_S, _POLL_S = 600.0, 3_600.0, 1_800.0, 0.5
-_MANY, _FEW, _SOME = 16, 1, 6
-"""Users: more than two at a time can serve; while one machine is also the staging machine; and
-while a rollout goes on."""
+_MANY, _SOME, _THINK_S = 16, 6, 1.0
+"""Users: more than two at a time can serve, and some who think between their questions while a
+rollout goes on. During a study there are none: this machine is the staging machine, too."""
 
 Say = Callable[[str], None]
 Ask = Callable[[str], Awaitable[bool]]
@@ -96,7 +96,7 @@ class Story:
             self._say(f"{_MANY} users ask; the agents look for what binds the server")
             users.be(_MANY)
             tuned = await self._tuned(api, users)
-            users.be(_SOME)
+            users.be(_SOME, _THINK_S)
             end = await self._ended(api, tuned.id)
             self._say(f"the tuning is {end}")
         finally:
@@ -143,7 +143,7 @@ class Story:
             for number in range(1 if name == "broken" else self._wish.runs):
                 self._say(f"proposed: weights that are {name} (run {number + 1})")
                 change = await lab.proposed(name, knobs, session.nats_url or "")
-                users.be(_SOME)
+                users.be(_SOME, _THINK_S)
                 state = await self._ended(api, change)
                 await users.leave()
                 ends.append(VariantEnd.of(state, self._answers(change)))
@@ -152,7 +152,7 @@ class Story:
         return found
 
     async def _tuned(self, api: PublicApi, users: Users) -> Recommendation:
-        """The proposal that a study ends with; users are few while it tries things out."""
+        """The proposal that a study ends with; users are away while it tries things out."""
 
         told, loop = 0, asyncio.get_running_loop()
         latest = loop.time() + _STUDY_S
@@ -177,7 +177,7 @@ class Story:
         match line.get("event"):
             case "study.begun":
                 self._say(f"bound by {line['cause']}; a study begins: {line['knobs']}")
-                users.be(_FEW)
+                users.be(0)
             case "staging.tried":
                 rate, why = line["tokens_per_s"], line["reason"] or line["outcome"]
                 self._say(f"  staging: {line['knobs']}: {rate} tokens/s ({why})")
