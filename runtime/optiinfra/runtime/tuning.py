@@ -15,7 +15,7 @@ from optiinfra.agents.actuators.local import LocalActuator
 from optiinfra.agents.actuators.port import Configurable
 from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.moving.warm_up import CompletionWarmUp
-from optiinfra.agents.performance.staging import Staging, StagingPolicy, StagingPorts
+from optiinfra.agents.performance.staging import Staging, StagingPolicy, StagingPorts, staging_of
 from optiinfra.agents.performance.study import Card, Studies, StudyPorts
 from optiinfra.agents.performance.tuning_policy import Tuning
 from optiinfra.events.bus import Bus
@@ -88,6 +88,13 @@ def studies(
         )
         return Staging(deployment, placement, ports, StagingPolicy(ready_s=policy.ready_s))
 
+    async def sweep(deployment: Deployment) -> int:
+        tenant, aside, ended = deployment.tenant, staging_of(deployment.id), 0
+        for actuator in clouds.actuators.values():
+            for one in await actuator.replicas(tenant, aside):
+                ended += await actuator.terminate(tenant, aside, one.id)
+        return ended
+
     def held(name: str) -> AbstractAsyncContextManager[bool]:
         return exclusive(stores.database, name)
 
@@ -105,6 +112,7 @@ def studies(
         traffic=SampledTraffic(stores.bus),
         recent=RecentChangesInPostgres(stores),
         staging=staging,
+        sweep=sweep,
         exclusive=held,
         rollout=rollout(fleet),
         rollback_s=fleet.timing.drain_timeout_s + fleet.timing.start_up_s,

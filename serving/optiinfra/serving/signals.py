@@ -87,10 +87,10 @@ def signals(window: Window, replica: str, beside: Beside) -> Signals:
     if hits == NOTHING_OBSERVED and isinstance(prompts, Known) and prompts.value > 0:
         hits = queries = Known(value=0.0)
     measured = Signals(
-        running=_while_queued(window, "requests_running", replica),
+        running=while_queued(window, "requests_running", replica),
         waiting=_level(window, "requests_waiting", replica),
         max_num_seqs=cap if isinstance(cap, Known) else beside.max_num_seqs,
-        kv_usage_fraction=_while_queued(window, "kv_usage_fraction", replica),
+        kv_usage_fraction=while_queued(window, "kv_usage_fraction", replica),
         kv_capacity_tokens=_level(window, "kv_capacity_tokens", replica),
         prompt_length_tokens=_mean(window, "prompt_length_tokens", replica),
         requests_per_s=window.rate("requests_per_s", [replica]),
@@ -188,7 +188,7 @@ def _level(window: Window, metric: str, replica: str) -> Reading:
     return Known(value=sum(values) / len(values))
 
 
-def _while_queued(window: Window, metric: str, replica: str) -> Reading:
+def while_queued(window: Window, metric: str, replica: str) -> Reading:
     """Mean of a gauge over the scrapes that saw a queue, over all where none did."""
     overall = _level(window, metric, replica)
     if isinstance(overall, Unknown):

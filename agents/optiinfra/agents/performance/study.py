@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -32,8 +32,7 @@ from optiinfra.serving.bottleneck import Finding, find
 from optiinfra.serving.cards import PerfCard
 from optiinfra.serving.curves import faster
 from optiinfra.serving.engines import EngineConfig
-from optiinfra.serving.signals import Beside, signals
-from optiinfra.serving.windows import Window
+from optiinfra.serving.signals import Beside, signals, while_queued
 
 _log = structlog.get_logger(__name__)
 _STALE_S = 30.0
@@ -74,6 +73,8 @@ class StudyPorts:
     traffic: Traffic
     recent: RecentChanges
     staging: Callable[[Deployment, Placement, Tuning], Staging]
+    sweep: Callable[[Deployment], Awaitable[int]]
+    """Ends the staging replicas of a deployment; how many there were."""
     exclusive: Exclusive
     rollout: RolloutPlan
     rollback_s: float
@@ -91,6 +92,7 @@ class _Subject:
     engine: EngineConfig
     like: Replica
     served_tokens_per_s: float
+    """Of one replica while requests wait: what it can at present."""
 
 
 class Studies:
@@ -110,6 +112,7 @@ class Studies:
         self._ports = ports
         self._rests_until: dict[DeploymentId, datetime] = {}
         self._said: dict[DeploymentId, str] = {}
+        self._unswept = set(policies)
 
     @property
     def every_s(self) -> float:
@@ -119,6 +122,7 @@ class Studies:
         """Proposals of one round; a study in it lasts as long as its budget says."""
         facts: list[Fact] = []
         for name, policy in self._policies.items():
+            await self._sweep(self._deployments[name])
             found = await self._one(self._deployments[name], policy)
             if isinstance(found, Recommendation):
                 facts.append(RecommendationProposed(recommendation=found))
@@ -139,10 +143,21 @@ class Studies:
         subject = await self._subject(deployment, policy)
         if isinstance(subject, str):
             return subject
-        async with ports.exclusive(f"study:{deployment.tenant}:{deployment.id}") as held_by_us:
-            if not held_by_us:
-                return "another instance studies it"
-            return await self._study(subject)
+        async with self._lock(deployment) as is_ours:
+            return await self._study(subject) if is_ours else "another instance studies it"
+
+    async def _sweep(self, deployment: Deployment) -> None:
+        """Once after a start: a study that was killed must not be paid for any longer."""
+        if deployment.id not in self._unswept:
+            return
+        async with self._lock(deployment) as is_ours:
+            left = await self._ports.sweep(deployment) if is_ours else 0
+        self._unswept.discard(deployment.id)
+        if left:
+            _log.warning("staging.swept", deployment=deployment.id, replicas=left)
+
+    def _lock(self, deployment: Deployment) -> AbstractAsyncContextManager[bool]:
+        return self._ports.exclusive(f"study:{deployment.tenant}:{deployment.id}")
 
     async def _subject(self, deployment: Deployment, policy: Tuning) -> _Subject | str:
         """What binds which engine; or why nothing is studied."""
@@ -168,7 +183,7 @@ class Studies:
         engine = engines[like.id]
         if engine is None:
             return f"{common.cause.value} binds it, and nothing says what {like.id} runs with"
-        rate = _mean_rate(window, tuple(replicas))
+        rate = while_queued(window, "generation_tokens_per_s", like.id)
         if isinstance(rate, Unknown):
             return f"{common.cause.value} binds it, and its throughput is unknown: {rate.detail}"
         return _Subject(deployment, policy, common, engine, like, rate.value)
@@ -265,12 +280,6 @@ async def _searched(search: Search, staging: Staging, subject: _Subject, replay:
 
 def _at_least(reading: Reading, objective: float) -> float:
     return max(reading.value, objective) if isinstance(reading, Known) else objective
-
-
-def _mean_rate(window: Window, replicas: Sequence[str]) -> Reading:
-    """Output tokens/s of one replica, over all of them."""
-    rate = window.rate("generation_tokens_per_s", replicas)
-    return rate if isinstance(rate, Unknown) else Known(value=rate.value / len(replicas))
 
 
 def _nothing_binds(findings: Mapping[str, Finding]) -> str:

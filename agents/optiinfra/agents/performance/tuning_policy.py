@@ -17,7 +17,15 @@ from optiinfra.schemas.tuning import TuningTrial
 from optiinfra.schemas.vote import AgentName, Evidence, Verdict
 from optiinfra.serving.bottleneck import Finding
 from optiinfra.serving.bottleneck_table import Cause
-from optiinfra.serving.curves import arranged, faster, is_no_worse, is_slower, measured, spec_of, words
+from optiinfra.serving.curves import (
+    arranged,
+    faster,
+    is_no_worse,
+    is_slower,
+    measured,
+    spec_of,
+    words,
+)
 
 STAGING = "replay of its own traffic on a staging replica"
 
