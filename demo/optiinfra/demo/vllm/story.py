@@ -44,8 +44,8 @@ from optiinfra.serving.curves import faster, words
 
 _READY_S, _STUDY_S, _CHANGE_S, _POLL_S = 600.0, 3_600.0, 1_800.0, 0.5
 _MANY, _SOME, _THINK_S = 48, 6, 1.0
-"""Users: many more than a batch of two can serve, and some who think between their questions while a
-rollout goes on. During a study there are none: this machine is the staging machine, too."""
+"""Users: many more than a batch of two can serve; and some, who think between their questions,
+while a rollout goes on. During a study there are none: this machine is the staging machine, too."""
 
 Say = Callable[[str], None]
 Ask = Callable[[str], Awaitable[bool]]
