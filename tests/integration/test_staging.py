@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import aiohttp
 import httpx
 import pytest
 
@@ -66,7 +65,6 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
             actuator=actuator,
             warm_up=CompletionWarmUp(http),
             scraper=EngineScraper(http, now),
-            http=lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)),
             new_id=new_id,
             monotonic=time.monotonic,
         )

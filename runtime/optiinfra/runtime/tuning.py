@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 
-import aiohttp
 import httpx
 
 from optiinfra.agents.actuators.local import LocalActuator
@@ -82,7 +81,6 @@ def studies(
             actuator=clouds.actuators[placement.provider],
             warm_up=CompletionWarmUp(http),
             scraper=EngineScraper(http, now),
-            http=lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)),
             new_id=new_id,
             monotonic=time.monotonic,
         )

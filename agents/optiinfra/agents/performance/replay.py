@@ -114,6 +114,12 @@ def _p95(values: Sequence[float]) -> Reading:
     return Known(value=percentile(values, 0.95))
 
 
+def client() -> aiohttp.ClientSession:
+    """One connection a request: an engine hangs up on an idle one when it likes, and a request
+    that meets that would count as lost."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+
+
 class Player:
     """Plays replays against the `/v1/completions` of an engine, past the gateway."""
 

@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import aiohttp
 import structlog
 from pydantic import Field
 
 from optiinfra.agents.actuators.port import Actuator, LaunchSpec, NoCapacity
 from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.moving.warm_up import WarmUp
-from optiinfra.agents.performance.replay import Played, Player, Replay, Watch
+from optiinfra.agents.performance.replay import Played, Player, Replay, Watch, client
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import Deployment, Replica, ReplicaState
 from optiinfra.schemas.errors import Rejected
@@ -46,7 +45,6 @@ class StagingPorts:
     actuator: Actuator
     warm_up: WarmUp
     scraper: EngineScraper
-    http: Callable[[], aiohttp.ClientSession]
     new_id: NewId
     monotonic: Callable[[], float]
 
@@ -142,7 +140,7 @@ class Staging:
         self, replica: Replica, replay: Replay, watch: Watch
     ) -> tuple[Played, Reading]:
         assert replica.url is not None
-        async with self._ports.http() as http:
+        async with client() as http:
             player = Player(replica.url, self._aside.model, http, self._policy.idle_s)
             peak = _Peak()
             looking = asyncio.create_task(self._look(replica, peak))

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import httpx
 
 from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
@@ -106,7 +105,6 @@ class Lab:
                 ),
                 warm_up=CompletionWarmUp(http),
                 scraper=EngineScraper(http, now),
-                http=lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)),
                 new_id=new_id,
                 monotonic=time.monotonic,
             )
