@@ -163,6 +163,10 @@ class Stub:
     def of(self, plural: str) -> list[Object]:
         return [one for (kind, _), one in self.objects.items() if kind == plural]
 
+    def is_running(self, name: str) -> bool:
+        process = self.processes.get(name)
+        return process is not None and process.returncode is None
+
     def _make_pod(self, deployment: Object) -> None:
         name = deployment["metadata"]["name"]
         if len(self.of("pods")) >= self.quota:
