@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from optiinfra.agents.actuators.kubernetes import KubernetesActuator
 from optiinfra.agents.actuators.kubernetes_api import (
@@ -31,6 +32,7 @@ from tests.kubernetes_stand import INSTANCE, REGION, SPOT, free_port, kubernetes
 from tests.kubernetes_stub import ClusterAt, Node, Object
 
 CHAT = ("acme", "chat")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def spec(market: Market = Market.SPOT, **changes: Any) -> LaunchSpec:
@@ -303,6 +305,30 @@ async def test_a_right_that_lacks_is_named(
         replica = (await actuator.launch(spec())).replica
         with pytest.raises(Denied, match=r"delete deployments\.apps"):
             await actuator.terminate(*CHAT, replica.id)
+
+
+async def test_the_shipped_roles_allow_what_is_done_and_nothing_else(tmp_path: Path) -> None:
+    allowed = {
+        name: {
+            (verb, resource)
+            for rule in role["rules"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+        for role in yaml.safe_load_all((ROOT / "deploy/kubernetes-role.yaml").read_text())
+        if (name := role["metadata"]["name"]) and role["kind"] == "Role"
+    }
+    async with kubernetes(tmp_path) as (actuator, at):
+        replica = (await actuator.launch(spec())).replica
+        at.stub.calls.clear()
+        await actuator.replicas(*CHAT)
+        await actuator.replica(*CHAT, replica.id)
+        await actuator.engine(*CHAT, replica.id)
+        assert set(at.stub.calls) == allowed["optiinfra-observe"]
+        await actuator.launch(spec())
+        await actuator.terminate(*CHAT, replica.id)
+        done = set(at.stub.calls) - allowed["optiinfra-observe"]
+        assert done | {("create", "deployments")} == allowed["optiinfra-act"]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

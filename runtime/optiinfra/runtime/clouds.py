@@ -12,21 +12,26 @@ import httpx
 
 from optiinfra.agents.actuators.aws import AwsActuator
 from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
-from optiinfra.agents.actuators.port import Actuator
+from optiinfra.agents.actuators.port import Actuator, Configurable
 from optiinfra.agents.collectors.clouds import AwsAccount, AwsApi, AwsInstances, AwsSpot
 from optiinfra.agents.collectors.interruptions import Interruptions, SqsInterruptions
 from optiinfra.runtime.fleet import AwsCloud, Fleet, LocalCloud
 from optiinfra.runtime.stores import now
 from optiinfra.schemas.deployment import Provider, Replica
+from optiinfra.schemas.errors import Rejected
 
 HTTP_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Clouds:
-    """The adapters to the clouds that the fleet file names."""
+    """The adapters to the clouds that the fleet file names.
+
+    `configurable` are those that start engines with a configuration that they are given.
+    """
 
     actuators: dict[Provider, Actuator] = field(default_factory=dict)
+    configurable: dict[Provider, Configurable] = field(default_factory=dict)
     spot: dict[Provider, AwsSpot] = field(default_factory=dict)
     interruptions: list[Interruptions] = field(default_factory=list)
 
@@ -57,21 +62,25 @@ def engines_dir(home: Path) -> Path:
 async def connect_clouds(fleet: Fleet, stack: AsyncExitStack, home: Path) -> Clouds:
     """Adapters, closed with `stack`; nothing is asked of the clouds yet.
 
-    Raises `Denied` when a client cannot be made from the credentials that there are.
+    Raises `Denied` when a client cannot be made from the credentials that there are, `Rejected`
+    when it is not installed.
     """
     clouds = Clouds()
     http = await stack.enter_async_context(http_client())
     start_up_s = fleet.timing.apply_timeout_s
     if fleet.clouds.aws is not None:
         await _connect_aws(fleet.clouds.aws, clouds, stack, (http, start_up_s))
+    if fleet.clouds.kubernetes is not None:
+        await _connect_kubernetes(fleet, clouds, stack, http)
     if fleet.clouds.local is not None:
-        clouds.actuators[Provider.LOCAL] = LocalActuator(
+        local = LocalActuator(
             engines_dir(home),
             _engine_command(fleet.clouds.local),
             http,
             clock=now,
             start_up_s=start_up_s,
         )
+        clouds.actuators[Provider.LOCAL] = clouds.configurable[Provider.LOCAL] = local
     return clouds
 
 
@@ -92,6 +101,20 @@ async def _connect_aws(
         sqs = await asyncio.to_thread(AwsApi.connect, "sqs", account)
         stack.callback(sqs.close)
         clouds.interruptions.append(SqsInterruptions(sqs, str(aws.interruption_queue_url)))
+
+
+async def _connect_kubernetes(
+    fleet: Fleet, clouds: Clouds, stack: AsyncExitStack, http: httpx.AsyncClient
+) -> None:
+    try:
+        from optiinfra.runtime.kubernetes_cloud import connect_kubernetes
+    except ModuleNotFoundError as missing:
+        raise Rejected(
+            f"clouds.kubernetes needs the package {missing.name}",
+            hint="install optiinfra[kubernetes]",
+        ) from missing
+    actuator = await connect_kubernetes(fleet, stack, http)
+    clouds.actuators[Provider.KUBERNETES] = clouds.configurable[Provider.KUBERNETES] = actuator
 
 
 def _engine_command(cloud: LocalCloud) -> EngineCommand:

@@ -17,7 +17,6 @@ from typing import NoReturn
 import psutil
 import structlog
 
-from optiinfra.agents.actuators.port import Actuator
 from optiinfra.agents.actuators.traffic import GatewayTraffic
 from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.events import topology
@@ -267,18 +266,17 @@ class _Up:
         """Asks the clouds, starts the first engines, and writes down what is declared."""
         fleet, actuators = self._fleet, (await wiring.clouds()).actuators
         await require_clouds(fleet, actuators)
-        local: Actuator | None = actuators.get(Provider.LOCAL)
         engines = declared_engines(fleet)
         for deployment in fleet.deployments:
-            if local is not None:
-                with about("clouds.local.command"):
-                    await start_first(
-                        fleet.tenant,
-                        deployment,
-                        local,
-                        acting=fleet.mode == "act",
-                        engine=engines.get(deployment.id),
-                    )
+            local = deployment.provider is Provider.LOCAL
+            with about("clouds.local.command" if local else f"clouds.{deployment.provider}"):
+                await start_first(
+                    fleet.tenant,
+                    deployment,
+                    actuators[deployment.provider],
+                    acting=fleet.mode == "act",
+                    engine=engines.get(deployment.id),
+                )
         await declare(stores.database, fleet.tenant, tuple(wiring.deployments.values()))
 
     async def _roles(

@@ -12,8 +12,7 @@ from pathlib import Path
 import httpx
 import structlog
 
-from optiinfra.agents.actuators.local import LocalActuator
-from optiinfra.agents.actuators.port import Configurable, Traffic
+from optiinfra.agents.actuators.port import Traffic
 from optiinfra.agents.application.agent import ApplicationAgent
 from optiinfra.agents.application.golden import GoldenRunner, load_golden
 from optiinfra.agents.application.policy import ApplicationPolicy
@@ -44,7 +43,6 @@ from optiinfra.runtime.engine_file import declared_engines
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.stores import Stores, instance_name, jitter, new_id, now, version
 from optiinfra.schemas.change import ChangeState
-from optiinfra.schemas.deployment import Provider
 from optiinfra.schemas.recommendation import RolloutPlan, StagePlan
 from optiinfra.schemas.vote import AgentName
 from optiinfra.serving.cards import load_card
@@ -159,12 +157,7 @@ class Wiring:
 
     def _tuner(self, clouds: Clouds, http: httpx.AsyncClient) -> Executor:
         """Carries the performance agent's changes out, on the clouds that can."""
-        configurable: dict[Provider, Configurable] = {
-            provider: actuator
-            for provider, actuator in clouds.actuators.items()
-            if isinstance(actuator, LocalActuator)
-        }
-        moves = EngineMoves(self.deployments, configurable, declared_engines(self._fleet))
+        moves = EngineMoves(self.deployments, clouds.configurable, declared_engines(self._fleet))
         return Executor(
             {(one.tenant, one.id): one for one in self.deployments.values()},
             self._hands(clouds, _pricing(clouds), CompletionWarmUp(http)),

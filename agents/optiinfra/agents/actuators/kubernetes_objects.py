@@ -203,7 +203,7 @@ def require_launchable(site: Site, model: str, engine: EngineConfig) -> None:
     if image is None:
         raise Rejected(
             f"no image runs {engine.engine.value}",
-            hint=f"name one under clouds.kubernetes.images.{engine.engine.value}",
+            hint="name one under clouds.kubernetes.images",
         )
     served = engine.served_model_name or engine.model
     if served != model:
