@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from kubernetes import client
 from kubernetes.client import Configuration
 
@@ -18,6 +19,47 @@ _PLAIN: dict[str, type | tuple[type, ...]] = {
     "str": str, "int": int, "bool": bool, "float": (int, float), "object": object,
 }  # fmt: skip
 _STRICT = Configuration()
+_DNS = {"type": "string", "minLength": 1, "maxLength": 253}
+
+
+def _closed(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object", "required": required, "properties": properties,
+        "additionalProperties": False,
+    }  # fmt: skip
+
+
+_BACKEND = _closed(
+    ["name", "port"],  # a Service must have a port
+    group={"type": "string", "maxLength": 253},
+    kind={"type": "string", "pattern": "^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$"},
+    name=_DNS,
+    port={"type": "integer", "minimum": 1, "maximum": 65_535},
+    weight={"type": "integer", "minimum": 0, "maximum": 1_000_000},
+)
+_RULE = _closed(
+    [],
+    backendRefs={"type": "array", "maxItems": 16, "items": _BACKEND},
+    matches={"type": "array", "maxItems": 64},
+    timeouts={"type": "object"},
+)
+HTTP_ROUTE = _closed(
+    ["spec"],
+    apiVersion={"const": "gateway.networking.k8s.io/v1"},
+    kind={"const": "HTTPRoute"},
+    metadata={"type": "object"},
+    status={"type": "object"},
+    spec=_closed(
+        [],
+        parentRefs={
+            "type": "array",
+            "maxItems": 32,
+            "items": _closed(["name"], name=_DNS, namespace=_DNS, sectionName=_DNS),
+        },
+        hostnames={"type": "array", "maxItems": 16, "items": _DNS},
+        rules={"type": "array", "minItems": 1, "maxItems": 16, "items": _RULE},
+    ),
+)
 
 
 def problems(model: str, value: Any, path: str = "") -> Iterator[str]:
@@ -65,6 +107,14 @@ def service_problems(body: Mapping[str, Any]) -> Iterator[str]:
     yield from metadata_problems(body, SERVICE_NAME)
     if not body.get("spec", {}).get("ports"):
         yield "spec.ports: Required value"
+
+
+def route_problems(body: Mapping[str, Any]) -> Iterator[str]:
+    """By the bounds that the Gateway API's CRD sets for what is used here (standard, v1)."""
+    yield from problems("V1ObjectMeta", body.get("metadata", {}), "metadata")
+    yield from metadata_problems(body, NAME)
+    for wrong in Draft202012Validator(HTTP_ROUTE).iter_errors(body):
+        yield f"{wrong.json_path}: {wrong.message}"
 
 
 def _each(model: str, value: Any, path: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ import yaml
 from aiohttp import web
 
 from optiinfra.agents.actuators.kubernetes_api import Cluster, KubernetesApi
-from tests.kubernetes_schema import deployment_problems, service_problems
+from tests.kubernetes_schema import deployment_problems, route_problems, service_problems
 
 NAMESPACE = "serving"
 TOKEN = "a-service-account-token"
@@ -29,6 +29,7 @@ Run = Callable[[Sequence[str], str], Sequence[str]]
 _PLURALS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "deployments": deployment_problems,
     "services": service_problems,
+    "httproutes": route_problems,
 }
 _VERBS = {"POST": "create", "PUT": "update", "DELETE": "delete"}
 
@@ -119,6 +120,8 @@ class Stub:
             body["spec"]["clusterIP"] = self._address(body["spec"]["selector"][APP])
         if plural == "deployments":
             self._make_pod(body)
+        if plural == "httproutes":
+            _complete(body)
         return web.json_response(body, status=201)
 
     def _update(self, plural: str, stored: Object, body: Object) -> web.Response:
@@ -130,6 +133,8 @@ class Stub:
         generation = stored["metadata"]["generation"] + (body["spec"] != stored["spec"])
         kept = {name: stored["metadata"][name] for name in ("uid", "creationTimestamp")}
         body["metadata"].update(kept, generation=generation)
+        if plural == "httproutes":
+            _complete(body)
         body["status"] = stored.get("status", {})
         self.objects[plural, body["metadata"]["name"]] = body
         self.touch(body)
@@ -305,6 +310,12 @@ class ClusterAt:
 
     def api(self, folder: Path, namespace: str = NAMESPACE) -> KubernetesApi:
         return KubernetesApi.connect(Cluster(namespace, kubeconfig=self.kubeconfig(folder)))
+
+
+def _complete(route: Object) -> None:
+    """What the API adds to a rule that does not say it."""
+    for rule in route["spec"]["rules"]:
+        rule.setdefault("matches", [{"path": {"type": "PathPrefix", "value": "/"}}])
 
 
 def _gpus(pod: Object) -> int:

@@ -36,6 +36,7 @@ class Kind:
 DEPLOYMENT = Kind("apis/apps/v1", "deployments")
 SERVICE = Kind("api/v1", "services")
 POD = Kind("api/v1", "pods")
+HTTP_ROUTE = Kind("apis/gateway.networking.k8s.io/v1", "httproutes")
 
 
 @dataclass(frozen=True, slots=True)

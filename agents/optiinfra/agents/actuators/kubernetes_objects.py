@@ -165,7 +165,7 @@ class Seen:
             id=self.replica_id,
             deployment=labels_of(self.deployment)[LABEL_DEPLOYMENT],
             state=self.state,
-            url=_url(self.service),
+            url=service_url(self.service),
             instance=Instance(
                 id=f"kubernetes-{metadata['uid']}",
                 provider=Provider.KUBERNETES,
@@ -311,7 +311,7 @@ def _condition(one: Object, kind: str, status: str) -> str | None:
     return None
 
 
-def _url(service: Object | None) -> str | None:
+def service_url(service: Object | None) -> str | None:
     """The address of a Service; None before it has one."""
     address = service["spec"].get("clusterIP") if service is not None else None
     if service is None or not address or address == "None":
