@@ -48,7 +48,7 @@ class Stub:
 
     `forbidden` names refused calls as (verb, plural); `quota` is how many pods may be, and
     `no_pod` what is said of others; `page` how many objects a list shows at once. A process that
-    ends twice waits for `backoff_s`.
+    ends twice waits for `backoff_s`. A gateway `takes_routes`, and says so.
     """
 
     run: Run
@@ -60,6 +60,7 @@ class Stub:
     quota: int = 1000
     no_pod: str = "exceeded quota: gpus"
     page: int = 500
+    takes_routes: bool = True
     calls: list[tuple[str, str]] = field(default_factory=list)
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
@@ -121,7 +122,7 @@ class Stub:
         if plural == "deployments":
             self._make_pod(body)
         if plural == "httproutes":
-            _complete(body)
+            self._complete(body)
         return web.json_response(body, status=201)
 
     def _update(self, plural: str, stored: Object, body: Object) -> web.Response:
@@ -133,9 +134,9 @@ class Stub:
         generation = stored["metadata"]["generation"] + (body["spec"] != stored["spec"])
         kept = {name: stored["metadata"][name] for name in ("uid", "creationTimestamp")}
         body["metadata"].update(kept, generation=generation)
-        if plural == "httproutes":
-            _complete(body)
         body["status"] = stored.get("status", {})
+        if plural == "httproutes":
+            self._complete(body)
         self.objects[plural, body["metadata"]["name"]] = body
         self.touch(body)
         return web.json_response(body)
@@ -152,6 +153,15 @@ class Stub:
             self.touch(stored)
             self._tasks[f"end {name}"] = asyncio.create_task(self._end(stored))
         return web.json_response(stored)
+
+    def _complete(self, route: Object) -> None:
+        """What the API adds to a rule that does not say it, and what a gateway says of it."""
+        for rule in route["spec"]["rules"]:
+            rule.setdefault("matches", [{"path": {"type": "PathPrefix", "value": "/"}}])
+        if self.takes_routes:
+            said = _condition("Accepted", "True", "")
+            said["observedGeneration"] = route["metadata"]["generation"]
+            route["status"] = {"parents": [{"conditions": [said]}]}
 
     def _store(self, plural: str, body: Object) -> None:
         metadata = body["metadata"]
@@ -310,12 +320,6 @@ class ClusterAt:
 
     def api(self, folder: Path, namespace: str = NAMESPACE) -> KubernetesApi:
         return KubernetesApi.connect(Cluster(namespace, kubeconfig=self.kubeconfig(folder)))
-
-
-def _complete(route: Object) -> None:
-    """What the API adds to a rule that does not say it."""
-    for rule in route["spec"]["rules"]:
-        rule.setdefault("matches", [{"path": {"type": "PathPrefix", "value": "/"}}])
 
 
 def _gpus(pod: Object) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from optiinfra.agents.actuators.http_route import GatewayRef, HttpRouteTraffic
 from optiinfra.agents.actuators.kubernetes_api import HTTP_ROUTE, KubernetesApi
@@ -18,6 +19,7 @@ from optiinfra.schemas.routing import Backend, BackendState, RouteTable
 from tests.kubernetes_stub import ClusterAt, Object, stub_cluster
 
 CHAT = ("acme", "chat")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -29,8 +31,8 @@ class Road:
     api: KubernetesApi
     says: dict[str, list[int | None]] = field(default_factory=dict)
 
-    async def requests(self, _: str, url: str) -> int | None:
-        said = self.says.get(url, [None])
+    async def requests(self, _: str, replica: str) -> int | None:
+        said = self.says.get(replica, [None])
         return said.pop(0) if len(said) > 1 else said[0]
 
     @property
@@ -48,8 +50,8 @@ class Road:
         condition |= {"observedGeneration": seen, "message": "no listener"}
         self.route["status"] = {"parents": [{"conditions": [condition]}]}
 
-    def service(self, replica: str) -> str:
-        """Makes the Service of a replica; its URL."""
+    def service(self, replica: str) -> None:
+        """Makes the Service of a replica."""
         labels = {
             f"optiinfra.io/{n}": v for n, v in zip(("tenant", "deployment"), CHAT, strict=True)
         }
@@ -58,17 +60,16 @@ class Road:
             "spec": {"ports": [{"port": 8000}], "selector": {"app.kubernetes.io/name": replica}},
         }
         self.at.stub._create("services", body)
-        return f"http://{body['spec']['clusterIP']}:8000"  # type: ignore[index]
 
 
 @pytest.fixture
 async def road(tmp_path: Path) -> AsyncIterator[Road]:
-    async with stub_cluster(lambda command, _: command, []) as at:
+    async with stub_cluster(lambda command, _: command, [], takes_routes=False) as at:
         api = at.api(tmp_path)
         made: list[Road] = []
 
-        async def requests(deployment: str, url: str) -> int | None:
-            return await made[0].requests(deployment, url)
+        async def requests(deployment: str, replica: str) -> int | None:
+            return await made[0].requests(deployment, replica)
 
         gateway = GatewayRef("inference", "gateways", "https", {"chat": ("chat.example.com",)})
         made.append(Road(HttpRouteTraffic(api, gateway, requests), at, api))
@@ -105,6 +106,16 @@ async def test_what_is_put_is_read_back_and_counts_nothing(road: Road) -> None:
         {"name": "inference", "namespace": "gateways", "sectionName": "https"}
     ]
     assert spec["hostnames"] == ["chat.example.com"]
+
+
+async def test_the_shipped_role_allows_what_is_done_and_nothing_else(road: Road) -> None:
+    roles = yaml.safe_load_all((ROOT / "deploy/kubernetes-role.yaml").read_text())
+    (rule,) = next(one for one in roles if one["metadata"]["name"] == "optiinfra-route")["rules"]
+    assert rule["apiGroups"] == [HTTP_ROUTE.group]
+    for version in (1, 2):
+        await road.traffic.put(table(version, backend("a")))
+    done = {verb for verb, plural in road.at.stub.calls if plural == HTTP_ROUTE.plural}
+    assert done == set(rule["verbs"])
 
 
 async def test_what_drains_gets_nothing_and_the_least_share_gets_something(road: Road) -> None:
@@ -226,19 +237,19 @@ async def test_a_route_that_no_gateway_takes_is_not_in_force(road: Road) -> None
 
 
 async def test_a_replica_is_drained_when_its_engine_says_so_twice(road: Road) -> None:
-    url = road.service("c")
+    road.service("c")
     await road.traffic.put(table(1, draining("c"), backend("b")))
     road.gateway_says()
-    road.says[url] = [2, 0, 1, 0, 0]
+    road.says["c"] = [2, 0, 1, 0, 0]
     assert await road.traffic.await_drained(*CHAT, "c", 10)
-    assert road.says[url] == [0]
+    assert road.says["c"] == [0]
 
 
 @pytest.mark.parametrize("doubt", ["engine", "gateway", "older generation", "API"])
 async def test_what_is_unknown_is_not_drained(road: Road, doubt: str) -> None:
-    url = road.service("c")
+    road.service("c")
     await road.traffic.put(table(1, draining("c"), backend("b")))
-    road.says[url] = [None] if doubt == "engine" else [0]
+    road.says["c"] = [None] if doubt == "engine" else [0]
     if doubt != "gateway":
         road.gateway_says(generation=99 if doubt == "older generation" else None)
     if doubt == "API":

@@ -22,7 +22,7 @@ import pytest
 
 from optiinfra.agents.actuators.kubernetes import KubernetesActuator
 from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
-from optiinfra.agents.actuators.port import LaunchSpec
+from optiinfra.agents.actuators.port import LaunchSpec, Traffic
 from optiinfra.agents.actuators.traffic import GatewayTraffic
 from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.moving.execute import Executor
@@ -66,7 +66,7 @@ class Stand:
 
     agent: PerformanceAgent
     actuator: Engines
-    traffic: GatewayTraffic
+    traffic: Traffic
     http: httpx.AsyncClient
     url: str
     said: list[Fact] = field(default_factory=list)
@@ -173,7 +173,7 @@ async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
 
 
 async def first_two(
-    actuator: Engines, traffic: GatewayTraffic, place: Placement = HERE, engine: VllmConfig = NOW
+    actuator: Engines, traffic: Traffic, place: Placement = HERE, engine: VllmConfig = NOW
 ) -> None:
     for token in ("first-1", "first-2"):
         await actuator.launch(LaunchSpec("acme", "chat", "m", place, token, engine=engine))
@@ -191,7 +191,7 @@ async def first_two(
 
 def agent_on(
     actuator: Engines,
-    traffic: GatewayTraffic,
+    traffic: Traffic,
     http: httpx.AsyncClient,
     provider: Provider = Provider.LOCAL,
 ) -> PerformanceAgent:

@@ -14,7 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from optiinfra.agents.actuators.http_route import GatewayRef, HttpRouteTraffic
 from optiinfra.agents.actuators.traffic import GatewayTraffic
+from optiinfra.runtime.fleet import Fleet
+from optiinfra.runtime.kubernetes_cloud import EngineRequests
 from optiinfra.schemas.deployment import Market, Provider, Replica, ReplicaState
 from optiinfra.schemas.recommendation import Placement
 from optiinfra.schemas.rollout import StepKind
@@ -54,10 +57,17 @@ class Cluster(Stand):
     """The stand on a cluster of four GPUs, where a pod is a process of this machine."""
 
     at: ClusterAt | None = None
+    requests: EngineRequests | None = None
 
     def pid_of(self, replica: Replica) -> int:
         assert self.at is not None
         return self.at.stub.processes[replica.id].pid
+
+    def route_weights(self) -> dict[str, int]:
+        """What the HTTPRoute says."""
+        assert self.at is not None
+        (route,) = self.at.stub.of("httproutes")
+        return {one["name"]: one["weight"] for one in route["spec"]["rules"][0]["backendRefs"]}
 
     async def crash_loop(self, replica: Replica) -> None:
         """Kills the engine each time that Kubernetes starts it, until that waits longer."""
@@ -155,6 +165,61 @@ async def test_a_replica_that_keeps_crashing_at_half_the_traffic_is_rolled_back(
     assert set(told.whole) == {200}, "what had not begun to answer is asked elsewhere"
     assert told.streams.count(False) <= 2, "only the streams that had begun there are cut"
     assert await stand.world() == before
+
+
+@pytest.fixture
+async def routed(tmp_path: Path) -> AsyncIterator[Cluster]:
+    """The stand without a gateway of ours: the weights of an HTTPRoute are the traffic."""
+    engine = NOW.model_copy(update={"port": free_port()})
+    nodes = [Node(INSTANCE, gpus=4)]
+    fleet = Fleet.model_validate(
+        {
+            "tenant": "acme",
+            "clouds": {"kubernetes": {"namespace": "serving"}},
+            "deployments": [{"id": "chat", "model": "m", "provider": "kubernetes"}],
+        }
+    )
+    async with (
+        httpx.AsyncClient(trust_env=False, timeout=30.0) as http,
+        kubernetes(tmp_path, emulated, nodes=nodes) as (actuator, at),
+    ):
+        api, requests = at.api(tmp_path), EngineRequests(fleet, actuator, http)
+        traffic = HttpRouteTraffic(api, GatewayRef("inference"), requests)
+        await first_two(actuator, traffic, HERE, engine)
+        agent = agent_on(actuator, traffic, http, Provider.KUBERNETES)
+        yield Cluster(agent, actuator, traffic, http, "", at=at, requests=requests)
+        await api.close()
+
+
+async def test_the_weights_of_a_route_carry_a_change_all_the_way(routed: Cluster) -> None:
+    proposal = batch(128)
+    for share in (0.1, 0.5, 1.0):
+        new = (await routed.staged(proposal, share)).result.arms.canary
+        weights = routed.route_weights()
+        assert sum(weights[name] for name in new) / sum(weights.values()) == pytest.approx(
+            share, abs=1e-4
+        )
+    await routed.staged(proposal, 1.0, StepKind.FINISH)
+    assert routed.route_weights() == dict.fromkeys(new, 10_000)
+    assert await routed.batches() == [128, 128]
+
+
+async def test_a_busy_engine_is_not_ended_and_the_weights_go_back(routed: Cluster) -> None:
+    before, weights = await routed.world(), routed.route_weights()
+    proposal = batch(128)
+    canary = (await routed.staged(proposal, 0.5)).result.arms.canary[0]
+    url = next(one.url for one in await routed.fleet() if one.id == canary)
+    body = {"model": "m", "prompt": "Count", "max_tokens": 400, "ignore_eos": True}
+    asking = asyncio.create_task(routed.http.post(f"{url}/v1/completions", json=body))
+    assert routed.requests is not None
+    async with asyncio.timeout(20):
+        while not await routed.requests("chat", canary):  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+    await routed.rolled_back(proposal)
+    assert asking.done(), "it was waited for"
+    assert (await asking).status_code == 200
+    assert routed.route_weights() == weights
+    assert await routed.world() == before
 
 
 async def test_a_change_that_finds_no_free_gpu_waits_and_is_taken_back(stand: Cluster) -> None:

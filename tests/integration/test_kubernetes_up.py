@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -13,18 +14,19 @@ import pytest
 import yaml
 
 from optiinfra.agents.actuators.port import LaunchSpec
-from optiinfra.runtime.clouds import connect_clouds
+from optiinfra.runtime.clouds import SplitTraffic, WholeFleet, connect_clouds
 from optiinfra.runtime.engines import start_first
 from optiinfra.runtime.fleet_file import load_fleet
 from optiinfra.runtime.outside import look_at_clouds
 from optiinfra.runtime.preflight import require_clouds
+from optiinfra.runtime.routes import seed_routes
 from optiinfra.runtime.settings import Settings
 from optiinfra.schemas.deployment import Market, Provider
 from optiinfra.schemas.errors import Denied, Rejected, Unavailable
 from optiinfra.schemas.ids import derived_id
 from optiinfra.serving.engines import VllmConfig
 from optiinfra.storage.testing.servers import reachable_home
-from tests.cost_stand import TYPE, placement
+from tests.cost_stand import TYPE, FakeTraffic, placement
 from tests.integration.test_up import until_answered
 from tests.kubernetes_stand import INSTANCE, REGION, SPOT, free_port
 from tests.kubernetes_stub import ClusterAt, Node, stub_cluster
@@ -108,6 +110,38 @@ async def test_the_adapter_is_made_of_what_the_file_says(at: ClusterAt, tmp_path
         at.stub.nodes.clear()
         with pytest.raises(Unavailable, match=r"make room .*nodes"):
             await start_first("default", declared.deployments[0], actuator, acting=True)
+
+
+async def test_a_gateway_of_kubernetes_splits_the_traffic_of_its_deployments(
+    at: ClusterAt, tmp_path: Path
+) -> None:
+    file = content(at, tmp_path)
+    hostnames = {"chat": ["chat.example.com"]}
+    file["clouds"]["kubernetes"]["gateway"] = {"name": "inference", "hostnames": hostnames}
+    declared = load_fleet(written(tmp_path, file))
+    chat = declared.declared("http://127.0.0.1:1/")["chat"]
+    async with AsyncExitStack() as stack:
+        clouds = await connect_clouds(declared, stack, tmp_path)
+        ours = FakeTraffic([])
+        split = SplitTraffic(ours, clouds.traffic)
+        assert await start_first(
+            "default", declared.deployments[0], clouds.actuators[Provider.KUBERNETES], acting=True
+        )
+        async with asyncio.timeout(60):
+            while not await seed_routes(chat, WholeFleet(clouds.actuators), split):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        (route,) = at.stub.of("httproutes")
+        assert route["spec"]["hostnames"] == ["chat.example.com"]
+        assert ours.history == []
+        first = (await split.status("default", "chat")).table.backends[0]
+        resting = first.model_copy(update={"weight": 0.0})
+        await split.set_backends("default", "chat", (resting,))
+        assert await split.await_drained("default", "chat", first.replica, 20)
+        at.stub.processes[first.replica].kill()
+        assert not await split.await_drained("default", "chat", first.replica, 1), "unknown"
+        elsewhere = ours.table.model_copy(update={"deployment": "other", "version": 1})
+        assert (await split.put(elsewhere)).table.version == 1
+        assert ours.history
 
 
 async def test_what_is_wrong_with_the_cluster_is_told_with_its_key(

@@ -12,13 +12,15 @@ import httpx
 
 from optiinfra.agents.actuators.aws import AwsActuator
 from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
-from optiinfra.agents.actuators.port import Actuator, Configurable
+from optiinfra.agents.actuators.port import Actuator, Configurable, Traffic
 from optiinfra.agents.collectors.clouds import AwsAccount, AwsApi, AwsInstances, AwsSpot
 from optiinfra.agents.collectors.interruptions import Interruptions, SqsInterruptions
 from optiinfra.runtime.fleet import AwsCloud, Fleet, LocalCloud
 from optiinfra.runtime.stores import now
 from optiinfra.schemas.deployment import Provider, Replica
 from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.ids import DeploymentId
+from optiinfra.schemas.routing import Backend, RouteStatus, RouteTable
 
 HTTP_TIMEOUT_S = 10.0
 
@@ -27,13 +29,42 @@ HTTP_TIMEOUT_S = 10.0
 class Clouds:
     """The adapters to the clouds that the fleet file names.
 
-    `configurable` are those that start engines with a configuration that they are given.
+    `configurable` are those that start engines with a configuration that they are given; `traffic`
+    is that of the deployments which OptiInfra's own gateway does not split.
     """
 
     actuators: dict[Provider, Actuator] = field(default_factory=dict)
     configurable: dict[Provider, Configurable] = field(default_factory=dict)
+    traffic: dict[DeploymentId, Traffic] = field(default_factory=dict)
     spot: dict[Provider, AwsSpot] = field(default_factory=dict)
     interruptions: list[Interruptions] = field(default_factory=list)
+
+
+class SplitTraffic:
+    """The traffic of each deployment where it is split; implements `Traffic`."""
+
+    def __init__(self, gateway: Traffic, elsewhere: Mapping[DeploymentId, Traffic]) -> None:
+        self._gateway = gateway
+        self._elsewhere = elsewhere
+
+    async def status(self, tenant: str, deployment: str) -> RouteStatus:
+        return await self._of(deployment).status(tenant, deployment)
+
+    async def put(self, table: RouteTable) -> RouteStatus:
+        return await self._of(table.deployment).put(table)
+
+    async def set_backends(
+        self, tenant: str, deployment: str, backends: Sequence[Backend]
+    ) -> RouteStatus:
+        return await self._of(deployment).set_backends(tenant, deployment, backends)
+
+    async def await_drained(
+        self, tenant: str, deployment: str, replica: str, timeout_s: float
+    ) -> bool:
+        return await self._of(deployment).await_drained(tenant, deployment, replica, timeout_s)
+
+    def _of(self, deployment: str) -> Traffic:
+        return self._elsewhere.get(deployment, self._gateway)
 
 
 class WholeFleet:
@@ -113,8 +144,12 @@ async def _connect_kubernetes(
             f"clouds.kubernetes needs the package {missing.name}",
             hint="install optiinfra[kubernetes]",
         ) from missing
-    actuator = await connect_kubernetes(fleet, stack, http)
+    actuator, traffic = await connect_kubernetes(fleet, stack, http)
     clouds.actuators[Provider.KUBERNETES] = clouds.configurable[Provider.KUBERNETES] = actuator
+    if traffic is not None:
+        for one in fleet.deployments:
+            if one.provider is Provider.KUBERNETES:
+                clouds.traffic[one.id] = traffic
 
 
 def _engine_command(cloud: LocalCloud) -> EngineCommand:

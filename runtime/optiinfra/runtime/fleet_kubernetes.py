@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import Engine, Market
+from optiinfra.schemas.ids import DeploymentId
 from optiinfra.serving.manifests import Name, SecretKey
 
 
@@ -18,6 +19,17 @@ class EngineContainer(Value):
     image: str = Field(pattern=r"^\S+[:@]\S+$", description="the image, with its tag or digest")
     version: str | None = Field(
         default=None, description="of the engine, for its flags; the newest when left out"
+    )
+
+
+class RouteGateway(Value):
+    """A Gateway of the Gateway API that splits the traffic, in place of OptiInfra's."""
+
+    name: Name = Field(description="of the Gateway that new HTTPRoutes hang on")
+    namespace: Name | None = Field(default=None, description="where it is, when elsewhere")
+    section: Name | None = Field(default=None, description="which of its listeners")
+    hostnames: dict[DeploymentId, tuple[str, ...]] = Field(
+        default_factory=dict, description="the host names of each deployment's requests"
     )
 
 
@@ -56,6 +68,9 @@ class KubernetesCloud(Value):
     )
     drain_s: int = Field(
         default=300, ge=0, description="the pod's time to end, for requests under way"
+    )
+    gateway: RouteGateway | None = Field(
+        default=None, description="splits the traffic by HTTPRoutes: docs/kubernetes.md"
     )
     emulated: bool = Field(default=False, description="the images hold an engine emulator")
 

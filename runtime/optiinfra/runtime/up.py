@@ -25,7 +25,7 @@ from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.ports import api_ports
 from optiinfra.portal_api.server import running_api
 from optiinfra.runtime import up_record
-from optiinfra.runtime.clouds import WholeFleet, engines_dir
+from optiinfra.runtime.clouds import SplitTraffic, WholeFleet, engines_dir
 from optiinfra.runtime.control import collector, coordinator, remembering
 from optiinfra.runtime.engine_file import declared_engines
 from optiinfra.runtime.engines import end_engines, start_first
@@ -297,10 +297,11 @@ class _Up:
 
     async def _seed(self, wiring: Wiring, traffic: GatewayTraffic) -> None:
         """Waits until every deployment has routes; later ones are the agents' matter."""
-        source = WholeFleet((await wiring.clouds()).actuators)
+        clouds = await wiring.clouds()
+        source, split = WholeFleet(clouds.actuators), SplitTraffic(traffic, clouds.traffic)
         left = list(wiring.deployments.values())
         while True:
-            left = [one for one in left if not await seed_routes(one, source, traffic)]
+            left = [one for one in left if not await seed_routes(one, source, split)]
             if not left:
                 break
             await asyncio.sleep(_SEED_EVERY_S)

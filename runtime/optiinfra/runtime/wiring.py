@@ -38,7 +38,13 @@ from optiinfra.agents.resource.forecast import ForecastPolicy
 from optiinfra.agents.resource.policy import ResourcePolicy
 from optiinfra.agents.resource.sense import Machine
 from optiinfra.events.bus_roles import BusRole
-from optiinfra.runtime.clouds import Clouds, WholeFleet, connect_clouds, http_client
+from optiinfra.runtime.clouds import (
+    Clouds,
+    SplitTraffic,
+    WholeFleet,
+    connect_clouds,
+    http_client,
+)
 from optiinfra.runtime.engine_file import declared_engines
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.stores import Stores, instance_name, jitter, new_id, now, version
@@ -145,7 +151,7 @@ class Wiring:
     def _hands(self, clouds: Clouds, pricing: Pricing, warm_up: WarmUp | None = None) -> Hands:
         return Hands(
             actuators=clouds.actuators,
-            traffic=self._traffic,
+            traffic=SplitTraffic(self._traffic, clouds.traffic),
             intents=ExecutionLog(self._stores.database),
             pricing=pricing,
             drain_timeout_s=self._fleet.timing.drain_timeout_s,

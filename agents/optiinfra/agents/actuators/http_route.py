@@ -33,8 +33,8 @@ from optiinfra.schemas.errors import Conflict, NotFound, Rejected, Unavailable
 from optiinfra.schemas.ids import DeploymentId, ReplicaId
 from optiinfra.schemas.routing import Backend, BackendState, RouteStatus, RouteTable
 
-Requests = Callable[[DeploymentId, str], Awaitable[int | None]]
-"""How many requests the engine at a URL says it has, running and waiting; None is unknown."""
+Requests = Callable[[DeploymentId, ReplicaId], Awaitable[int | None]]
+"""How many requests a replica's engine says it has, running and waiting; None is unknown."""
 Object = Mapping[str, Any]
 
 MOST_BACKENDS = 16
@@ -162,10 +162,9 @@ class HttpRouteTraffic:
                     raise Conflict(f"replica {replica} is active", hint="drain it first")
         if replica not in services:
             return True
-        url = service_url(services[replica])
-        if url is None or (route is not None and not _is_taken_over(route)):
+        if route is not None and not _is_taken_over(route):
             return False
-        return await self._requests(deployment, url) == 0
+        return await self._requests(deployment, replica) == 0
 
     async def _route(self, tenant: str, deployment: str) -> dict[str, Any] | None:
         found = await self._api.list(HTTP_ROUTE, selected(tenant, deployment))
