@@ -48,7 +48,8 @@ class Stub:
 
     `forbidden` names refused calls as (verb, plural); `quota` is how many pods may be, and
     `no_pod` what is said of others; `page` how many objects a list shows at once. A process that
-    ends twice waits for `backoff_s`. A gateway `takes_routes`, and says so.
+    ends twice waits for `backoff_s`. A gateway `takes_routes`, and says so; a
+    controller `makes_pods`.
     """
 
     run: Run
@@ -61,6 +62,7 @@ class Stub:
     no_pod: str = "exceeded quota: gpus"
     page: int = 500
     takes_routes: bool = True
+    makes_pods: bool = True
     calls: list[tuple[str, str]] = field(default_factory=list)
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
@@ -119,7 +121,7 @@ class Stub:
         self._store(plural, body)
         if plural == "services":
             body["spec"]["clusterIP"] = self._address(body["spec"]["selector"][APP])
-        if plural == "deployments":
+        if plural == "deployments" and self.makes_pods:
             self._make_pod(body)
         if plural == "httproutes":
             self._complete(body)
@@ -239,6 +241,7 @@ class Stub:
                 status["state"] = {"waiting": {"reason": "CrashLoopBackOff"}}
                 await asyncio.sleep(self.backoff_s)
             status["restartCount"] = restart + 1
+            status["lastState"] = {"terminated": {"exitCode": code}}
 
     async def _end(self, deployment: Object) -> None:
         """Deletes in the foreground: the pod, what the Deployment owns, and then itself."""

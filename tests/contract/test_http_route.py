@@ -227,6 +227,15 @@ async def test_what_a_rule_cannot_hold_is_refused(road: Road) -> None:
     assert road.at.stub.of("httproutes") == []
 
 
+async def test_what_gets_nothing_may_be_gone(road: Road) -> None:
+    await road.traffic.put(table(1, backend("a"), backend("b")))
+    del road.at.stub.objects["services", "a"]
+    put = await road.traffic.put(table(2, draining("a"), backend("b")))
+    assert put == await road.traffic.status(*CHAT)
+    assert put.table.backends == (draining("a"), backend("b"))
+    assert road.weights() == [10_000]
+
+
 async def test_a_route_that_no_gateway_takes_is_not_in_force(road: Road) -> None:
     await road.traffic.put(table(1, backend("a")))
     road.gateway_says("False")

@@ -18,6 +18,7 @@ from optiinfra.agents.actuators.kubernetes import KubernetesActuator
 from optiinfra.agents.actuators.kubernetes_api import (
     DEPLOYMENT,
     SERVICE,
+    AlreadyExists,
     Cluster,
     KubernetesApi,
 )
@@ -95,6 +96,12 @@ async def test_an_engine_is_started_with_its_configuration_and_so_are_its_succes
         successor = await actuator.launch(spec(token=derived_id("two"), like=first))
         assert await actuator.engine(*CHAT, successor.replica.id) == engine
         assert await actuator.engine(*CHAT, "nobody") is None
+        del at.stub.objects["deployments", first.id]["metadata"]["annotations"]
+        plain = await actuator.launch(spec(token=derived_id("three"), like=first))
+        declared = await actuator.engine(*CHAT, plain.replica.id)
+        assert declared is not None
+        assert declared.max_num_seqs is None
+        at.stub.objects["deployments", first.id]["metadata"]["annotations"] = {}
         at.stub.objects["deployments", first.id]["metadata"]["annotations"][
             "optiinfra.io/engine"
         ] = "{"
@@ -231,6 +238,36 @@ async def test_a_spent_quota_is_no_capacity_and_another_refusal_is_told(tmp_path
         with pytest.raises(Rejected, match=r"makes no pod .* violates PodSecurity"):
             await actuator.launch(spec())
         assert at.stub.objects == {}
+
+
+async def test_when_nobody_says_why_no_pod_comes_it_is_waited_for(tmp_path: Path) -> None:
+    soon = {"capacity_wait_s": 0.2}
+    async with kubernetes(tmp_path, makes_pods=False, actuator_changes=soon) as (actuator, at):
+        launched = await actuator.launch(spec())
+        assert launched.replica.state is ReplicaState.STARTING
+        assert made(at)
+
+
+async def test_a_launch_whose_deployment_somebody_deletes_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kubernetes(tmp_path) as (actuator, at):
+
+        async def taken(*_: object) -> Object:
+            raise AlreadyExists("there is one")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(actuator._api, "create", taken)
+            with pytest.raises(Unavailable, match="went away"):
+                await actuator.launch(spec())
+        at.stub.makes_pods = False
+        launching = asyncio.create_task(actuator.launch(spec()))
+        async with asyncio.timeout(20):
+            while not at.stub.of("services"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        at.stub.objects.clear()
+        with pytest.raises(Unavailable, match="went away"):
+            await launching
 
 
 # --- refusals

@@ -224,18 +224,20 @@ def _refs(
             f"{len(backends)} replicas are more than one rule of an HTTPRoute takes",
             hint=f"use at most {MOST_BACKENDS}, or OptiInfra's own gateway",
         )
-    missing = [one.replica for one in backends if one.replica not in services]
+    weighted = list(zip([one.replica for one in backends], _weights(backends), strict=True))
+    missing = [replica for replica, weight in weighted if weight and replica not in services]
     if missing:
         raise Rejected(f"no Service is before {', '.join(missing)}")
     return [
         {
             "group": "",
             "kind": "Service",
-            "name": services[one.replica]["metadata"]["name"],
-            "port": services[one.replica]["spec"]["ports"][0]["port"],
+            "name": services[replica]["metadata"]["name"],
+            "port": services[replica]["spec"]["ports"][0]["port"],
             "weight": weight,
         }
-        for one, weight in zip(backends, _weights(backends), strict=True)
+        for replica, weight in weighted
+        if replica in services
     ]
 
 
@@ -279,10 +281,8 @@ def _table(
     kept, version = _kept(route).table, _version(route)
     refs = route["spec"]["rules"][0].get("backendRefs", [])
     weights = [(_replica_of(ref, services), ref.get("weight", 1)) for ref in refs]
-    if kept is not None:
-        names = [one.replica for one in kept.backends]
-        if weights == list(zip(names, _weights(kept.backends), strict=True)):
-            return kept.model_copy(update={"version": version})
+    if kept is not None and _is_what_was_put(kept, dict(weights)):
+        return kept.model_copy(update={"version": version})
     return RouteTable(
         tenant=tenant,
         deployment=deployment,
@@ -293,6 +293,13 @@ def _table(
             for replica, weight in weights
         ),
     )
+
+
+def _is_what_was_put(kept: RouteTable, weights: Mapping[ReplicaId, int]) -> bool:
+    """Whether the same backends get the same parts; one that gets nothing may be left out."""
+    put = {one.replica: w for one, w in zip(kept.backends, _weights(kept.backends), strict=True)}
+    taking = {replica: weight for replica, weight in weights.items() if weight > 0}
+    return weights.keys() <= put.keys() and taking == {r: w for r, w in put.items() if w > 0}
 
 
 def _replica_of(ref: Object, services: Mapping[ReplicaId, Object]) -> ReplicaId:

@@ -102,13 +102,10 @@ class Seen:
 
     @property
     def obstacle(self) -> str | None:
-        """Why no node has taken the pod yet, as far as Kubernetes says; None when one has."""
-        pod = self.pod
-        if pod is None:
+        """Why there is no pod, or no node has taken it; None where Kubernetes says nothing."""
+        if self.pod is None:
             return _condition(self.deployment, "ReplicaFailure", "True")
-        if pod["spec"].get("nodeName"):
-            return None
-        return _condition(pod, "PodScheduled", "False")
+        return _condition(self.pod, "PodScheduled", "False")
 
     @property
     def placed(self) -> bool:
@@ -119,11 +116,12 @@ class Seen:
     def state(self) -> ReplicaState:
         """As Kubernetes alone says; `UNKNOWN` of a process that runs, which must be asked itself.
 
-        A process that has ended and waits to be started again has stopped.
+        A process that ends is started again at once, and then ever later: one that has ended twice
+        and waits has stopped.
         """
         if self.ending:
             return ReplicaState.DRAINING
-        if self.deployment["spec"].get("replicas", 1) == 0 or "terminated" in self._process:
+        if self.deployment["spec"].get("replicas", 1) == 0:
             return ReplicaState.STOPPED
         if "running" in self._process:
             return ReplicaState.UNKNOWN
