@@ -181,7 +181,7 @@ async def routed(tmp_path: Path) -> AsyncIterator[Cluster]:
     )
     async with (
         httpx.AsyncClient(trust_env=False, timeout=30.0) as http,
-        kubernetes(tmp_path, emulated, nodes=nodes) as (actuator, at),
+        kubernetes(tmp_path, emulated, nodes=nodes, grace_s=0.3) as (actuator, at),
     ):
         api, requests = at.api(tmp_path), EngineRequests(fleet, actuator, http)
         traffic = HttpRouteTraffic(api, GatewayRef("inference"), requests)
@@ -209,15 +209,16 @@ async def test_a_busy_engine_is_not_ended_and_the_weights_go_back(routed: Cluste
     proposal = batch(128)
     canary = (await routed.staged(proposal, 0.5)).result.arms.canary[0]
     url = next(one.url for one in await routed.fleet() if one.id == canary)
-    body = {"model": "m", "prompt": "Count", "max_tokens": 400, "ignore_eos": True}
+    body = {"model": "m", "prompt": "Count", "max_tokens": 1000, "ignore_eos": True}
     asking = asyncio.create_task(routed.http.post(f"{url}/v1/completions", json=body))
     assert routed.requests is not None
     async with asyncio.timeout(20):
         while not await routed.requests("chat", canary):  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
+    assert not asking.done()
     await routed.rolled_back(proposal)
     assert asking.done(), "it was waited for"
-    assert (await asking).status_code == 200
+    assert (await asking).json()["usage"]["completion_tokens"] == 1000
     assert routed.route_weights() == weights
     assert await routed.world() == before
 
