@@ -223,6 +223,19 @@ async def test_a_busy_engine_is_not_ended_and_the_weights_go_back(routed: Cluste
     assert await routed.world() == before
 
 
+async def test_a_replica_that_keeps_crashing_behind_a_route_has_nothing_to_wait_for(
+    routed: Cluster,
+) -> None:
+    before, weights = await routed.world(), routed.route_weights()
+    proposal = batch(128)
+    canary = (await routed.staged(proposal, 0.5)).result.arms.canary[0]
+    await routed.crash_loop(next(one for one in await routed.fleet() if one.id == canary))
+    assert "ended once" in await routed.failure(proposal, 1.0)
+    await routed.rolled_back(proposal)
+    assert routed.route_weights() == weights
+    assert await routed.world() == before
+
+
 async def test_a_change_that_finds_no_free_gpu_waits_and_is_taken_back(stand: Cluster) -> None:
     assert stand.at is not None
     stand.at.stub.nodes[0].gpus = 2

@@ -17,6 +17,7 @@ from optiinfra.runtime.engine_file import declared_engines
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.fleet_kubernetes import KubernetesCloud
 from optiinfra.runtime.stores import now
+from optiinfra.schemas.deployment import ReplicaState
 from optiinfra.schemas.errors import Invariant
 from optiinfra.schemas.telemetry import Known
 
@@ -67,10 +68,13 @@ class EngineRequests:
         self._scraper = EngineScraper(http, now)
 
     async def __call__(self, deployment: str, replica_id: str) -> int | None:
-        """Running and waiting together; None, *unknown*, when it does not say both."""
+        """Running and waiting together; None, *unknown*, when it does not say both.
+
+        What is gone or has stopped has none.
+        """
         replica = await self._actuator.replica(self._tenant, deployment, replica_id)
-        if replica is None:
-            return None
+        if replica is None or replica.state is ReplicaState.STOPPED:
+            return 0
         (read,) = await self._scraper.scrape(self._deployments[deployment], [replica])
         known = {
             sample.metric: sample.reading.value

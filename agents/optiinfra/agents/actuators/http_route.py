@@ -27,14 +27,16 @@ from optiinfra.agents.actuators.kubernetes_objects import (
     selected,
     service_url,
 )
+from optiinfra.agents.actuators.port import replica_name
 from optiinfra.agents.actuators.traffic import RoutesMoved
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.errors import Conflict, NotFound, Rejected, Unavailable
-from optiinfra.schemas.ids import DeploymentId, ReplicaId
+from optiinfra.schemas.ids import DeploymentId, ReplicaId, derived_id
 from optiinfra.schemas.routing import Backend, BackendState, RouteStatus, RouteTable
 
 Requests = Callable[[DeploymentId, ReplicaId], Awaitable[int | None]]
-"""How many requests a replica's engine says it has, running and waiting; None is unknown."""
+"""How many requests a replica's engine says it has, running and waiting; None is unknown, and 0
+also what a replica that is gone or has stopped has."""
 Object = Mapping[str, Any]
 
 MOST_BACKENDS = 16
@@ -135,7 +137,7 @@ class HttpRouteTraffic:
         self, tenant: str, deployment: str, replica: str, timeout_s: float
     ) -> bool:
         """True once the gateway has taken over that `replica` gets nothing new and its engine says
-        twice that it has no request, or once its Service is gone. Unknown is not drained.
+        twice that it has no request. Unknown is not drained.
 
         `Conflict` when the replica is active.
         """
@@ -154,17 +156,15 @@ class HttpRouteTraffic:
         try:
             route = await self._route(tenant, deployment)
             services = await self._services(tenant, deployment)
+            requests = await self._requests(deployment, replica)
         except Unavailable:
             return False
-        if route is not None:
-            for backend in _table(route, tenant, deployment, services).backends:
-                if backend.replica == replica and _weights((backend,))[0] > 0:
-                    raise Conflict(f"replica {replica} is active", hint="drain it first")
-        if replica not in services:
-            return True
-        if route is not None and not _is_taken_over(route):
-            return False
-        return await self._requests(deployment, replica) == 0
+        if route is None:
+            return requests == 0
+        for backend in _table(route, tenant, deployment, services).backends:
+            if backend.replica == replica and _weights((backend,))[0] > 0:
+                raise Conflict(f"replica {replica} is active", hint="drain it first")
+        return requests == 0 and _is_taken_over(route)
 
     async def _route(self, tenant: str, deployment: str) -> dict[str, Any] | None:
         found = await self._api.list(HTTP_ROUTE, selected(tenant, deployment))
@@ -192,7 +192,7 @@ class HttpRouteTraffic:
             "apiVersion": "gateway.networking.k8s.io/v1",
             "kind": "HTTPRoute",
             "metadata": {
-                "name": object_name(f"{table.tenant}-{table.deployment}"[:60].rstrip("-_")),
+                "name": _name(table),
                 "namespace": self._api.namespace,
                 "labels": {
                     **selected(table.tenant, table.deployment),
@@ -206,6 +206,12 @@ class HttpRouteTraffic:
                 "rules": [{"backendRefs": refs}],
             },
         }
+
+
+def _name(table: RouteTable) -> str:
+    """Its own for each deployment of each tenant."""
+    token = derived_id("route", table.tenant, table.deployment)
+    return object_name(replica_name(table.deployment, token))
 
 
 def _weights(backends: Sequence[Backend]) -> list[int]:
