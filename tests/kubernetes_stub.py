@@ -286,10 +286,10 @@ async def stub_cluster(run: Run, nodes: list[Node], **changes: Any) -> AsyncIter
     """The stub behind a socket; what it runs ends with it."""
     stub = Stub(run, nodes, **changes)
     app = web.Application()
-    for place in ("/{group:api/v1|apis/[^/]+/[^/]+}/namespaces/{namespace}/{plural}",):
-        app.router.add_route("*", place, stub.handle)
-        app.router.add_route("*", place + "/{name}", stub.handle)
-    runner = web.AppRunner(app)
+    place = "/{group:api/v1|apis/[^/]+/[^/]+}/namespaces/{namespace}/{plural}"
+    app.router.add_route("*", place, stub.handle)
+    app.router.add_route("*", place + "/{name}", stub.handle)
+    runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:

@@ -129,6 +129,7 @@ class KubernetesApi:
             return
 
     async def close(self) -> None:
+        self._client.rest_client.pool_manager.clear()
         await asyncio.to_thread(self._client.close)
 
     async def _call(
@@ -141,20 +142,9 @@ class KubernetesApi:
         query: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         place = f"/{kind.root}/namespaces/{self.namespace}/{kind.plural}"
+        path = f"{place}/{name}" if name else place
         try:
-            answer = await asyncio.to_thread(
-                self._client.call_api,
-                f"{place}/{name}" if name else place,
-                method,
-                query_params=list((query or {}).items()),
-                header_params={"Accept": "application/json", "Content-Type": "application/json"},
-                body=body,
-                auth_settings=["BearerToken"],
-                _return_http_data_only=True,
-                _preload_content=False,
-                _request_timeout=self._timeouts,
-            )
-            read: dict[str, Any] = json.loads(answer.data)
+            return await asyncio.to_thread(self._answer, method, path, body, query or {})
         except ApiException as error:
             raise self._translated(error, method, kind, name) from error
         except AttributeError as error:
@@ -164,6 +154,23 @@ class KubernetesApi:
             raise _unreachable(str(error.__context__.reason)) from error
         except (HTTPError, ValueError) as error:
             raise _unreachable(repr(error)) from error
+
+    def _answer(
+        self, method: str, path: str, body: Mapping[str, Any] | None, query: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Asks, and reads the answer whole: a caller who is cancelled leaves no open connection."""
+        answer = self._client.call_api(
+            path,
+            method,
+            query_params=list(query.items()),
+            header_params={"Accept": "application/json", "Content-Type": "application/json"},
+            body=body,
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
+            _preload_content=False,
+            _request_timeout=self._timeouts,
+        )
+        read: dict[str, Any] = json.loads(answer.data)
         return read
 
     def _translated(
