@@ -73,7 +73,7 @@ lock:  ## resolve requirements/*.txt anew after a change in pyproject.toml (need
 	@$(LOCK) pyproject.toml --extra demo --group dev $(ARGS) -o requirements/dev.txt
 	@$(LOCK) pyproject.toml --extra demo --group build -c requirements/dev.txt -o requirements/demo.txt
 	@$(LOCK) pyproject.toml -c requirements/dev.txt -o requirements/client.txt
-	@for role in agents coordinator gateway portal; do \
+	@for role in agents kubernetes coordinator gateway portal; do \
 	  $(LOCK) pyproject.toml --extra $$role -c requirements/dev.txt -o requirements/$$role.txt \
 	  || exit 1; done
 	@$(LOCK) --group bootstrap $(ARGS) -c requirements/dev.txt -o requirements/bootstrap.txt

@@ -1,4 +1,4 @@
-"""One suite over every actuator: in memory, processes on this machine, EC2 played by moto."""
+"""One suite over every actuator: in memory, local processes, EC2 by moto, Kubernetes by a stub."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from optiinfra.schemas.errors import Denied, Rejected, Unavailable
 from optiinfra.schemas.ids import derived_id
 from optiinfra.serving.engines import VllmConfig
 from tests.cost_stand import FakeActuator, placement
+from tests.kubernetes_stand import kubernetes
 
 REGION = "us-east-1"
 
@@ -97,13 +98,16 @@ async def local(folder: Path, **changes: Any) -> AsyncIterator[LocalActuator]:
                 await actuator.terminate("acme", "chat", replica.id)
 
 
-@pytest.fixture(params=["fake", "local", "aws"])
+@pytest.fixture(params=["fake", "local", "aws", "kubernetes"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     if request.param == "fake":
         yield Bench(FakeActuator(), spec(Provider.AWS))
     elif request.param == "local":
         async with local(tmp_path) as actuator:
             yield Bench(actuator, spec(Provider.LOCAL))
+    elif request.param == "kubernetes":
+        async with kubernetes(tmp_path) as (actuator, _):
+            yield Bench(actuator, spec(Provider.KUBERNETES))
     else:
         yield Bench(aws(request.getfixturevalue("cloud")), spec(Provider.AWS))
 

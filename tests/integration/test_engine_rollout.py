@@ -20,8 +20,9 @@ import httpx
 import psutil
 import pytest
 
+from optiinfra.agents.actuators.kubernetes import KubernetesActuator
 from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
-from optiinfra.agents.actuators.port import LaunchSpec
+from optiinfra.agents.actuators.port import LaunchSpec, Traffic
 from optiinfra.agents.actuators.traffic import GatewayTraffic
 from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.moving.execute import Executor
@@ -52,6 +53,7 @@ COMMAND = (
 HERE = Placement(
     provider=Provider.LOCAL, instance_type="local", region="local", market=Market.ON_DEMAND
 )
+Engines = LocalActuator | KubernetesActuator
 
 
 def now() -> datetime:
@@ -63,8 +65,8 @@ class Stand:
     """The agent with a fleet of two that serves."""
 
     agent: PerformanceAgent
-    actuator: LocalActuator
-    traffic: GatewayTraffic
+    actuator: Engines
+    traffic: Traffic
     http: httpx.AsyncClient
     url: str
     said: list[Fact] = field(default_factory=list)
@@ -138,18 +140,17 @@ class Stand:
         """What the running processes were really started with."""
         found = []
         for one in await self.fleet():
-            words = psutil.Process(pid_of(one)).cmdline()
+            words = psutil.Process(self.pid_of(one)).cmdline()
             found.append(int(words[words.index("--max-num-seqs") + 1]))
         return sorted(found)
+
+    def pid_of(self, replica: Replica) -> int:
+        return int(replica.instance.id.removeprefix("local-"))
 
     async def lost(self) -> tuple[int, int]:
         """What the gateway counted as failed, and as cut."""
         counters = (await self.traffic.status("acme", "chat")).counters
         return sum(row.failed for row in counters), sum(row.truncated for row in counters)
-
-
-def pid_of(replica: Replica) -> int:
-    return int(replica.instance.id.removeprefix("local-"))
 
 
 @pytest.fixture
@@ -171,9 +172,11 @@ async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
                 await actuator.terminate("acme", "chat", replica.id)
 
 
-async def first_two(actuator: LocalActuator, traffic: GatewayTraffic) -> None:
+async def first_two(
+    actuator: Engines, traffic: Traffic, place: Placement = HERE, engine: VllmConfig = NOW
+) -> None:
     for token in ("first-1", "first-2"):
-        await actuator.launch(LaunchSpec("acme", "chat", "m", HERE, token, engine=NOW))
+        await actuator.launch(LaunchSpec("acme", "chat", "m", place, token, engine=engine))
     async with asyncio.timeout(60):
         while True:
             found = await actuator.replicas("acme", "chat")
@@ -187,10 +190,13 @@ async def first_two(actuator: LocalActuator, traffic: GatewayTraffic) -> None:
 
 
 def agent_on(
-    actuator: LocalActuator, traffic: GatewayTraffic, http: httpx.AsyncClient
+    actuator: Engines,
+    traffic: Traffic,
+    http: httpx.AsyncClient,
+    provider: Provider = Provider.LOCAL,
 ) -> PerformanceAgent:
     hands = Hands(
-        actuators={Provider.LOCAL: actuator},
+        actuators={provider: actuator},
         traffic=traffic,
         intents=FakeIntents(),
         pricing=pricing(Time()),
@@ -200,7 +206,7 @@ def agent_on(
         sleep=asyncio.sleep,
         warm_up=CompletionWarmUp(http),
     )
-    moves = EngineMoves({"chat": DEPLOYMENT}, {Provider.LOCAL: actuator}, {})
+    moves = EngineMoves({"chat": DEPLOYMENT}, {provider: actuator}, {})
     return PerformanceAgent(
         {"chat": DEPLOYMENT},
         Fleet(),
@@ -334,7 +340,7 @@ async def test_a_replica_that_crashes_at_half_the_traffic_is_rolled_back(stand: 
         canary = (await stand.staged(proposal, 0.5)).result.arms.canary[0]
         await told.more(40)
         crashing = next(one for one in await stand.fleet() if one.id == canary)
-        os.kill(pid_of(crashing), signal.SIGKILL)
+        os.kill(stand.pid_of(crashing), signal.SIGKILL)
         await told.more(40)
         assert "ended once" in await stand.failure(proposal, 1.0)
         await stand.rolled_back(proposal)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from optiinfra.agents.actuators.port import replica_name
 from optiinfra.agents.cost.execute import SpotMoves
 from optiinfra.agents.moving.execute import Executor
 from optiinfra.agents.moving.job import Hands
@@ -269,6 +270,8 @@ async def test_a_machine_that_dies_on_the_way_up_is_tried_again_but_not_for_ever
     stand.actuator.stillborn = 1
     assert staged(await stand.step(0.5)).result.applied
     assert len(stand.actuator.launches) == 2
+    dead = replica_name("chat", stand.actuator.launches[0].token)
+    assert stand.actuator.terminated == [dead], "it may still hold its machine"
     hopeless = Stand()
     hopeless.actuator.stillborn = 99
     assert "ended 3 times" in failed(await hopeless.step(0.5))

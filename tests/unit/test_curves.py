@@ -15,7 +15,7 @@ from optiinfra.schemas.recommendation import (
     SpotMigration,
 )
 from optiinfra.schemas.telemetry import Known
-from optiinfra.schemas.tuning import TrialOutcome, TuningTrial
+from optiinfra.schemas.tuning import KnobValue, TrialOutcome, TuningTrial
 from optiinfra.serving.curves import (
     Tuning,
     arranged,
@@ -55,8 +55,8 @@ def test_a_tuning_turns_the_knobs_that_it_names(tuning: Tuning, knobs: dict[str,
 
 
 def test_knobs_become_the_change_that_turns_them() -> None:
-    batch = {"max_num_seqs": 8, "max_num_batched_tokens": 512}
-    kv = {"kv_cache_dtype": "fp8", "max_num_seqs": 8}
+    batch: dict[str, KnobValue] = {"max_num_seqs": 8, "max_num_batched_tokens": 512}
+    kv: dict[str, KnobValue] = {"kv_cache_dtype": "fp8", "max_num_seqs": 8}
     assert spec_of(batch) == BatchTuning(max_num_seqs=8, max_num_batched_tokens=512)
     assert spec_of(kv) == KvCacheTuning(dtype="fp8", max_num_seqs=8)
     assert spec_of({**batch, **kv}) is None

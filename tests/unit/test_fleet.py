@@ -40,6 +40,11 @@ def local(**changes: Any) -> dict[str, Any]:
     }
 
 
+def cluster(changes: dict[str, Any], **of_deployment: Any) -> dict[str, Any]:
+    one = {"id": "chat", "model": "m", "provider": "kubernetes", **of_deployment}
+    return {"clouds": {"kubernetes": {"namespace": "serving", **changes}}, "deployments": [one]}
+
+
 def test_the_least_file_observes_and_declares_its_deployments(tmp_path: Path) -> None:
     fleet = load_fleet(written(tmp_path, LEAST))
     assert fleet.mode == "observe"
@@ -58,6 +63,15 @@ def test_a_golden_set_is_looked_for_beside_the_file(tmp_path: Path) -> None:
     assert fleet.golden == tmp_path / "sets" / "mine.jsonl"
     absolute = load_fleet(written(tmp_path, deployment(golden="/sets/mine.jsonl")))
     assert absolute.golden == Path("/sets/mine.jsonl")
+
+
+def test_a_kubeconfig_is_looked_for_beside_the_file(tmp_path: Path) -> None:
+    named = load_fleet(written(tmp_path, cluster({"kubeconfig": "kube.yaml"}))).clouds.kubernetes
+    assert named is not None
+    assert named.kubeconfig == tmp_path / "kube.yaml"
+    unnamed = load_fleet(written(tmp_path, cluster({}))).clouds.kubernetes
+    assert unnamed is not None
+    assert unnamed.kubeconfig is None
 
 
 def test_how_sure_the_quality_gate_has_to_be_is_declared_with_its_margin(tmp_path: Path) -> None:
@@ -103,7 +117,7 @@ MISTAKES: dict[str, tuple[object, str]] = {
     ),
     "a cloud without an adapter": (
         deployment(provider="gcp"),
-        "provider: gcp has no adapter yet; choose one of aws, local",
+        "provider: gcp has no adapter yet; choose one of aws, kubernetes, local",
     ),
     "two regions": (
         {**LEAST, "clouds": {"aws": {"regions": ["a", "b"]}}},
@@ -147,7 +161,15 @@ MISTAKES: dict[str, tuple[object, str]] = {
     ),
     "first replicas on a real cloud": (
         deployment(start={"replicas": 2}),
-        "deployments.0 (chat).start works on the local cloud only",
+        "deployments.0 (chat).start works on local and kubernetes only",
+    ),
+    "first pods of which nobody says what they run": (
+        cluster({}, start={"replicas": 2}),
+        "deployments.0 (chat).start needs engine_file",
+    ),
+    "two images for one engine": (
+        cluster({"images": [{"engine": "vllm", "image": f"vllm:{n}"} for n in (1, 2)]}),
+        "clouds.kubernetes.images: name one image for each engine",
     ),
     "fewer first replicas than the least": (
         local(start={"replicas": 1}, min_replicas=2),

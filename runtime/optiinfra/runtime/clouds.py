@@ -12,23 +12,59 @@ import httpx
 
 from optiinfra.agents.actuators.aws import AwsActuator
 from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
-from optiinfra.agents.actuators.port import Actuator
+from optiinfra.agents.actuators.port import Actuator, Configurable, Traffic
 from optiinfra.agents.collectors.clouds import AwsAccount, AwsApi, AwsInstances, AwsSpot
 from optiinfra.agents.collectors.interruptions import Interruptions, SqsInterruptions
 from optiinfra.runtime.fleet import AwsCloud, Fleet, LocalCloud
 from optiinfra.runtime.stores import now
 from optiinfra.schemas.deployment import Provider, Replica
+from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.ids import DeploymentId
+from optiinfra.schemas.routing import Backend, RouteStatus, RouteTable
 
 HTTP_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Clouds:
-    """The adapters to the clouds that the fleet file names."""
+    """The adapters to the clouds that the fleet file names.
+
+    `configurable` are those that start engines with a configuration that they are given; `traffic`
+    is that of the deployments which OptiInfra's own gateway does not split.
+    """
 
     actuators: dict[Provider, Actuator] = field(default_factory=dict)
+    configurable: dict[Provider, Configurable] = field(default_factory=dict)
+    traffic: dict[DeploymentId, Traffic] = field(default_factory=dict)
     spot: dict[Provider, AwsSpot] = field(default_factory=dict)
     interruptions: list[Interruptions] = field(default_factory=list)
+
+
+class SplitTraffic:
+    """The traffic of each deployment where it is split; implements `Traffic`."""
+
+    def __init__(self, gateway: Traffic, elsewhere: Mapping[DeploymentId, Traffic]) -> None:
+        self._gateway = gateway
+        self._elsewhere = elsewhere
+
+    async def status(self, tenant: str, deployment: str) -> RouteStatus:
+        return await self._of(deployment).status(tenant, deployment)
+
+    async def put(self, table: RouteTable) -> RouteStatus:
+        return await self._of(table.deployment).put(table)
+
+    async def set_backends(
+        self, tenant: str, deployment: str, backends: Sequence[Backend]
+    ) -> RouteStatus:
+        return await self._of(deployment).set_backends(tenant, deployment, backends)
+
+    async def await_drained(
+        self, tenant: str, deployment: str, replica: str, timeout_s: float
+    ) -> bool:
+        return await self._of(deployment).await_drained(tenant, deployment, replica, timeout_s)
+
+    def _of(self, deployment: str) -> Traffic:
+        return self._elsewhere.get(deployment, self._gateway)
 
 
 class WholeFleet:
@@ -57,21 +93,25 @@ def engines_dir(home: Path) -> Path:
 async def connect_clouds(fleet: Fleet, stack: AsyncExitStack, home: Path) -> Clouds:
     """Adapters, closed with `stack`; nothing is asked of the clouds yet.
 
-    Raises `Denied` when a client cannot be made from the credentials that there are.
+    Raises `Denied` when a client cannot be made from the credentials that there are, `Rejected`
+    when it is not installed.
     """
     clouds = Clouds()
     http = await stack.enter_async_context(http_client())
     start_up_s = fleet.timing.apply_timeout_s
     if fleet.clouds.aws is not None:
         await _connect_aws(fleet.clouds.aws, clouds, stack, (http, start_up_s))
+    if fleet.clouds.kubernetes is not None:
+        await _connect_kubernetes(fleet, clouds, stack, http)
     if fleet.clouds.local is not None:
-        clouds.actuators[Provider.LOCAL] = LocalActuator(
+        local = LocalActuator(
             engines_dir(home),
             _engine_command(fleet.clouds.local),
             http,
             clock=now,
             start_up_s=start_up_s,
         )
+        clouds.actuators[Provider.LOCAL] = clouds.configurable[Provider.LOCAL] = local
     return clouds
 
 
@@ -92,6 +132,24 @@ async def _connect_aws(
         sqs = await asyncio.to_thread(AwsApi.connect, "sqs", account)
         stack.callback(sqs.close)
         clouds.interruptions.append(SqsInterruptions(sqs, str(aws.interruption_queue_url)))
+
+
+async def _connect_kubernetes(
+    fleet: Fleet, clouds: Clouds, stack: AsyncExitStack, http: httpx.AsyncClient
+) -> None:
+    try:
+        from optiinfra.runtime.kubernetes_cloud import connect_kubernetes
+    except ModuleNotFoundError as missing:
+        raise Rejected(
+            f"clouds.kubernetes needs the package {missing.name}",
+            hint="install optiinfra[kubernetes]",
+        ) from missing
+    actuator, traffic = await connect_kubernetes(fleet, stack, http)
+    clouds.actuators[Provider.KUBERNETES] = clouds.configurable[Provider.KUBERNETES] = actuator
+    if traffic is not None:
+        for one in fleet.deployments:
+            if one.provider is Provider.KUBERNETES:
+                clouds.traffic[one.id] = traffic
 
 
 def _engine_command(cloud: LocalCloud) -> EngineCommand:

@@ -1,4 +1,4 @@
-"""The engines of this machine that belong to a home: the first ones, and the end of all."""
+"""The first replicas of a deployment, and the end of all engines that belong to a home."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from optiinfra.agents.actuators.local import EngineCommand, EngineRecord, LocalActuator
 from optiinfra.agents.actuators.port import Actuator, LaunchSpec, NoCapacity
 from optiinfra.runtime.fleet import DeploymentConfig
-from optiinfra.schemas.deployment import Provider, Replica, ReplicaState
+from optiinfra.schemas.deployment import Replica, ReplicaState
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.recommendation import Placement
@@ -73,7 +73,7 @@ async def _launch_one(
     start = deployment.start
     assert start is not None
     placement = Placement(
-        provider=Provider.LOCAL,
+        provider=deployment.provider,
         instance_type=start.instance_type,
         region=start.region,
         market=start.market,
@@ -92,7 +92,7 @@ async def _launch_one(
         except NoCapacity as full:
             raise Unavailable(
                 f"{deployment.id}: no place for another engine: {full}",
-                hint="raise clouds.local.slots, or lower deployments.start.replicas",
+                hint="make room (clouds.local.slots, nodes), or lower deployments.start.replicas",
             ) from full
         if launched.created and launched.replica.state is not ReplicaState.STOPPED:
             log.info("replica.started", deployment=deployment.id, replica=launched.replica.id)

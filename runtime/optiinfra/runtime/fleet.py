@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, HttpUrl, field_validator, model_validator
 
 from optiinfra.agents.performance.tuning_policy import Tuning
+from optiinfra.runtime.fleet_kubernetes import KubernetesCloud
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import (
     SLO,
@@ -79,6 +80,7 @@ class Clouds(Value):
     """Where replicas run."""
 
     aws: AwsCloud | None = Field(default=None, description="Amazon EC2")
+    kubernetes: KubernetesCloud | None = Field(default=None, description="a Kubernetes cluster")
     local: LocalCloud | None = Field(default=None, description="processes on this machine")
 
 
@@ -149,9 +151,10 @@ class Timing(Value):
 
 
 class Start(Value):
-    """What `optiinfra up` starts on the local cloud while a deployment has too few replicas.
+    """What `optiinfra up` starts while a deployment has too few replicas.
 
-    Only in `mode: act`. Type, region and market are what the replicas are priced as.
+    Only in `mode: act`, on this machine or in Kubernetes. Type, region and market are what the
+    replicas are priced as, and in Kubernetes also where they run.
     """
 
     replicas: int = Field(ge=1, description="how many")
@@ -189,7 +192,7 @@ class DeploymentConfig(Value):
         description="what its engines are started with, as `optiinfra engine show` reads it;"
         " relative to this file",
     )
-    start: Start | None = Field(default=None, description="first replicas on the local cloud")
+    start: Start | None = Field(default=None, description="first replicas, local or in Kubernetes")
     tuning: Tuning | None = Field(
         default=None,
         description="tune its engine on a staging replica, which costs what any replica costs while"
@@ -305,10 +308,12 @@ class Fleet(Value):
 def _check_start(where: str, deployment: DeploymentConfig) -> None:
     if deployment.start is None:
         return
-    if deployment.provider is not Provider.LOCAL:
+    if deployment.provider not in (Provider.LOCAL, Provider.KUBERNETES):
         raise ValueError(
-            f"{where}.start works on the local cloud only; elsewhere start the instances yourself"
+            f"{where}.start works on local and kubernetes only; start other instances yourself"
         )
+    if deployment.provider is Provider.KUBERNETES and deployment.engine_file is None:
+        raise ValueError(f"{where}.start needs engine_file: what its engines are started with")
     if deployment.start.replicas < deployment.min_replicas:
         raise ValueError(f"{where}.start.replicas is below min_replicas")
 
@@ -341,4 +346,13 @@ def as_fleet(content: dict[str, Any], folder: Path) -> Fleet:
         for one in fleet.deployments
     )
     policy = folder / fleet.policy if fleet.policy else None
-    return fleet.model_copy(update={"deployments": placed, "policy": policy})
+    changes = {"deployments": placed, "policy": policy, "clouds": _placed(fleet.clouds, folder)}
+    return fleet.model_copy(update=changes)
+
+
+def _placed(clouds: Clouds, folder: Path) -> Clouds:
+    cluster = clouds.kubernetes
+    if cluster is None or cluster.kubeconfig is None:
+        return clouds
+    at = cluster.model_copy(update={"kubeconfig": folder / cluster.kubeconfig})
+    return clouds.model_copy(update={"kubernetes": at})

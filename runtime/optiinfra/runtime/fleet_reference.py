@@ -21,6 +21,8 @@ _ABOUT = {
     "deployments[].slo.ttft_p95_s": "time to first token, 95th percentile, s",
     "deployments[].slo.tpot_p95_s": "time per output token, 95th percentile, s",
     "deployments[].slo.error_rate": "part of the requests that may fail",
+    "clouds.kubernetes.hub_token.name": "of the Secret",
+    "clouds.kubernetes.hub_token.key": "which of its keys holds the token",
 }
 """Words for models that stand in the room of schemas."""
 

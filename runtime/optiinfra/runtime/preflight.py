@@ -17,6 +17,7 @@ GATEWAY_TOKEN = "OPTIINFRA_GATEWAY_ADMIN_TOKEN"  # noqa: S105 - its name
 _ADDRESS_HINT = {
     Provider.AWS: "check clouds.aws.regions and clouds.aws.endpoint_url, and the network",
     Provider.LOCAL: "check clouds.local.command",
+    Provider.KUBERNETES: "check clouds.kubernetes.context and clouds.kubernetes.namespace",
 }
 
 

@@ -10,8 +10,6 @@ from datetime import datetime
 
 import httpx
 
-from optiinfra.agents.actuators.local import LocalActuator
-from optiinfra.agents.actuators.port import Configurable
 from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.moving.warm_up import CompletionWarmUp
 from optiinfra.agents.performance.staging import Staging, StagingPolicy, StagingPorts, staging_of
@@ -26,7 +24,7 @@ from optiinfra.runtime.engine_file import declared_engines
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.plans import RecentChangesInPostgres, rollout
 from optiinfra.runtime.stores import Stores, new_id, now
-from optiinfra.schemas.deployment import Deployment, Provider
+from optiinfra.schemas.deployment import Deployment
 from optiinfra.schemas.recommendation import Placement
 from optiinfra.schemas.sampling import AnswerSample
 from optiinfra.serving.cards import load_card
@@ -52,15 +50,6 @@ class SampledTraffic:
                 if (sample.tenant, sample.deployment) == (tenant, deployment):
                     found.append(sample)
         return found
-
-
-def configurable(clouds: Clouds) -> dict[Provider, Configurable]:
-    """The clouds whose engines can be launched with a configuration."""
-    return {
-        provider: actuator
-        for provider, actuator in clouds.actuators.items()
-        if isinstance(actuator, LocalActuator)
-    }
 
 
 def studies(
@@ -104,7 +93,7 @@ def studies(
     ports = StudyPorts(
         replicas=WholeFleet(clouds.actuators),
         telemetry=stores.telemetry,
-        configurable=configurable(clouds),
+        configurable=clouds.configurable,
         declared=declared_engines(fleet),
         cards=cards,
         traffic=SampledTraffic(stores.bus),

@@ -17,7 +17,6 @@ from typing import NoReturn
 import psutil
 import structlog
 
-from optiinfra.agents.actuators.port import Actuator
 from optiinfra.agents.actuators.traffic import GatewayTraffic
 from optiinfra.agents.memory import OutcomeMemory
 from optiinfra.events import topology
@@ -26,7 +25,7 @@ from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.ports import api_ports
 from optiinfra.portal_api.server import running_api
 from optiinfra.runtime import up_record
-from optiinfra.runtime.clouds import WholeFleet, engines_dir
+from optiinfra.runtime.clouds import SplitTraffic, WholeFleet, engines_dir
 from optiinfra.runtime.control import collector, coordinator, remembering
 from optiinfra.runtime.engine_file import declared_engines
 from optiinfra.runtime.engines import end_engines, start_first
@@ -267,18 +266,17 @@ class _Up:
         """Asks the clouds, starts the first engines, and writes down what is declared."""
         fleet, actuators = self._fleet, (await wiring.clouds()).actuators
         await require_clouds(fleet, actuators)
-        local: Actuator | None = actuators.get(Provider.LOCAL)
         engines = declared_engines(fleet)
         for deployment in fleet.deployments:
-            if local is not None:
-                with about("clouds.local.command"):
-                    await start_first(
-                        fleet.tenant,
-                        deployment,
-                        local,
-                        acting=fleet.mode == "act",
-                        engine=engines.get(deployment.id),
-                    )
+            local = deployment.provider is Provider.LOCAL
+            with about("clouds.local.command" if local else f"clouds.{deployment.provider}"):
+                await start_first(
+                    fleet.tenant,
+                    deployment,
+                    actuators[deployment.provider],
+                    acting=fleet.mode == "act",
+                    engine=engines.get(deployment.id),
+                )
         await declare(stores.database, fleet.tenant, tuple(wiring.deployments.values()))
 
     async def _roles(
@@ -299,10 +297,11 @@ class _Up:
 
     async def _seed(self, wiring: Wiring, traffic: GatewayTraffic) -> None:
         """Waits until every deployment has routes; later ones are the agents' matter."""
-        source = WholeFleet((await wiring.clouds()).actuators)
+        clouds = await wiring.clouds()
+        source, split = WholeFleet(clouds.actuators), SplitTraffic(traffic, clouds.traffic)
         left = list(wiring.deployments.values())
         while True:
-            left = [one for one in left if not await seed_routes(one, source, traffic)]
+            left = [one for one in left if not await seed_routes(one, source, split)]
             if not left:
                 break
             await asyncio.sleep(_SEED_EVERY_S)

@@ -38,12 +38,18 @@ from optiinfra.agents.resource.forecast import ForecastPolicy
 from optiinfra.agents.resource.policy import ResourcePolicy
 from optiinfra.agents.resource.sense import Machine
 from optiinfra.events.bus_roles import BusRole
-from optiinfra.runtime.clouds import Clouds, WholeFleet, connect_clouds, http_client
+from optiinfra.runtime.clouds import (
+    Clouds,
+    SplitTraffic,
+    WholeFleet,
+    connect_clouds,
+    http_client,
+)
 from optiinfra.runtime.engine_file import declared_engines
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.plans import RecentChangesInPostgres, rollout
 from optiinfra.runtime.stores import Stores, instance_name, jitter, new_id, now, version
-from optiinfra.runtime.tuning import configurable, studies
+from optiinfra.runtime.tuning import studies
 from optiinfra.schemas.vote import AgentName
 from optiinfra.serving.cards import load_card
 from optiinfra.serving.live import CardModel, LoadModel
@@ -131,7 +137,7 @@ class Wiring:
     def _hands(self, clouds: Clouds, pricing: Pricing, warm_up: WarmUp | None = None) -> Hands:
         return Hands(
             actuators=clouds.actuators,
-            traffic=self._traffic,
+            traffic=SplitTraffic(self._traffic, clouds.traffic),
             intents=ExecutionLog(self._stores.database),
             pricing=pricing,
             drain_timeout_s=self._fleet.timing.drain_timeout_s,
@@ -143,7 +149,7 @@ class Wiring:
 
     def _tuner(self, clouds: Clouds, http: httpx.AsyncClient) -> Executor:
         """Carries the performance agent's changes out, on the clouds that can."""
-        moves = EngineMoves(self.deployments, configurable(clouds), declared_engines(self._fleet))
+        moves = EngineMoves(self.deployments, clouds.configurable, declared_engines(self._fleet))
         return Executor(
             {(one.tenant, one.id): one for one in self.deployments.values()},
             self._hands(clouds, _pricing(clouds), CompletionWarmUp(http)),

@@ -31,6 +31,7 @@ class Provider(StrEnum):
     GCP = "gcp"
     AZURE = "azure"
     LOCAL = "local"
+    KUBERNETES = "kubernetes"
 
 
 class ReplicaState(StrEnum):

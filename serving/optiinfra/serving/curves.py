@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from optiinfra.schemas.recommendation import (
     BatchTuning,
@@ -45,7 +45,7 @@ def turned(tuning: Tuning) -> dict[str, KnobValue]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def spec_of(knobs: dict[str, KnobValue]) -> BatchTuning | KvCacheTuning | None:
+def spec_of(knobs: Mapping[str, KnobValue]) -> BatchTuning | KvCacheTuning | None:
     """The change that turns `knobs`; None where no single kind of change does."""
     if knobs and knobs.keys() <= BATCH_KNOBS:
         return BatchTuning.model_validate(knobs)

@@ -155,6 +155,8 @@ async def _advance(job: Job, launches: _Launches, index: int) -> None:
             raise StepFailed(f"new replica {index + 1} ended {times} before it served")
         launches.generation[index] = generation + 1
         launches.waiting_for = f"new replica {index + 1} ended before it served"
+        if replica is not None:
+            await job.terminate(replica)  # an engine that has ended may still hold its machine
     elif replica.state is ReplicaState.SERVING:
         launches.serving[index] = replica
     else:
