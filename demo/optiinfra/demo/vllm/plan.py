@@ -27,7 +27,14 @@ GRID: tuple[dict[str, KnobValue], ...] = tuple(
     for tokens in (1024, 2048, 8192)
 )
 """What vLLM's own tuner would walk through; a third of it is what ours may try."""
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+"""Unbound: vLLM would bind every server of this machine to the same first cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +116,8 @@ def fleet(executable: Path) -> dict[str, Any]:
                 "golden": "golden.jsonl",
                 "start": {"replicas": 1},
                 "tuning": {
-                    "trials": TRIALS, "window_s": 60, "traffic_s": 1800, "requests": 150,
-                    "min_requests": 100, "every_s": 5, "ready_s": 600,
+                    "trials": TRIALS, "window_s": 60, "traffic_s": 1800, "requests": 300,
+                    "min_requests": 250, "every_s": 5, "ready_s": 600,
                 },
             }
         ],
@@ -121,7 +128,7 @@ def fleet(executable: Path) -> dict[str, Any]:
             "golden_per_look": 60, "baseline_every_s": 120, "min_gate_samples": 20,
             "load_step_s": 5, "start_up_s": 60,
         },
-        "sample_fraction": 0.5,
+        "sample_fraction": 1.0,
     }  # fmt: skip
 
 

@@ -43,7 +43,7 @@ from optiinfra.schemas.vote import AgentName
 from optiinfra.serving.curves import faster, words
 
 _READY_S, _STUDY_S, _CHANGE_S, _POLL_S = 600.0, 3_600.0, 1_800.0, 0.5
-_MANY, _SOME, _THINK_S = 48, 6, 1.0
+_MANY, _SOME, _THINK_S = 48, 4, 2.0
 """Users: many more than a batch of two can serve; and some, who think between their questions,
 while a rollout goes on. During a study there are none: this machine is the staging machine, too."""
 
@@ -210,9 +210,9 @@ class Story:
         loop = asyncio.get_running_loop()
         latest = loop.time() + _CHANGE_S
         while loop.time() < latest:
-            for event in await self._news(api):
-                await self._decide(event, api)
+            await self._news(api)
             for event in self._log:
+                await self._decide(event, api)
                 if change_of(event.fact) == change and event.kind in TERMINAL_FACTS:
                     return TERMINAL_FACTS[event.kind].value
             await asyncio.sleep(_POLL_S)
@@ -228,16 +228,13 @@ class Story:
             fact.change, fact.version_hash, approve=approve, reason="the demo's person"
         )
 
-    async def _news(self, api: PublicApi) -> list[LoggedEvent]:
-        """What is new in the event log; it is told, too."""
-        fresh = []
+    async def _news(self, api: PublicApi) -> None:
+        """Takes in and tells what is new in the event log."""
         async for event in api.events(self._position):
             self._position = event.position
-            fresh.append(event)
+            self._log.append(event)
             for spoken in self._narrator.tell(event):
                 self._say(f"{spoken.about}: {spoken.text}")
-        self._log += fresh
-        return fresh
 
     def _up(self, config: Path) -> Child:
         env = child_environment(
