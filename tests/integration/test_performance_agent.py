@@ -28,6 +28,7 @@ from optiinfra.schemas.deployment import ReplicaState
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.recommendation import (
     ChangeSpec,
+    ParallelismChange,
     Precision,
     Quantisation,
     SpotReplacement,
@@ -307,10 +308,12 @@ async def test_a_reclaimed_replica_is_replaced_whether_or_not_it_still_answers(
 
 async def test_kinds_and_deployments_that_it_cannot_judge_are_abstentions(stand: Stand) -> None:
     stand.fleet.all = [replica("a")]
-    other = Quantisation(from_precision=Precision.FP16, to_precision=Precision.FP8)
-    vote = await stand.vote(other)
+    vote = await stand.vote(ParallelismChange(tensor_parallel=2))
     assert vote.verdict is Verdict.ABSTAIN
-    assert "quantisation" in vote.reasons[0]
+    assert "parallelism" in vote.reasons[0]
+    vote = await stand.vote(Quantisation(from_precision=Precision.FP16, to_precision=Precision.FP8))
+    assert vote.verdict is Verdict.ABSTAIN
+    assert "was not measured" in vote.reasons[0]
     vote = await stand.vote(deployment="other")
     assert vote.verdict is Verdict.ABSTAIN
     assert "not watched" in vote.reasons[0]

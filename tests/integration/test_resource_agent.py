@@ -29,6 +29,7 @@ from optiinfra.schemas.answers import ANSWER_SCORE, GOLDEN, SOURCE
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.recommendation import (
     ChangeSpec,
+    ParallelismChange,
     Precision,
     Quantisation,
     SpotReplacement,
@@ -321,8 +322,9 @@ async def test_a_replacement_needs_no_forecast() -> None:
 
 
 async def test_kinds_and_deployments_that_it_cannot_judge_are_abstentions() -> None:
+    assert "parallelism" in (await Stand().vote(ParallelismChange(tensor_parallel=2))).reasons[0]
     other = Quantisation(from_precision=Precision.FP16, to_precision=Precision.FP8)
-    assert "quantisation" in (await Stand().vote(other)).reasons[0]
+    assert "was not measured" in (await Stand().vote(other)).reasons[0]
     assert "not watched" in (await Stand().vote(deployment="other")).reasons[0]
 
 
