@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -163,3 +164,31 @@ async def test_a_broken_answer_is_never_retried_and_ends_with_an_error_event(
     assert len(blue.seen) == 0
     row = (await bench.counters())["red"]
     assert (row["truncated"], row["served"], row["in_flight"]) == (1, 0, 0)
+
+
+async def test_a_broken_stream_leaves_its_clients_connection_for_the_next_request(
+    bench: Bench, red: Engine, blue: Engine
+) -> None:
+    """A client that has read the end keeps the connection, and sends its next request on it."""
+    red.mode = "breaks"
+    await bench.route((red, 1e6), (blue, 1))
+    where = urlsplit(bench.gateway.url)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+
+    async def ask(session: str) -> bytes:
+        body = json.dumps({"model": "m", "stream": True, "messages": []}).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: g\r\nX-Session-Id: {session}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        async with asyncio.timeout(10):
+            return await reader.readuntil(b"\r\n0\r\n\r\n")
+
+    try:
+        broken = await ask("s")
+        red.mode = "good"
+        whole = await ask("s")
+    finally:
+        writer.close()
+    assert b"upstream_broke" in broken
+    assert whole.startswith(b"HTTP/1.1 200")
+    assert b"[DONE]" in whole

@@ -190,12 +190,13 @@ class Exchange:
                 waited_s = self._asked_s - self._received_s
                 self._added_s = waited_s + (self._ports.monotonic() - started_s)
             return
-        response.force_close()
-        if isinstance(self._meter, StreamMeter):
+        if isinstance(self._meter, StreamMeter) and response.content_length is None:
+            # The connection stays: a client that sends its next request on it must not lose that.
             problem = Problem(502, "upstream_broke", "the replica broke off amid its answer")
             await response.write(tail + problem.event())
             await response.write_eof()
         elif self._request.transport is not None:
+            response.force_close()
             self._request.transport.abort()
 
     def _outcome_of_leaving(self) -> Outcome:

@@ -109,7 +109,10 @@ def demo_vllm(
     as_json: Json = False,
     grid: Annotated[bool, typer.Option(help="Walk vLLM's grid, too: slow.")] = True,
     runs: Annotated[int, typer.Option(min=1, help="How often each variant is tried.")] = 1,
-    vllm: Annotated[Path | None, typer.Option(help="A vLLM executable that is there.")] = None,
+    vllm: Annotated[
+        Path | None,
+        typer.Option(envvar="OPTIINFRA_VLLM", help="A vLLM executable that is there."),
+    ] = None,
     home: Home = None,
 ) -> int:
     """Plays the loop on a real vLLM server (installed when it is missing: 3.5 GB)."""

@@ -23,20 +23,18 @@ _LONGEST_S = 1_800.0
 
 def default_folder() -> Path:
     """Where the demo keeps the vLLM that it installed."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "optiinfra" / f"vllm-{VERSION}"
+    return Path.home() / ".cache" / "optiinfra" / f"vllm-{VERSION}"
 
 
 def found(named: Path | None) -> Path | None:
-    """The executable that was named, that OPTIINFRA_VLLM names, or that was installed before.
+    """The executable that was named, or that was installed before.
 
     Raises `Rejected` for a name that leads to none.
     """
-    told = named or (Path(os.environ["OPTIINFRA_VLLM"]) if os.getenv("OPTIINFRA_VLLM") else None)
-    if told is not None:
-        if not (told.is_file() and os.access(told, os.X_OK)):
-            raise Rejected(f"{told} is no vLLM executable", hint="name bin/vllm, or leave it out")
-        return told
+    if named is not None:
+        if not (named.is_file() and os.access(named, os.X_OK)):
+            raise Rejected(f"{named} is no vLLM executable", hint="name bin/vllm, or leave it out")
+        return named
     installed = default_folder() / "bin" / "vllm"
     return installed if (default_folder() / ".complete").is_file() else None
 

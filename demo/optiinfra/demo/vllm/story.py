@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -244,7 +243,6 @@ class Story:
             OPTIINFRA_PORTAL_PORT="0",
             OPTIINFRA_GATEWAY_PORT="0",
             OPTIINFRA_LOG_JSON="true",
-            PATH=os.environ.get("PATH", ""),
         )
         self._up_log = self._wish.home / "up.log"
         return Child(

@@ -55,6 +55,10 @@ def nats_server_binary() -> Path:
     return found.resolve()
 
 
+_TAKEN = "address already in use"
+"""What the server says of a port that somebody had for a moment."""
+
+
 class NatsServer:
     """One nats-server whose store, port and passwords live in `home`; it can be started again.
 
@@ -104,7 +108,8 @@ class NatsServer:
             if child.becomes(self.healthy, READY_TIMEOUT_S):
                 return self.url
             failure = child.give_up()
-            if attempt == START_ATTEMPTS or self._ports_are_free():
+            taken = _TAKEN in str(failure) or not self._ports_are_free()
+            if attempt == START_ATTEMPTS or not taken:
                 raise failure
         raise AssertionError
 
