@@ -203,6 +203,21 @@ def test_uneven_coverage_and_an_unreached_replica_hold() -> None:
     assert (verdict, reason) == (GateVerdict.HOLD, "not reached: a (refused), b (no answer)")
 
 
+def test_each_kind_of_answers_is_compared_with_its_own() -> None:
+    """Live answers are scored more rarely than golden ones, and a canary has few of them."""
+    golden = {Arm.CANARY: Coverage(600, 600), Arm.BASELINE: Coverage(1200, 1200)}
+    live = {Arm.CANARY: Coverage(6, 30), Arm.BASELINE: Coverage(60, 300)}
+    none = {arm: Coverage(0, 0) for arm in Arm}
+    mixed = {Arm.CANARY: Coverage(606, 630), Arm.BASELINE: Coverage(1260, 1500)}
+    seen = sight(units(150), coverage=mixed, coverage_apart=(live, golden))
+    assert verdict_of(seen)[0] is GateVerdict.PASS
+    assert verdict_of(sight(units(150), coverage=mixed))[0] is GateVerdict.HOLD
+    hidden = {Arm.CANARY: Coverage(540, 600), Arm.BASELINE: Coverage(1200, 1200)}
+    verdict, reason = verdict_of(sight(units(150), coverage_apart=(none, hidden)))
+    assert verdict is GateVerdict.HOLD
+    assert reason.startswith("uneven: 540 of 600 canary")
+
+
 def test_wrong_answers_that_go_unscored_do_not_pass_for_good_ones() -> None:
     coverage = {Arm.BASELINE: Coverage(400, 400), Arm.CANARY: Coverage(376, 400)}
     decision = judge_gate(POLICY, sight(units(376), coverage=coverage), FLOOR)

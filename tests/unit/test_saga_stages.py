@@ -339,6 +339,14 @@ def test_a_lost_machines_replacement_may_go_ungated_and_passes_after_its_soak() 
     log.check()
 
 
+def test_a_stage_that_neither_soaks_nor_is_gated_is_passed_at_once() -> None:
+    plan = rollout(1.0, soak_s=0.0).model_copy(update={"gates": ()})
+    log = Log(replacement().model_copy(update={"rollout": plan})).to_applying().staged()
+    assert log.saga.phase is Phase.FINISHING
+    assert TimerName.HOLD_LIMIT not in log.saga.timers
+    log.check()
+
+
 def test_the_world_of_a_running_change_does_not_stop_it() -> None:
     log = Log().to_applying()
     log.world = World(executing="f" * 32, moving=9, moved_last_hour=99)

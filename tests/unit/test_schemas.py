@@ -167,6 +167,14 @@ def test_an_approval_of_the_last_release_still_fits_its_proposal() -> None:
     assert len(hashes | {"faaad46d725472e8", "45d4f0e7adcde6a5"}) == 4
 
 
+def test_a_deep_copy_shares_nothing() -> None:
+    first = TuningTrial(knobs={"max_num_seqs": 8}, outcome=TrialOutcome.COMPLETE)
+    deep = first.model_copy(deep=True, update={"served": 3})
+    assert (deep.knobs, deep.served) == (first.knobs, 3)
+    assert deep.knobs is not first.knobs
+    assert first.model_copy().knobs is first.knobs
+
+
 def test_a_throughput_is_that_of_a_whole_replay() -> None:
     whole = TuningTrial(knobs={}, outcome=TrialOutcome.COMPLETE, tokens_per_s=Known(value=9.0))
     assert whole.throughput == 9.0

@@ -40,7 +40,7 @@ def turned(tuning: Tuning) -> dict[str, KnobValue]:
             named = {knob: getattr(tuning, name) for knob, name in KV_KNOBS.items()}
         case Quantisation(weights=None):
             named = {"quantisation": tuning.to_precision.value}
-        case Quantisation():
+        case _:
             named = {"model": tuning.weights}
     return {name: value for name, value in named.items() if value is not None}
 

@@ -83,6 +83,7 @@ def gate_sight(
         has_both_arms=bool(request.arms.canary and request.arms.baseline),
         units=[*closed, *spoken_golden],
         coverage=coverage_of([*spoken_live, *spoken_golden]),
+        coverage_apart=(coverage_of(spoken_live), coverage_of(spoken_golden)),
         failures=_failures([*live, *golden]),
         unreached=readings.unreached,
         twins=_twins(golden),

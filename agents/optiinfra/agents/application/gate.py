@@ -41,6 +41,8 @@ class GateSight:
     has_both_arms: bool
     units: Sequence[Observation] = ()
     coverage: Mapping[Arm, Coverage] = field(default_factory=dict)
+    coverage_apart: Sequence[Mapping[Arm, Coverage]] = ()
+    """That of live and of golden answers, each by itself: the arms have them in other shares."""
     failures: Mapping[Arm, Sequence[bool]] = field(default_factory=dict)
     unreached: Mapping[str, str] = field(default_factory=dict)
     twins: Sequence[tuple[float, float]] = ()
@@ -210,7 +212,7 @@ def _floor_verdict(policy: ApplicationPolicy, sight: GateSight) -> tuple[GateVer
 
 
 def _coverage_line(policy: ApplicationPolicy, sight: GateSight) -> GateMetric:
-    canary, baseline = sight.covered(Arm.CANARY), sight.covered(Arm.BASELINE)
+    canary, baseline = _least_alike(sight, policy.coverage_tolerance)
     uneven = is_uneven(canary, baseline, policy.coverage_tolerance)
     observed: Reading = Unknown(reason=UnknownReason.NO_TRAFFIC, detail="an arm has no answers")
     if canary.total and baseline.total:
@@ -228,6 +230,19 @@ def _coverage_line(policy: ApplicationPolicy, sight: GateSight) -> GateMetric:
         samples=canary.total + baseline.total,
         verdict=GateVerdict.HOLD if uneven else GateVerdict.PASS,
         detail=f"uneven: {shares}" if uneven else shares,
+    )
+
+
+def _least_alike(sight: GateSight, tolerance: float) -> tuple[Coverage, Coverage]:
+    """Coverage of canary and baseline over the kind of answers in which they differ most."""
+    apart = [(one[Arm.CANARY], one[Arm.BASELINE]) for one in sight.coverage_apart]
+    apart = [(one, two) for one, two in apart if one.total and two.total]
+    return max(
+        apart or [(sight.covered(Arm.CANARY), sight.covered(Arm.BASELINE))],
+        key=lambda p: (
+            is_uneven(p[0], p[1], tolerance),
+            abs(p[0].missing_share - p[1].missing_share),
+        ),
     )
 
 

@@ -14,7 +14,15 @@ from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.moving.warm_up import CompletionWarmUp
 from optiinfra.agents.performance.staging import Staging, StagingPolicy, StagingPorts
 from optiinfra.demo.vllm.measure import saturating
-from optiinfra.demo.vllm.plan import DEPLOYMENT, TENANT, Models, command, engine, questions
+from optiinfra.demo.vllm.plan import (
+    DEPLOYMENT,
+    ENVIRONMENT,
+    TENANT,
+    Models,
+    command,
+    engine,
+    questions,
+)
 from optiinfra.events.bus import Bus
 from optiinfra.events.facts import RecommendationProposed
 from optiinfra.events.publish import Publisher
@@ -98,7 +106,9 @@ class Lab:
         fleet = load_fleet(self._config)
         deployment = fleet.declared("http://127.0.0.1/")[DEPLOYMENT]
         async with httpx.AsyncClient(timeout=60.0, trust_env=False) as http:
-            words = EngineCommand(tuple(command(self._executable)), engine_version="0.32.0")
+            words = EngineCommand(
+                tuple(command(self._executable)), env=ENVIRONMENT, engine_version="0.32.0"
+            )
             ports = StagingPorts(
                 actuator=LocalActuator(
                     self._home / "lab", words, http, clock=now, start_up_s=_READY_S
