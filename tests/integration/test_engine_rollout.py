@@ -318,6 +318,11 @@ async def test_what_a_tuning_leaves_alone_stays_and_the_next_one_starts_from_the
 async def test_a_replica_that_does_not_come_up_gets_no_request_and_is_taken_back(
     stand: Stand, size: int, within_s: float, reason: str
 ) -> None:
+    await does_not_come_up(stand, size, within_s, reason)
+
+
+async def does_not_come_up(stand: Stand, size: int, within_s: float, reason: str) -> None:
+    """The play of a replica that is not routed, and is taken back."""
     before = await stand.world()
     proposal = batch(size)
     async with load(stand) as told:

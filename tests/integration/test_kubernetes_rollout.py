@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -28,6 +27,7 @@ from tests.integration.test_engine_rollout import (
     Stand,
     agent_on,
     batch,
+    does_not_come_up,
     first_two,
     load,
 )
@@ -134,18 +134,7 @@ async def test_a_larger_batch_goes_all_the_way_under_load_and_loses_no_request(
 async def test_a_replica_that_does_not_come_up_gets_no_request_and_is_taken_back(
     stand: Cluster, size: int, within_s: float, reason: str
 ) -> None:
-    before = await stand.world()
-    proposal = batch(size)
-    async with load(stand) as told:
-        failure = await stand.failure(proposal, 0.1, within_s)
-        assert (await stand.world())[0] == before[0], "it must not be routed"
-        await stand.rolled_back(proposal)
-        await told.more(10)
-    assert re.search(reason, failure), failure
-    assert set(told.whole) == {200}
-    assert all(told.streams)
-    assert await stand.lost() == (0, 0)
-    assert await stand.world() == before
+    await does_not_come_up(stand, size, within_s, reason)
 
 
 async def test_a_replica_that_keeps_crashing_at_half_the_traffic_is_rolled_back(

@@ -95,6 +95,7 @@ LOST = {"served": 900, "failed": 1, "truncated": 0}
         ({"requests": Counts(**LOST, gateway=LOST)}, "requests were lost"),
         ({"accuracy": Accuracy(before=1, after=0.9, asked=300, p_value=0.001)}, "answers changed"),
         ({"variants": {"broken": (ended("rolled_back", 31),)}}, "broken"),
+        ({"variants": {"broken": (ended("vetoed", 0),)}}, "broken"),
         ({"variants": {"worse": (ended("completed", 300),)}}, "worse"),
         ({"variants": {"equal": (ended("rolled_back", 300),)}}, "equal"),
         ({"audit_ok": False}, "hash chains"),

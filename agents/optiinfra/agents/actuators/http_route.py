@@ -28,7 +28,7 @@ from optiinfra.agents.actuators.kubernetes_objects import (
     service_url,
 )
 from optiinfra.agents.actuators.port import replica_name
-from optiinfra.agents.actuators.traffic import RoutesMoved
+from optiinfra.agents.actuators.traffic import RoutesMoved, rewritten
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.errors import Conflict, NotFound, Rejected, Unavailable
 from optiinfra.schemas.ids import DeploymentId, ReplicaId, derived_id
@@ -42,7 +42,6 @@ Object = Mapping[str, Any]
 MOST_BACKENDS = 16
 _FULL = 10_000
 _KEPT = "optiinfra.io/route"
-_CAS_TRIES = 5
 _POLL_S = 0.5
 _LOOKS = 2
 """A request may be on its way between gateway and engine: idle counts when it is seen twice."""
@@ -120,18 +119,7 @@ class HttpRouteTraffic:
         self, tenant: str, deployment: str, backends: Sequence[Backend]
     ) -> RouteStatus:
         """As the port says; `RoutesMoved` after five lost races."""
-        tries_left = _CAS_TRIES
-        while True:
-            status = await self.status(tenant, deployment)
-            if status.table.backends == tuple(backends):
-                return status
-            fresh = {"version": status.table.version + 1, "backends": tuple(backends)}
-            try:
-                return await self.put(status.table.model_copy(update=fresh))
-            except RoutesMoved:
-                tries_left -= 1
-                if not tries_left:
-                    raise
+        return await rewritten(self, tenant, deployment, lambda _: tuple(backends))
 
     async def await_drained(
         self, tenant: str, deployment: str, replica: str, timeout_s: float

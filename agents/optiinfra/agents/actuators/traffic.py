@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 import httpx
 from pydantic import AwareDatetime, ValidationError
 
+from optiinfra.agents.actuators.port import Traffic
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.errors import Conflict, Denied, NotFound, Rejected, Unavailable
 from optiinfra.schemas.ids import DeploymentId, ReplicaId, TenantId
@@ -110,6 +111,31 @@ class TrafficCounters(Value):
         return lower_s + share * (self.bounds_s[at] - lower_s)
 
 
+async def rewritten(
+    traffic: Traffic,
+    tenant: TenantId,
+    deployment: DeploymentId,
+    change: Callable[[Backends], Backends],
+) -> RouteStatus:
+    """Reads, applies `change`, writes; again on fresh routes when another writer was first.
+
+    Writes nothing when nothing changes. Raises `RoutesMoved` after five lost races.
+    """
+    tries_left = _CAS_TRIES
+    while True:
+        status = await traffic.status(tenant, deployment)
+        backends = change(status.table.backends)
+        if backends == status.table.backends:
+            return status
+        fresh = {"version": status.table.version + 1, "backends": backends}
+        try:
+            return await traffic.put(status.table.model_copy(update=fresh))
+        except RoutesMoved:
+            tries_left -= 1
+            if not tries_left:
+                raise
+
+
 class GatewayTraffic:
     """Client of one gateway; close it, or use it as an async context.
 
@@ -187,19 +213,7 @@ class GatewayTraffic:
         Writes nothing when `change` changes nothing, so that repeating a step is harmless.
         `RoutesMoved` after five lost races.
         """
-        tries_left = _CAS_TRIES
-        while True:
-            status = await self.status(tenant, deployment)
-            backends = change(status.table.backends)
-            if backends == status.table.backends:
-                return status
-            fresh = {"version": status.table.version + 1, "backends": backends}
-            try:
-                return await self.put(status.table.model_copy(update=fresh))
-            except RoutesMoved:
-                tries_left -= 1
-                if not tries_left:
-                    raise
+        return await rewritten(self, tenant, deployment, change)
 
     async def set_backends(
         self, tenant: TenantId, deployment: DeploymentId, backends: Sequence[Backend]

@@ -16,6 +16,8 @@ from optiinfra.demo.main import ended_by_signal, home_of_one_run
 from optiinfra.demo.vllm.engine import default_folder, found, install, machine_words
 from optiinfra.demo.vllm.story import Ask, Story, Wish
 from optiinfra.demo.vllm.summary import Summary
+from optiinfra.runtime.logs import configure_logs
+from optiinfra.runtime.settings import Settings
 from optiinfra.schemas.errors import Rejected
 
 
@@ -41,6 +43,7 @@ def run(options: VllmDemoOptions) -> int:
         raise Rejected(
             "a person has to approve, and there is no terminal to ask on", hint="add --yes"
         )
+    configure_logs(Settings(log_level="warning"))
     began = time.monotonic()
 
     def say(text: str) -> None:

@@ -169,7 +169,7 @@ def _variant(ends: Sequence[VariantEnd], name: str) -> dict[str, object]:
 
 
 def _holds(name: str, end: VariantEnd) -> bool:
-    fell = end.verdict in (ChangeState.ROLLED_BACK, ChangeState.VETOED)
+    fell = end.verdict == ChangeState.ROLLED_BACK and end.samples > 0  # a veto proves nothing here
     match name:
         case "broken":
             return fell and end.samples <= MOST_BROKEN
