@@ -125,7 +125,7 @@ def fleet(executable: Path) -> dict[str, Any]:
         "timing": {
             "sense_every_s": 2, "heartbeat_s": 5, "stage_soak_s": [5, 5, 5], "hold_limit_s": 240,
             "look_every_s": 2, "apply_timeout_s": 600, "drain_timeout_s": 60, "window_s": 60,
-            "golden_per_look": 60, "baseline_every_s": 120, "min_gate_samples": 20,
+            "golden_per_look": 30, "baseline_every_s": 120, "min_gate_samples": 20,
             "load_step_s": 5, "start_up_s": 60,
         },
         "sample_fraction": 1.0,
