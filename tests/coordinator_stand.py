@@ -20,6 +20,7 @@ from optiinfra.events.publish import Publisher
 from optiinfra.events.subjects import Stream
 from optiinfra.runtime.policy_file import WatchedFile, load_policy
 from optiinfra.runtime.stores import jitter, new_id, now
+from optiinfra.runtime.supervision import cancelled
 from optiinfra.schemas.approval_rules import ApprovalRule
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.recommendation import Recommendation, Risk
@@ -182,9 +183,7 @@ async def opened(nats_url: str, postgres_url: str) -> AsyncIterator[Stand]:
 
 
 async def ended(task: asyncio.Task[None]) -> None:
-    """Cancels until it has ended: `wait_for` of Python 3.11 may lose one cancellation."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=4)
+    """Ends a role as the product does, also where a driver has lost the first cancellation."""
+    await cancelled([task])
     if not task.cancelled() and task.exception() is not None:
         raise AssertionError("a role has failed") from task.exception()

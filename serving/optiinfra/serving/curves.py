@@ -89,9 +89,9 @@ def arranged(trials: Sequence[TuningTrial], best: TuningTrial) -> tuple[TuningTr
     return (trials[0], best, *rest)
 
 
-def words(trial: TuningTrial) -> str:
-    """A trial's knobs for people, such as "max_num_seqs 32"."""
-    return ", ".join(f"{name} {value}" for name, value in trial.knobs.items())
+def words(knobs: Mapping[str, KnobValue]) -> str:
+    """Knobs for people, such as "max_num_seqs 32"."""
+    return ", ".join(f"{name} {value}" for name, value in knobs.items())
 
 
 def is_slower(gain: float) -> bool:

@@ -105,13 +105,13 @@ def proposal(
     was = trials[0].knobs
     spec = spec_of({name: v for name, v in best.knobs.items() if was.get(name) != v})
     if spec is None:
-        return f"no single change turns {words(best)}"
+        return f"no single change turns {words(best.knobs)}"
     return Recommendation(
         id=id,
         tenant=deployment.tenant,
         deployment=deployment.id,
         proposer=AgentName.PERFORMANCE,
-        title=f"Start {deployment.id} with {words(best)}: {gain:.1f} times the tokens/s",
+        title=f"Start {deployment.id} with {words(best.knobs)}: {gain:.1f} times the tokens/s",
         spec=spec,
         risk=Risk.MEDIUM,
         risk_reasons=(

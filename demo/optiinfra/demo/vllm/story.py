@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -42,6 +43,8 @@ from optiinfra.schemas.vote import AgentName
 from optiinfra.serving.curves import faster, words
 
 _READY_S, _STUDY_S, _CHANGE_S, _POLL_S = 600.0, 3_600.0, 1_800.0, 0.5
+_AGAIN = 3
+"""So often the grid's best and ours are measured again."""
 _MANY, _SOME, _THINK_S = 48, 4, 2.0
 """Users: many more than a batch of two can serve; and some, who think between their questions,
 while a rollout goes on. During a study there are none: this machine is the staging machine, too."""
@@ -192,17 +195,30 @@ class Story:
             and event.fact.answer.assessor is AgentName.APPLICATION
         ]
 
-    async def _grid(self, lab: Lab, chosen: Mapping[str, KnobValue]) -> Grid | None:
-        """Every configuration of the grid, and the chosen one, under one replay."""
-        rates: dict[str, float] = {}
-        rest = [one for one in GRID if one != chosen]
-        every: tuple[Mapping[str, KnobValue], ...] = (chosen, *rest)
-        for knobs in every:
-            trial = await lab.tried(knobs)
-            self._say(f"  grid: {words(trial)}: {trial.throughput} tokens/s {trial.reason}")
-            rates[words(trial)] = trial.throughput or 0.0
-        ours = next(iter(rates.values()))
-        return Grid(size=len(GRID), best_tokens_per_s=max(rates.values()), ours_tokens_per_s=ours)
+    async def _grid(self, lab: Lab, chosen: Mapping[str, KnobValue]) -> Grid:
+        """Every configuration of the grid, and the chosen one, under one replay.
+
+        The best of many single measurements is best by luck, too: it and the chosen one are
+        measured again in turns, and only that counts.
+        """
+        ours, *rest = (chosen, *(one for one in GRID if one != chosen))
+        rates = {words(knobs): await self._rate(lab, knobs) for knobs in (ours, *rest)}
+        best = max((ours, *rest), key=lambda knobs: rates[words(knobs)])
+        again: dict[str, list[float]] = {words(ours): [], words(best): []}
+        for _ in range(_AGAIN):
+            for knobs in (ours, best) if best != ours else (ours,):
+                again[words(knobs)].append(await self._rate(lab, knobs))
+        return Grid(
+            size=len(GRID), best=words(best), walked=rates,
+            best_tokens_per_s=median(again[words(best)]),
+            ours_tokens_per_s=median(again[words(ours)]),
+        )  # fmt: skip
+
+    async def _rate(self, lab: Lab, knobs: Mapping[str, KnobValue]) -> float:
+        """Tokens/s on a staging replica of its own; 0 for one that does not serve."""
+        trial = await lab.tried(knobs)
+        self._say(f"  grid: {words(knobs)}: {trial.throughput} tokens/s {trial.reason}")
+        return trial.throughput or 0.0
 
     async def _ended(self, api: PublicApi, change: str) -> str:
         """The state in which a change ends; a person is asked when it is time."""

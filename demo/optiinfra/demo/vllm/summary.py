@@ -70,11 +70,14 @@ class Tuned(Value):
 
 
 class Grid(Value):
-    """The whole grid on staging replicas: its best, and what ours gave under the same replay."""
+    """The whole grid on staging replicas: its best and ours, as measured again in turns."""
 
     size: int
+    best: str
     best_tokens_per_s: float
     ours_tokens_per_s: float
+    walked: dict[str, float]
+    """Tokens/s of every configuration, each measured once."""
 
 
 class Counts(Value):
@@ -119,7 +122,6 @@ class Summary(Value):
                 "before": self.before.tokens_per_s,
                 "after": self.after.tokens_per_s,
                 "grid_best": grid.best_tokens_per_s if grid else None,
-                "ours_on_the_grids_replay": grid.ours_tokens_per_s if grid else None,
             },
             "trials": {"ours": self.tuned.trials, "grid": grid.size if grid else None},
             "ttft_p95_s": {"before": self.before.ttft_p95_s, "after": self.after.ttft_p95_s},
@@ -129,6 +131,7 @@ class Summary(Value):
                 name: _variant(ends, name) for name, ends in self.variants.items()
             },
             "tuning": self.tuned.model_dump(),
+            "grid": grid.model_dump() if grid else None,
             "audit_ok": self.audit_ok,
             "complaints": list(self.complaints()),
         }  # fmt: skip
