@@ -110,7 +110,7 @@ def test_a_curve_begins_with_the_present_and_the_best() -> None:
 
 
 def test_words_and_objectives() -> None:
-    assert words(trial(knobs={"max_num_seqs": 8, "prefix_caching": True})) == (
+    assert words({"max_num_seqs": 8, "prefix_caching": True}) == (
         "max_num_seqs 8, prefix_caching True"
     )
     assert is_no_worse(0.9, 0.1, 1.0)
