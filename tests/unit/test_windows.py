@@ -117,6 +117,16 @@ def test_levels_are_means_over_scrapes() -> None:
     assert window([]).span_s == 100
 
 
+def test_a_level_without_traffic_in_any_scrape_is_unknown() -> None:
+    quiet = Unknown(reason=UnknownReason.NO_TRAFFIC, detail="")
+    silent = [
+        s.model_copy(update={"reading": quiet}) if s.metric == "requests_waiting" else s
+        for s in steady("a", waiting=3)
+    ]
+    level = window(silent).level("requests_waiting", ["a"])
+    assert (reason(level.reading), level.samples) == (UnknownReason.NO_TRAFFIC, 0)
+
+
 def golden(
     replica: str, count: int, *, ago_s: float, run_s: float = 0.0, source: str = GOLDEN
 ) -> list[Sample]:

@@ -100,6 +100,9 @@ class Window:
             for s in self.series[metric]
             if s.replica in replicas and isinstance(s.reading, Known)
         ]
+        if not values:
+            detail = f"{metric} had no traffic to be read from in any scrape"
+            return Pooled(Unknown(reason=UnknownReason.NO_TRAFFIC, detail=detail), 0)
         return Pooled(Known(value=sum(values) / len(values)), len(values))
 
     def offered(self, replicas: Sequence[str], *, settle_s: float = 0.0) -> Reading:
