@@ -158,7 +158,7 @@ def _sayers() -> dict[str, set[BusRole]]:
             owners["other"] = trusted
         elif row.tokens[-1] == "consumer":
             owners = {name: {role} for role, own in DURABLES.items() for _, name in own}
-            owners["other"] = set()
+            owners |= {BusRole.NOTIFIER.value: {BusRole.NOTIFIER}, "other": set()}
         else:
             owners = {"x": set(row.publishers)}
         found |= {_concrete(row.pattern_of(last)): roles for last, roles in owners.items()}
@@ -311,6 +311,8 @@ def _said_by(role: BusRole, prefix: str) -> Fact:
             return back  # an agent that it hears again
         case AgentRegistered() | AgentHeartbeat() as alive:
             return alive.model_copy(update={"agent": agent_of(role)})
+        case DeadLettered() as letter if role is BusRole.NOTIFIER:
+            return letter.model_copy(update={"consumer": role.value})
         case DeadLettered() as letter if role in DURABLES:
             return letter.model_copy(update={"consumer": DURABLES[role][-1][1]})
         case fact:

@@ -17,6 +17,8 @@ class BusRole(StrEnum):
     """Also remembers outcomes: both run in one process."""
     GATEWAY = "gateway"
     PORTAL_API = "portal-api"
+    NOTIFIER = "notifier"
+    """Tells people and other systems; a durable consumer a target."""
     TOPOLOGY = "topology"
     """Creates and corrects the streams; reads and says nothing."""
     OPERATOR = "operator"

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from nats.js.api import ConsumerConfig, DeliverPolicy
+
 from optiinfra.events.durable import DurableSpec
 from optiinfra.events.envelope import Event
 from optiinfra.events.facts import Fact
@@ -43,6 +45,10 @@ class ConsumerSpec:
     linger_s: float = 0.0
     linger_from: int = 0
     batches: int = 1
+    buried_as: str | None = None
+    """The name that its dead letters go under, where a role has many consumers; else its own."""
+    from_now: bool = False
+    """Its very first delivery is what comes after it was made, in place of all that is kept."""
 
     def __post_init__(self) -> None:
         token(self.name)
@@ -62,6 +68,7 @@ class ConsumerSpec:
             ack_wait_s=self.ack_wait_s,
             max_deliver=2 * self.max_deliver,
             max_ack_pending=max(LEAST_ACK_PENDING, INSTANCES * self.batch),
+            first=ConsumerConfig(deliver_policy=DeliverPolicy.NEW) if self.from_now else None,
         )
 
 

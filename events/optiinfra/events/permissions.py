@@ -31,6 +31,7 @@ DURABLES: dict[BusRole, tuple[tuple[Stream, str], ...]] = {
 READS: dict[BusRole, tuple[Stream, ...]] = {
     BusRole.AGENT_PERFORMANCE: (Stream.SAMPLES,),  # replays a deployment's own traffic
     BusRole.PORTAL_API: (Stream.CHANGES, Stream.DLQ),
+    BusRole.NOTIFIER: (Stream.CHANGES,),
     BusRole.OPERATOR: tuple(Stream),
     BusRole.SUBSCRIBER: (Stream.CHANGES, Stream.CHANGES_REPLAY, Stream.METRICS),
 }
@@ -89,6 +90,8 @@ def _names(row: Subject, role: BusRole) -> tuple[str, ...]:
             return (agent_of(role),)
         case "consumer" if role in DURABLES:
             return tuple(name for _, name in DURABLES[role])
+        case "consumer" if role is BusRole.NOTIFIER:
+            return (role.value,)
         case _:
             return ("*",)
 
@@ -126,7 +129,7 @@ def _foreign(role: BusRole) -> Iterable[str]:
 
 
 def _further(role: BusRole) -> Iterable[str]:
-    if role in DURABLES or role is BusRole.PORTAL_API:
+    if role in DURABLES or role in (BusRole.PORTAL_API, BusRole.NOTIFIER):
         # A role refuses to start on streams that are not as they should be.
         yield f"{_API}.STREAM.INFO.*"
     for stream in PICKS.get(role, ()):

@@ -118,7 +118,7 @@ _PERSON = (BusRole.PORTAL_API, BusRole.COORDINATOR)
 """The portal says it; the coordinator's relay does when the bus was away, and for the policy."""
 _QUALITY = (BusRole.AGENT_APPLICATION,)
 _COST = (BusRole.AGENT_COST,)
-_BURIES = (*_COORD, *AGENTS, BusRole.COLLECTOR, BusRole.OPERATOR)
+_BURIES = (*_COORD, *AGENTS, BusRole.COLLECTOR, BusRole.NOTIFIER, BusRole.OPERATOR)
 _MEASURES = {
     "performance": (BusRole.AGENT_PERFORMANCE,),
     "resource": (BusRole.AGENT_RESOURCE,),

@@ -192,6 +192,7 @@ _role("coordinator", "Runs the coordinator as a process of its own.")
 _role("collector", "Runs the collectors as a process of its own.")
 _role("gateway", "Runs the gateway as a process of its own.")
 _role("portal-api", "Runs the API as a process of its own.")
+_role("notifier", "Runs what tells people and other systems as a process of its own.")
 
 
 def _call(module: str, function: str, *arguments: object) -> int:

@@ -146,8 +146,11 @@ def check(
 
 def _check_fleet(path: Path, policy: Path | None, *, as_json: bool) -> None:
     from optiinfra.runtime.fleet_file import load_governed
+    from optiinfra.runtime.notifications import load_notifications
 
     fleet = load_governed(path, policy)
+    if fleet.notifications is not None:
+        load_notifications(fleet.notifications)
     if as_json:
         console.data({**_policy_told(fleet.rules), **fleet.model_dump(mode="json")})
         return

@@ -224,6 +224,11 @@ class Fleet(Value):
         default=None,
         description="the policy in a file of its own, in place of `rules`; relative to this file",
     )
+    notifications: Path | None = Field(
+        default=None,
+        description="whom to tell what, in a file of its own (docs/notifications.md); relative to"
+        " this file",
+    )
     timing: Timing = Field(default=Timing(), description="how long things take")
     sample_fraction: float = Field(
         default=0.05, ge=0, le=1, description="part of the live answers that is scored"
@@ -346,7 +351,13 @@ def as_fleet(content: dict[str, Any], folder: Path) -> Fleet:
         for one in fleet.deployments
     )
     policy = folder / fleet.policy if fleet.policy else None
-    changes = {"deployments": placed, "policy": policy, "clouds": _placed(fleet.clouds, folder)}
+    told = folder / fleet.notifications if fleet.notifications else None
+    changes = {
+        "deployments": placed,
+        "policy": policy,
+        "notifications": told,
+        "clouds": _placed(fleet.clouds, folder),
+    }
     return fleet.model_copy(update=changes)
 
 

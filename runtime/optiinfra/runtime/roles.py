@@ -31,7 +31,7 @@ from optiinfra.storage.letters import Letters
 
 log = structlog.get_logger()
 
-ROLES = ("coordinator", "collector", "gateway", "portal-api")
+ROLES = ("coordinator", "collector", "gateway", "portal-api", "notifier")
 
 
 def run_role(role: str, settings: Settings) -> int:
@@ -42,6 +42,7 @@ def run_role(role: str, settings: Settings) -> int:
         "collector": _collector,
         "gateway": _gateway,
         "portal-api": _portal_api,
+        "notifier": _notifier,
     }
     run(makers[role](settings))
     return 0
@@ -182,6 +183,24 @@ async def _portal_api(settings: Settings) -> None:
             )
 
     await _with_stores(settings, "portal-api", work)
+
+
+async def _notifier(settings: Settings) -> None:
+    from optiinfra.runtime.notifications import notifiers
+
+    fleet = _fleet(settings)
+    if fleet.notifications is None:
+        raise Rejected(
+            "the fleet file names no notifications file",
+            hint="add `notifications: notifications.yaml`; docs/notifications.md shows one",
+        )
+
+    async def work(stores: Stores) -> None:
+        async with notifiers(fleet, stores) as made, asyncio.TaskGroup() as group:
+            for notifier in made:
+                group.create_task(notifier.run(), name=notifier.name)
+
+    await _with_stores(settings, "notifier", work)
 
 
 @asynccontextmanager

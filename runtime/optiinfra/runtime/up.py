@@ -33,6 +33,7 @@ from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.fleet_file import load_governed, watched_policy
 from optiinfra.runtime.gateway_process import GatewayProcess, write_private
 from optiinfra.runtime.logs import configure_logs
+from optiinfra.runtime.notifications import notifiers
 from optiinfra.runtime.preflight import (
     about,
     gateway_token,
@@ -65,6 +66,7 @@ _ROLES = (
     *AGENTS,
     BusRole.COLLECTOR,
     BusRole.PORTAL_API,
+    BusRole.NOTIFIER,
     BusRole.OPERATOR,
 )
 _URLS = ("nats_url", "postgres_url", "clickhouse_url", "qdrant_url", "redis_url")
@@ -246,6 +248,8 @@ class _Up:
             )
             await self._prepare(stores, wiring)
             roles = await self._roles(stores, wiring, traffic, memory)
+            for told in await stack.enter_async_context(notifiers(self._fleet, stores)):
+                roles[told.name] = told.run
             await self._announce(stores, front, stack)
             if self._stopping:
                 raise asyncio.CancelledError  # a driver has swallowed the first one
