@@ -20,7 +20,7 @@ from optiinfra.events.feed import Delivered, StreamState
 from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
-from optiinfra.portal_api.ports import ApiPorts
+from optiinfra.portal_api.ports import ApiPorts, people_in
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rollout import GateVerdict
@@ -28,7 +28,7 @@ from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import VOTERS
 from optiinfra.storage.letters import Letters
-from optiinfra.storage.postgres.access import AccessTokens
+from optiinfra.storage.postgres.access import AccessTokens, Grant, Purpose
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions
 from optiinfra.storage.postgres.documents import Documents
@@ -143,6 +143,12 @@ class Stand:
     async def token(self, role: Role, *, tenant: str = "acme", lasts_s: float = 600.0) -> str:
         return await self.access.issue(tenant, f"{role.value}-ana", role, lasts_s=lasts_s)
 
+    async def user_token(self, user: dict[str, Any], role: Role) -> str:
+        """A session of somebody whom the API has as a user."""
+        grant = Grant("acme", user["email"], role, user_id=user["id"])
+        async with self.fleet.database.transaction() as connection:
+            return await self.access.write(connection, grant, Purpose.SESSION, lasts_s=600.0)
+
     @asynccontextmanager
     async def client(
         self, role: Role | None = Role.ADMIN, *, tenant: str = "acme"
@@ -157,17 +163,29 @@ class Stand:
             yield client
 
 
+def is_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    """The problem document of an answer, which must be one with this status."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert body["status"] == status
+    assert {"type", "title", "detail", "instance", "request_id"} <= set(body)
+    return body
+
+
 @asynccontextmanager
 async def standing(database: Database, letters: Letters | None = None) -> AsyncIterator[Stand]:
     """The API with a silent stream and a bus that keeps what is said."""
     nowhere: Any = None
+    access = AccessTokens(database)
     queries, said, feed = Queries(database), SaidOnBus(), SilentFeed()
     hub = Hub(feed)
     ports = ApiPorts(
         database=database,
         queries=queries,
         documents=Documents(database),
-        access=AccessTokens(database),
+        access=access,
+        people=people_in(database, access),
         decisions=Decisions(database, said),
         hub=hub,
         settled=Settled(hub, queries),

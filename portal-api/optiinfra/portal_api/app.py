@@ -24,6 +24,7 @@ from optiinfra.portal_api.routes import (
     recommendations,
     session,
     stream,
+    users,
 )
 from optiinfra.portal_api.routes.changes import changes_router
 from optiinfra.portal_api.routes.switch import switch_router
@@ -73,6 +74,7 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
         letters.router,
         switch_router(new_id),
         stream.router,
+        users.router,
     )
 
 

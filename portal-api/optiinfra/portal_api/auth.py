@@ -14,7 +14,7 @@ from optiinfra.portal_api.problems import SignInNeeded
 from optiinfra.schemas.errors import Denied
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.postgres.access import Principal
-from optiinfra.storage.postgres.decisions import Attempt
+from optiinfra.storage.postgres.audit import Attempt
 
 
 class Permission(StrEnum):
@@ -24,6 +24,7 @@ class Permission(StrEnum):
     SWITCH = "switch"
     LETTERS = "letters"
     DECIDE = "decide"
+    USERS = "users"
 
 
 LEAST_ROLE: dict[Permission, Role] = {
@@ -33,6 +34,7 @@ LEAST_ROLE: dict[Permission, Role] = {
     Permission.SWITCH: Role.OPERATOR,
     Permission.LETTERS: Role.OPERATOR,
     Permission.DECIDE: Role.APPROVER,
+    Permission.USERS: Role.ADMIN,
 }
 """What each permission asks for; a higher role may do all that a lower one may."""
 
@@ -93,4 +95,5 @@ Operator = Annotated[Principal, Depends(Needs(Permission.CONTROL))]
 Switcher = Annotated[Principal, Depends(Needs(Permission.SWITCH))]
 LetterKeeper = Annotated[Principal, Depends(Needs(Permission.LETTERS))]
 Approver = Annotated[Principal, Depends(Needs(Permission.DECIDE))]
+Administrator = Annotated[Principal, Depends(Needs(Permission.USERS))]
 Ports = Annotated[ApiPorts, Depends(_ports)]

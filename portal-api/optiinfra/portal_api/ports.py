@@ -16,6 +16,14 @@ from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions, Publishes
 from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.queries import Queries
+from optiinfra.storage.postgres.users import Users
+
+
+@dataclass(frozen=True, slots=True)
+class People:
+    """Who may sign in."""
+
+    users: Users
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,7 @@ class ApiPorts:
     queries: Queries
     documents: Documents
     access: AccessTokens
+    people: People
     decisions: Decisions
     hub: Hub
     settled: Settled
@@ -44,17 +53,24 @@ def api_ports(
 ) -> ApiPorts:
     """The ports over one database and one bus; without `letters` none is sent again."""
     queries, hub = Queries(database), Hub(Feed(bus), ring_size=ring_size)
+    access = AccessTokens(database)
     return ApiPorts(
         database=database,
         queries=queries,
         documents=Documents(database),
-        access=AccessTokens(database),
+        access=access,
+        people=people_in(database, access),
         decisions=Decisions(database, publisher),
         hub=hub,
         settled=Settled(hub, queries),
         letters=letters or Letters(bus, database, None),
         origins=origins,
     )
+
+
+def people_in(database: Database, access: AccessTokens) -> People:
+    """The people that a database knows; `access` is told when somebody's rights change."""
+    return People(users=Users(database, access))
 
 
 def ports_of(connection: HTTPConnection) -> ApiPorts:

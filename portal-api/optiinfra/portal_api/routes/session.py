@@ -8,7 +8,7 @@ from optiinfra.portal_api.auth import Ports, Reader, bearer
 from optiinfra.portal_api.problems import SignInNeeded
 from optiinfra.portal_api.views import MeView, SessionView
 from optiinfra.storage.postgres.access import Purpose
-from optiinfra.storage.postgres.decisions import Attempt
+from optiinfra.storage.postgres.audit import Attempt
 
 SESSION_S = 12 * 3_600.0
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import asyncpg
 
@@ -22,6 +21,7 @@ from optiinfra.schemas.errors import Conflict, NotFound, OptiInfraError
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.tenant import person
 from optiinfra.storage.postgres.access import Principal
+from optiinfra.storage.postgres.audit import Attempt, audit
 from optiinfra.storage.postgres.database import Connection, Database
 from optiinfra.storage.postgres.outbox import mark_sent
 
@@ -59,15 +59,6 @@ class Decision:
     reason: str
     key: str | None = None
     """The caller's name for the request; only audited, as a decision is idempotent by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What is audited: an action on a target, with what was given."""
-
-    action: str
-    target: str
-    detail: dict[str, Any]
 
 
 class Decisions:
@@ -148,7 +139,7 @@ class Decisions:
     async def note(self, who: Principal, attempt: Attempt, *, allowed: bool) -> None:
         """Audits what leaves no event: an attempt that was denied, a sign-in."""
         async with self._database.connection() as connection:
-            await _audit(connection, who, attempt, allowed=allowed)
+            await audit(connection, who, attempt, allowed=allowed)
 
     async def _say(self, event: Event, *, repeated: bool) -> Accepted:
         if not repeated:
@@ -175,30 +166,8 @@ async def _write(
     )
     if new is None:
         return await _known(connection, event.id)
-    await _audit(connection, who, attempt, allowed=True, event_id=event.id)
+    await audit(connection, who, attempt, allowed=True, event_id=event.id)
     return None
-
-
-async def _audit(
-    connection: Connection,
-    who: Principal,
-    attempt: Attempt,
-    *,
-    allowed: bool,
-    event_id: str | None = None,
-) -> None:
-    detail = {**attempt.detail, "token": who.token_id, "role": who.role.value}
-    if event_id is not None:
-        detail["event"] = event_id
-    await connection.execute(
-        _AUDIT,
-        who.tenant,
-        str(person(who.name)),
-        attempt.action,
-        attempt.target,
-        allowed,
-        json.dumps(detail),
-    )
 
 
 def _decided(who: Principal, decision: Decision, event_id: str, now: datetime) -> Event:
@@ -293,8 +262,4 @@ FROM sagas WHERE change_id = $1 AND tenant = $2
 _OUTBOX = """
 INSERT INTO outbox (event_id, stream, event) VALUES ($1, $2, $3)
 ON CONFLICT (event_id) DO NOTHING RETURNING id
-"""
-_AUDIT = """
-INSERT INTO audit (tenant, actor, action, target, allowed, detail)
-VALUES ($1, $2, $3, $4, $5, $6::text::jsonb)
 """
