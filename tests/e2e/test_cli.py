@@ -184,3 +184,17 @@ async def test_the_switch_and_lists_off_a_terminal_are_plain(command: Command) -
     assert code == 0
     assert out.startswith("agent\tinstance\t")
     assert (await command.run("changes", "ls"))[1].startswith("id\tstate\t")
+
+
+async def test_a_key_is_made_used_listed_and_revoked(command: Command) -> None:
+    code, key, told = await command.run("keys", "create", "ci", "--scope", "read", "--days", "7")
+    assert (code, key.startswith("oi_k-")) == (0, True)
+    assert "may read" in told
+    (listed,) = await command.data("keys", "ls")
+    assert (listed["label"], listed["scopes"]) == ("ci", ["read"])
+    assert key.strip().startswith(f"oi_{listed['id']}_")
+    assert (await command.run("keys", "revoke", listed["id"]))[0] == 0
+    assert (await command.run("keys", "revoke", listed["id"]))[0] == 3
+    assert await command.data("keys", "ls") == []
+    await command.sign_in(Role.VIEWER)
+    assert (await command.run("keys", "create", "ci"))[0] == 4

@@ -143,6 +143,15 @@ class Stand:
     async def token(self, role: Role, *, tenant: str = "acme", lasts_s: float = 600.0) -> str:
         return await self.access.issue(tenant, f"{role.value}-ana", role, lasts_s=lasts_s)
 
+    async def user(self, name: str, role: Role) -> dict[str, Any]:
+        """Somebody new at acme, as the API has them."""
+        async with self.client() as admin:
+            body = {"email": f"{name}@Acme.example", "name": name, "role": role.value}
+            answer = await admin.post("/api/v1/users", json=body)
+        assert answer.status_code == 201, answer.text
+        made: dict[str, Any] = answer.json()
+        return made
+
     async def user_token(self, user: dict[str, Any], role: Role) -> str:
         """A session of somebody whom the API has as a user."""
         grant = Grant("acme", user["email"], role, user_id=user["id"])
@@ -156,11 +165,46 @@ class Stand:
         headers = {}
         if role is not None:
             headers["Authorization"] = f"Bearer {await self.token(role, tenant=tenant)}"
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://api", headers=headers
-        ) as client:
+        async with self.bearing(headers) as client:
             yield client
+
+    def bearing(self, headers: dict[str, str], url: str = "http://api") -> httpx.AsyncClient:
+        """A client that sends these headers with each request."""
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url=url, headers=headers)
+
+    async def socket_closed(self, headers: dict[str, str]) -> int | None:
+        """The code with which the API closes a WebSocket of these headers; None if it stays."""
+        told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        heard.put_nowait({"type": "websocket.connect"})
+        scope = {
+            "type": "websocket",
+            "path": "/api/v1/stream",
+            "raw_path": b"/api/v1/stream",
+            "root_path": "",
+            "scheme": "ws",
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            "subprotocols": [],
+            "client": ("127.0.0.1", 1),
+            "server": ("api", 80),
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "state": {},
+        }
+        serving = asyncio.create_task(self.app(scope, heard.get, told.put))  # type: ignore[arg-type]
+        try:
+            async with asyncio.timeout(10):
+                assert (await told.get())["type"] == "websocket.accept"
+                message = await told.get()
+        finally:
+            heard.put_nowait({"type": "websocket.disconnect", "code": 1000})
+            await serving
+        return int(message["code"]) if message["type"] == "websocket.close" else None
+
+    def with_token(self, token: str) -> httpx.AsyncClient:
+        return self.bearing({"Authorization": f"Bearer {token}"})
 
 
 def is_problem(answer: httpx.Response, status: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from optiinfra.portal_api.routes import (
     events,
     fleet,
     health,
+    keys,
     letters,
     recommendations,
     session,
@@ -75,6 +76,7 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
         switch_router(new_id),
         stream.router,
         users.router,
+        keys.router,
     )
 
 

@@ -24,6 +24,7 @@ class Permission(StrEnum):
     SWITCH = "switch"
     LETTERS = "letters"
     DECIDE = "decide"
+    KEYS = "keys"
     USERS = "users"
 
 
@@ -34,6 +35,7 @@ LEAST_ROLE: dict[Permission, Role] = {
     Permission.SWITCH: Role.OPERATOR,
     Permission.LETTERS: Role.OPERATOR,
     Permission.DECIDE: Role.APPROVER,
+    Permission.KEYS: Role.OPERATOR,
     Permission.USERS: Role.ADMIN,
 }
 """What each permission asks for; a higher role may do all that a lower one may."""
@@ -58,6 +60,12 @@ async def principal(connection: HTTPConnection) -> Principal:
     return found
 
 
+def may(who: Principal, permission: Permission) -> bool:
+    """Whether the role has this permission, and the key (if it is one) is not kept from it."""
+    within = who.scopes is None or permission.value in who.scopes
+    return within and who.role.includes(LEAST_ROLE[permission])
+
+
 class Needs:
     """A dependency: the caller, who has this permission; a denied attempt is audited."""
 
@@ -67,10 +75,14 @@ class Needs:
     async def __call__(
         self, connection: HTTPConnection, who: Annotated[Principal, Depends(principal)]
     ) -> Principal:
-        least = LEAST_ROLE[self._permission]
-        if who.role.includes(least):
+        if may(who, self._permission):
             return who
         await self._note(ports_of(connection), who, connection)
+        least = LEAST_ROLE[self._permission]
+        if who.role.includes(least):
+            raise Denied(
+                "this key may not do this", hint=f"it needs the scope {self._permission.value}"
+            )
         raise Denied(
             f"{who.role.value} {who.name!r} may not do this",
             hint=f"it needs the role {least.value}",
@@ -95,5 +107,6 @@ Operator = Annotated[Principal, Depends(Needs(Permission.CONTROL))]
 Switcher = Annotated[Principal, Depends(Needs(Permission.SWITCH))]
 LetterKeeper = Annotated[Principal, Depends(Needs(Permission.LETTERS))]
 Approver = Annotated[Principal, Depends(Needs(Permission.DECIDE))]
+KeyMaker = Annotated[Principal, Depends(Needs(Permission.KEYS))]
 Administrator = Annotated[Principal, Depends(Needs(Permission.USERS))]
 Ports = Annotated[ApiPorts, Depends(_ports)]

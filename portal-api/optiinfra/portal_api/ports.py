@@ -15,15 +15,17 @@ from optiinfra.storage.postgres.access import AccessTokens
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions, Publishes
 from optiinfra.storage.postgres.documents import Documents
+from optiinfra.storage.postgres.keys import Keys
 from optiinfra.storage.postgres.queries import Queries
 from optiinfra.storage.postgres.users import Users
 
 
 @dataclass(frozen=True, slots=True)
 class People:
-    """Who may sign in."""
+    """Who may sign in, and with what."""
 
     users: Users
+    keys: Keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def api_ports(
 
 def people_in(database: Database, access: AccessTokens) -> People:
     """The people that a database knows; `access` is told when somebody's rights change."""
-    return People(users=Users(database, access))
+    return People(users=Users(database, access), keys=Keys(database, access))
 
 
 def ports_of(connection: HTTPConnection) -> ApiPorts:

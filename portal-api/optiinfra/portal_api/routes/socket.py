@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import structlog
 from fastapi import WebSocket, WebSocketDisconnect
 
-from optiinfra.portal_api.auth import bearer
+from optiinfra.portal_api.auth import Permission, bearer, may
 from optiinfra.portal_api.live.hub import Restarting
 from optiinfra.portal_api.live.reading import PING_S, Reading, Sent
 from optiinfra.portal_api.ports import ApiPorts
@@ -127,6 +127,8 @@ class Socket:
             who = None
         if who is None:
             raise _Over(Close.SIGN_IN, "sign in again")
+        if not may(who, Permission.READ):
+            raise _Over(Close.FORBIDDEN, "this key may not read")
         return who
 
     def _check_origin(self) -> None:
