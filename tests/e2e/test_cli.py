@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from optiinfra.events import topology
@@ -198,3 +199,14 @@ async def test_a_key_is_made_used_listed_and_revoked(command: Command) -> None:
     assert await command.data("keys", "ls") == []
     await command.sign_in(Role.VIEWER)
     assert (await command.run("keys", "create", "ci"))[0] == 4
+
+
+async def test_login_prints_a_link_that_works_once(command: Command) -> None:
+    code, link, _ = await command.run("login")
+    assert code == 0
+    async with httpx.AsyncClient(trust_env=False) as browser:
+        opened = await browser.get(link.strip())
+        assert opened.status_code == 303
+        me = (await browser.get(f"{command.url}/api/v1/session")).json()
+        assert me["name"] == "ana"
+        assert (await browser.get(link.strip())).status_code == 401

@@ -1,4 +1,4 @@
-"""Who calls, and what they may do: bearer tokens and one table of permissions."""
+"""Who calls, and what they may do: tokens and one table of permissions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from fastapi import Depends
 from fastapi.requests import HTTPConnection
 from fastapi.security.utils import get_authorization_scheme_param
 
+from optiinfra.portal_api import cookies
+from optiinfra.portal_api.denials import note_denial, remember
 from optiinfra.portal_api.ports import ApiPorts, ports_of
 from optiinfra.portal_api.problems import SignInNeeded
 from optiinfra.schemas.errors import Denied
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.postgres.access import Principal
-from optiinfra.storage.postgres.audit import Attempt
 
 
 class Permission(StrEnum):
@@ -50,13 +51,27 @@ def bearer(connection: HTTPConnection) -> str:
 
 
 async def principal(connection: HTTPConnection) -> Principal:
-    """Whose token it is. Raises `SignInNeeded` when it is not (or no longer) good."""
-    found = await ports_of(connection).access.principal(bearer(connection))
+    """Whose bearer token it is, or (without one) whose session cookie.
+
+    Raises `SignInNeeded` when it is not (or no longer) good, and `Denied` when another site's
+    page acts with the cookie.
+    """
+    cookie = None
+    if "authorization" not in connection.headers:
+        cookie = connection.cookies.get(cookies.ACCESS)
+    token = cookie or bearer(connection)
+    access = ports_of(connection).access
+    found = await access.principal(token)
     if found is None:
+        remember(connection, who=await access.ended(token))
+        await note_denial(connection, "revoked")
         raise SignInNeeded(
             "the token is unknown, expired or revoked",
             hint="sign in again: `optiinfra up` prints how",
         )
+    remember(connection, who=found)
+    if cookie is not None:
+        cookies.require_own_page(connection)
     return found
 
 
@@ -67,7 +82,7 @@ def may(who: Principal, permission: Permission) -> bool:
 
 
 class Needs:
-    """A dependency: the caller, who has this permission; a denied attempt is audited."""
+    """A dependency: the caller, who has this permission."""
 
     def __init__(self, permission: Permission) -> None:
         self._permission = permission
@@ -75,9 +90,9 @@ class Needs:
     async def __call__(
         self, connection: HTTPConnection, who: Annotated[Principal, Depends(principal)]
     ) -> Principal:
+        remember(connection, asked=self._permission.value)
         if may(who, self._permission):
             return who
-        await self._note(ports_of(connection), who, connection)
         least = LEAST_ROLE[self._permission]
         if who.role.includes(least):
             raise Denied(
@@ -87,13 +102,6 @@ class Needs:
             f"{who.role.value} {who.name!r} may not do this",
             hint=f"it needs the role {least.value}",
         )
-
-    async def _note(self, ports: ApiPorts, who: Principal, connection: HTTPConnection) -> None:
-        method = connection.scope.get("method", "GET")
-        attempt = Attempt(
-            self._permission.value, connection.url.path, {"method": method, "why": "role"}
-        )
-        await ports.decisions.note(who, attempt, allowed=False)
 
 
 async def _ports(connection: HTTPConnection) -> ApiPorts:

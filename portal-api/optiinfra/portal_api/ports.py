@@ -17,6 +17,7 @@ from optiinfra.storage.postgres.decisions import Decisions, Publishes
 from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.keys import Keys
 from optiinfra.storage.postgres.queries import Queries
+from optiinfra.storage.postgres.sessions import Sessions
 from optiinfra.storage.postgres.users import Users
 
 
@@ -26,6 +27,7 @@ class People:
 
     users: Users
     keys: Keys
+    sessions: Sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,11 @@ def api_ports(
 
 def people_in(database: Database, access: AccessTokens) -> People:
     """The people that a database knows; `access` is told when somebody's rights change."""
-    return People(users=Users(database, access), keys=Keys(database, access))
+    return People(
+        users=Users(database, access),
+        keys=Keys(database, access),
+        sessions=Sessions(database, access),
+    )
 
 
 def ports_of(connection: HTTPConnection) -> ApiPorts:

@@ -64,6 +64,7 @@ app.add_typer(cli_fleet.config, name="config")
 app.add_typer(cli_engine.app, name="engine")
 app.add_typer(cli_keys.app, name="keys")
 app.command()(cli_audit.rebuild)
+app.command()(cli_keys.login)
 app.command("what-if")(cli_what_if.what_if)
 
 

@@ -1,4 +1,4 @@
-"""`optiinfra keys`: what programs sign in with."""
+"""`optiinfra keys` and `login`: what programs and browsers sign in with."""
 
 from __future__ import annotations
 
@@ -62,3 +62,11 @@ def revoke(
     with signed_in(settings_of(home)) as api:
         api.answer("DELETE", f"/keys/{key}")
     console.line(f"{key} is revoked")
+
+
+def login(home: Home = None) -> None:
+    """Prints a link that signs your browser in, once, within 15 minutes."""
+    from optiinfra.runtime.cli_client import signed_in
+
+    with signed_in(settings_of(home)) as api:
+        console.line(api.post("/session/link", {})["url"])

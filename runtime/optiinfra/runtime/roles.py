@@ -161,6 +161,7 @@ async def _collector(settings: Settings) -> None:
 async def _portal_api(settings: Settings) -> None:
     from optiinfra.portal_api.app import create_app
     from optiinfra.portal_api.ports import api_ports
+    from optiinfra.portal_api.routes.session import SIGN_IN_LINK
     from optiinfra.portal_api.server import serve
     from optiinfra.storage.postgres.access import issue_one_time_token
 
@@ -171,7 +172,7 @@ async def _portal_api(settings: Settings) -> None:
             )
             if settings.config is not None:
                 once = await issue_one_time_token(ports.access, _fleet(settings).tenant, "sign-in")
-                sys.stdout.write(f"one-time token to sign in with, good for 15 minutes: {once}\n")
+                sys.stdout.write(f"sign in, once and within 15 minutes: {SIGN_IN_LINK}{once}\n")
                 sys.stdout.flush()
             await serve(
                 create_app(ports, new_id=new_id),

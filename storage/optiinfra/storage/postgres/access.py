@@ -201,7 +201,14 @@ class AccessTokens:
         named = token_id
         if purpose is Purpose.TICKET:
             named = token_id.removeprefix(f"{purpose.value}-").rpartition("-")[0]
-        return Principal(named, row["tenant"], row["name"], Role(row["role"]), row["expires_at"])
+        return Principal(
+            named,
+            row["tenant"],
+            row["name"],
+            Role(row["role"]),
+            row["expires_at"],
+            row["user_id"],
+        )
 
     async def revoke(self, tenant: str, token_id: str) -> bool:
         """Ends a token of this tenant; False when there is none that could still be used."""
@@ -291,7 +298,7 @@ _USED = "UPDATE access_tokens SET last_used_at = clock_timestamp() WHERE id = $1
 _CONSUME = f"""
 UPDATE access_tokens SET revoked_at = clock_timestamp(), last_used_at = clock_timestamp()
 WHERE id = $1 AND sha256 = $2 AND single_use AND {_VALID}
-RETURNING tenant, name, role, expires_at
+RETURNING tenant, name, role, expires_at, user_id
 """  # noqa: S608 - a constant
 _REVOKE = """
 UPDATE access_tokens SET revoked_at = clock_timestamp()
