@@ -21,6 +21,7 @@ from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
 from optiinfra.portal_api.ports import ApiPorts, people_in
+from optiinfra.portal_api.providers.port import Providers
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rollout import GateVerdict
@@ -218,7 +219,9 @@ def is_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def standing(database: Database, letters: Letters | None = None) -> AsyncIterator[Stand]:
+async def standing(
+    database: Database, letters: Letters | None = None, providers: Providers | None = None
+) -> AsyncIterator[Stand]:
     """The API with a silent stream and a bus that keeps what is said."""
     nowhere: Any = None
     access = AccessTokens(database)
@@ -234,6 +237,7 @@ async def standing(database: Database, letters: Letters | None = None) -> AsyncI
         hub=hub,
         settled=Settled(hub, queries),
         letters=letters or Letters(nowhere, database, None),
+        providers=providers or Providers(),
     )
     app = create_app(ports)
     async with app.router.lifespan_context(app):

@@ -24,6 +24,7 @@ from optiinfra.portal_api.routes import (
     letters,
     recommendations,
     session,
+    sign_in,
     stream,
     users,
 )
@@ -77,6 +78,7 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
         stream.router,
         users.router,
         keys.router,
+        sign_in.router,
     )
 
 

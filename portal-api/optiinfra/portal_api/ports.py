@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi.requests import HTTPConnection
 
@@ -10,6 +10,7 @@ from optiinfra.events.bus import Bus
 from optiinfra.events.feed import Feed
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
+from optiinfra.portal_api.providers.port import Providers
 from optiinfra.storage.letters import Letters
 from optiinfra.storage.postgres.access import AccessTokens
 from optiinfra.storage.postgres.database import Database
@@ -18,6 +19,7 @@ from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.keys import Keys
 from optiinfra.storage.postgres.queries import Queries
 from optiinfra.storage.postgres.sessions import Sessions
+from optiinfra.storage.postgres.sign_ins import SignIns
 from optiinfra.storage.postgres.users import Users
 
 
@@ -28,6 +30,7 @@ class People:
     users: Users
     keys: Keys
     sessions: Sessions
+    sign_ins: SignIns
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class ApiPorts:
     settled: Settled
     letters: Letters
     origins: frozenset[str] = frozenset()
+    providers: Providers = field(default_factory=Providers)
 
 
 def api_ports(
@@ -52,6 +56,7 @@ def api_ports(
     publisher: Publishes,
     *,
     letters: Letters | None = None,
+    providers: Providers | None = None,
     origins: frozenset[str] = frozenset(),
     ring_size: int = 4096,
 ) -> ApiPorts:
@@ -69,15 +74,18 @@ def api_ports(
         settled=Settled(hub, queries),
         letters=letters or Letters(bus, database, None),
         origins=origins,
+        providers=providers or Providers(),
     )
 
 
 def people_in(database: Database, access: AccessTokens) -> People:
     """The people that a database knows; `access` is told when somebody's rights change."""
+    sessions = Sessions(database, access)
     return People(
         users=Users(database, access),
         keys=Keys(database, access),
-        sessions=Sessions(database, access),
+        sessions=sessions,
+        sign_ins=SignIns(database, sessions),
     )
 
 

@@ -163,15 +163,21 @@ async def _portal_api(settings: Settings) -> None:
     from optiinfra.portal_api.ports import api_ports
     from optiinfra.portal_api.routes.session import SIGN_IN_LINK
     from optiinfra.portal_api.server import serve
+    from optiinfra.runtime.sign_in import providers
     from optiinfra.storage.postgres.access import issue_one_time_token
 
     async def work(stores: Stores) -> None:
-        async with _operators_letters(settings, stores) as letters:
+        tenant = _fleet(settings).tenant if settings.config is not None else None
+        async with AsyncExitStack() as stack:
             ports = api_ports(
-                stores.database, stores.bus, stores.publisher("portal-api"), letters=letters
+                stores.database,
+                stores.bus,
+                stores.publisher("portal-api"),
+                letters=await stack.enter_async_context(_operators_letters(settings, stores)),
+                providers=await providers(settings, tenant, stack),
             )
-            if settings.config is not None:
-                once = await issue_one_time_token(ports.access, _fleet(settings).tenant, "sign-in")
+            if tenant is not None:
+                once = await issue_one_time_token(ports.access, tenant, "sign-in")
                 sys.stdout.write(f"sign in, once and within 15 minutes: {SIGN_IN_LINK}{once}\n")
                 sys.stdout.flush()
             await serve(

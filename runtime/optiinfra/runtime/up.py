@@ -46,6 +46,7 @@ from optiinfra.runtime.session import FILE as SESSION
 from optiinfra.runtime.session import Session, read_session
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.shelf import QdrantShelf
+from optiinfra.runtime.sign_in import providers
 from optiinfra.runtime.stores import Stores, new_id, open_stores
 from optiinfra.runtime.supervision import Role, first_error, run_roles
 from optiinfra.runtime.wiring import Wiring
@@ -321,6 +322,7 @@ class _Up:
             portal.bus,
             portal.publisher("portal-api"),
             letters=stores.acting_as(BusRole.OPERATOR).letters(),
+            providers=await providers(self._settings, self._fleet.tenant, stack),
         )
         url = await stack.enter_async_context(
             running_api(

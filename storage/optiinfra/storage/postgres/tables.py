@@ -97,6 +97,7 @@ class IdentityRow(Table):
 
     __tablename__ = "identities"
 
+    tenant: Mapped[str] = mapped_column(primary_key=True)
     provider: Mapped[str] = mapped_column(primary_key=True)
     subject: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(index=True)
@@ -110,6 +111,7 @@ class SignInRow(Table):
 
     state_sha256: Mapped[str] = mapped_column(primary_key=True)
     browser_sha256: Mapped[str]
+    tenant: Mapped[str]
     provider: Mapped[str]
     nonce: Mapped[str]
     verifier: Mapped[str]

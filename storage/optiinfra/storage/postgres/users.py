@@ -27,7 +27,7 @@ class NewUser:
     role: Role
 
 
-def _new_id() -> str:
+def new_user_id() -> str:
     return uuid4().hex
 
 
@@ -35,7 +35,9 @@ class Users:
     """Each change and its audit row are one transaction; rights end here at once, in other
     processes when they look a session up anew."""
 
-    def __init__(self, database: Database, access: AccessTokens, new_id: NewId = _new_id) -> None:
+    def __init__(
+        self, database: Database, access: AccessTokens, new_id: NewId = new_user_id
+    ) -> None:
         self._database = database
         self._access = access
         self._new_id = new_id
@@ -65,7 +67,7 @@ class Users:
         Raises `NotFound`, and `Conflict` when nobody would be left to administer.
         """
         async with self._database.transaction() as connection:
-            await connection.execute(_ONE_AT_A_TIME, who.tenant)
+            await one_at_a_time(connection, who.tenant)
             old = await connection.fetchrow(_ONE, who.tenant, user_id)
             if old is None:
                 raise NotFound(f"there is no user {user_id}")
@@ -79,6 +81,12 @@ class Users:
             await audit(connection, who, Attempt("user.change", user_id, detail), allowed=True)
         self._access.forget()
         return dict(row)
+
+
+async def one_at_a_time(connection: Connection, tenant: str) -> None:
+    """Changes of a tenant's people follow one another: two admins who take each other's role at
+    once would leave none, and two first sign-ins would make somebody twice."""
+    await connection.execute(_ONE_AT_A_TIME, tenant)
 
 
 async def add_user(connection: Connection, user_id: str, user: NewUser) -> asyncpg.Record | None:
@@ -113,7 +121,6 @@ INSERT INTO users (id, tenant, email, name, role) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (tenant, email) DO NOTHING RETURNING {_COLUMNS}
 """  # noqa: S608 - a constant
 _ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended('users ' || $1, 0))"
-"""Two admins who take each other's role at once would leave none."""
 _ONE = f"SELECT {_COLUMNS} FROM users WHERE tenant = $1 AND id = $2"  # noqa: S608 - a constant
 _CHANGE = f"""
 UPDATE users SET role = coalesce($2, role), disabled_at = CASE

@@ -32,17 +32,19 @@ def upgrade() -> None:
     )
     op.create_table(
         "identities",
+        sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("provider", sa.Text(), nullable=False),
         sa.Column("subject", sa.Text(), nullable=False),
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.Column("linked_at", time, server_default=now, nullable=False),
-        sa.PrimaryKeyConstraint("provider", "subject", name=op.f("pk_identities")),
+        sa.PrimaryKeyConstraint("tenant", "provider", "subject", name=op.f("pk_identities")),
     )
     op.create_index("ix_identities_user_id", "identities", ["user_id"])
     op.create_table(
         "sign_ins",
         sa.Column("state_sha256", sa.Text(), nullable=False),
         sa.Column("browser_sha256", sa.Text(), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("provider", sa.Text(), nullable=False),
         sa.Column("nonce", sa.Text(), nullable=False),
         sa.Column("verifier", sa.Text(), nullable=False),
