@@ -171,6 +171,8 @@ async def test_renewal_is_for_our_own_pages_and_for_refresh_tokens(stand: Stand)
     async with browser(stand) as client:
         is_problem(await client.post("/api/v1/session/refresh"), 403)
         is_problem(await client.post("/api/v1/session/refresh", headers={"Origin": "null"}), 403)
+        denied = await audited(stand, "session")
+        assert [row["target"] for row in denied] == ["/api/v1/session/refresh"] * 2
         access, refresh = cookie(client, ACCESS), cookie(client, REFRESH)
         for wrong in ("", "x", access, refresh + "x"):
             async with stand.bearing({"Cookie": f"{REFRESH}={wrong}", **OWN}, PAGE) as another:

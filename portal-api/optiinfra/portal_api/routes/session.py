@@ -9,6 +9,7 @@ from fastapi.responses import RedirectResponse
 
 from optiinfra.portal_api import cookies
 from optiinfra.portal_api.auth import Ports, Reader, bearer
+from optiinfra.portal_api.denials import remember
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.problems import SignInNeeded
 from optiinfra.portal_api.views import LinkView, MeView, SessionView
@@ -52,8 +53,10 @@ async def open_sign_in_link(
 @router.post("/session/refresh", status_code=201)
 async def refresh(request: Request, response: Response, ports: Ports) -> MeView:
     """New cookies for the old. A refresh token that is used twice ends the whole session."""
+    token, sessions = request.cookies.get(cookies.REFRESH, ""), ports.people.sessions
+    remember(request, who=await sessions.holder(token))
     cookies.require_own_page(request)
-    pair = await ports.people.sessions.renew(request.cookies.get(cookies.REFRESH, ""))
+    pair = await sessions.renew(token)
     if pair is None:
         raise _over()
     return await _kept(request, response, ports, pair)

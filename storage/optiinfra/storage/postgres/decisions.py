@@ -17,7 +17,7 @@ from optiinfra.events.facts import ApprovalDenied, ApprovalGranted, Fact, Switch
 from optiinfra.events.subjects import row_of
 from optiinfra.schemas.approval import Approval
 from optiinfra.schemas.change import ChangeState, ControlVerb, Phase
-from optiinfra.schemas.errors import Conflict, NotFound, OptiInfraError
+from optiinfra.schemas.errors import Conflict, Denied, NotFound, OptiInfraError
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.tenant import person
 from optiinfra.storage.postgres.access import Principal
@@ -73,7 +73,7 @@ class Decisions:
         nothing. Several people may give theirs, as the policy may want two.
 
         Raises `NotFound`, `Stale` when another version stands, `Conflict` when nobody is asked or
-        this person has said the contrary.
+        this person has said the contrary, `Denied` when this is the proposer, who approves.
         """
         verb = "approve" if decision.granted else "reject"
         attempt = Attempt(
@@ -86,6 +86,7 @@ class Decisions:
             row = await connection.fetchrow(_AWAITED, decision.change, who.tenant)
             if row is None:
                 raise NotFound(f"there is no recommendation {decision.change}")
+            _require_another(row, who, decision)
             known = await _known(connection, event_id)
             event = known or _decided(who, decision, event_id, row["now"])
             if known is None:
@@ -192,6 +193,11 @@ def _event(who: Principal, fact: Fact, event_id: str, now: datetime) -> Event:
     )
 
 
+def _require_another(row: asyncpg.Record, who: Principal, decision: Decision) -> None:
+    if decision.granted and who.name == row["proposer"]:
+        raise Denied(f"{who.name} proposed it", hint="somebody else has to approve")
+
+
 def _require_awaited(row: asyncpg.Record, decision: Decision) -> None:
     if row["version_hash"] != decision.version_hash:
         raise Stale(
@@ -251,7 +257,7 @@ _REFUSALS = {
     ControlVerb.ROLLBACK: _when_not_undoing,
 }
 _AWAITED = """
-SELECT r.version_hash, s.state, clock_timestamp() AS now
+SELECT r.version_hash, r.proposer, s.state, clock_timestamp() AS now
 FROM recommendations r JOIN sagas s ON s.change_id = r.id WHERE r.id = $1 AND r.tenant = $2
 """
 _RUNNING = """

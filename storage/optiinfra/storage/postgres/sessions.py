@@ -71,6 +71,15 @@ class Sessions:
             SIGNED_IN_S,
         )  # fmt: skip
 
+    async def holder(self, refresh: str) -> Principal | None:
+        """Whose refresh token it is, good or not; None when it is unknown."""
+        token_id = id_of(refresh, Purpose.REFRESH)
+        if token_id is None:
+            return None
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(_HOLDER, token_id, digest(refresh))
+        return principal_of(row) if row is not None else None
+
     async def renew(self, refresh: str) -> Pair | None:
         """The next pair; None when the token is unknown, over, or was used before."""
         token_id = id_of(refresh, Purpose.REFRESH)
@@ -119,6 +128,7 @@ class Sessions:
         self._access.forget()
 
 
+_HOLDER = f"SELECT {WHO} {FROM} WHERE t.id = $1 AND t.sha256 = $2"
 _LOCK = f"""
 SELECT {WHO}, t.revoked_at IS NOT NULL AS used, u.disabled_at IS NOT NULL AS disabled,
     extract(epoch FROM t.expires_at - clock_timestamp())::float8 AS left_s
