@@ -34,6 +34,7 @@ from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions
 from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.queries import Queries
+from optiinfra.storage.rates import Rates
 from tests.factories import event, gate_answer, recommendation, step_result, vote
 
 
@@ -220,7 +221,10 @@ def is_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def standing(
-    database: Database, letters: Letters | None = None, providers: Providers | None = None
+    database: Database,
+    letters: Letters | None = None,
+    providers: Providers | None = None,
+    rates: Rates | None = None,
 ) -> AsyncIterator[Stand]:
     """The API with a silent stream and a bus that keeps what is said."""
     nowhere: Any = None
@@ -238,6 +242,7 @@ async def standing(
         settled=Settled(hub, queries),
         letters=letters or Letters(nowhere, database, None),
         providers=providers or Providers(),
+        rates=rates or Rates(),
     )
     app = create_app(ports)
     async with app.router.lifespan_context(app):

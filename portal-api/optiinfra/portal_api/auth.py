@@ -16,6 +16,7 @@ from optiinfra.portal_api.problems import SignInNeeded
 from optiinfra.schemas.errors import Denied
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.postgres.access import Principal
+from optiinfra.storage.rates import Bucket
 
 
 class Permission(StrEnum):
@@ -50,6 +51,12 @@ def bearer(connection: HTTPConnection) -> str:
     return token
 
 
+async def spend(connection: HTTPConnection, bucket: Bucket) -> None:
+    """Counts a try from the caller's address. Raises `TooMany`."""
+    address = connection.client.host if connection.client else "unknown"
+    await ports_of(connection).rates.spend(bucket, address)
+
+
 async def principal(connection: HTTPConnection) -> Principal:
     """Whose bearer token it is, or (without one) whose session cookie.
 
@@ -63,6 +70,7 @@ async def principal(connection: HTTPConnection) -> Principal:
     access = ports_of(connection).access
     found = await access.principal(token)
     if found is None:
+        await spend(connection, Bucket.REFUSED)
         remember(connection, who=await access.ended(token))
         await note_denial(connection, "revoked")
         raise SignInNeeded(
@@ -91,6 +99,9 @@ class Needs:
         self, connection: HTTPConnection, who: Annotated[Principal, Depends(principal)]
     ) -> Principal:
         remember(connection, asked=self._permission.value)
+        if self._permission is not Permission.READ and not cookies.only_reads(connection):
+            person = f"{who.tenant}/{who.name}"
+            await ports_of(connection).rates.spend(Bucket.DECISIONS, person)
         if may(who, self._permission):
             return who
         least = LEAST_ROLE[self._permission]
@@ -102,6 +113,10 @@ class Needs:
             f"{who.role.value} {who.name!r} may not do this",
             hint=f"it needs the role {least.value}",
         )
+
+
+async def _sign_in_rate(connection: HTTPConnection) -> None:
+    await spend(connection, Bucket.SIGN_IN)
 
 
 async def _ports(connection: HTTPConnection) -> ApiPorts:
@@ -117,4 +132,5 @@ LetterKeeper = Annotated[Principal, Depends(Needs(Permission.LETTERS))]
 Approver = Annotated[Principal, Depends(Needs(Permission.DECIDE))]
 KeyMaker = Annotated[Principal, Depends(Needs(Permission.KEYS))]
 Administrator = Annotated[Principal, Depends(Needs(Permission.USERS))]
+SignInRate = Depends(_sign_in_rate)
 Ports = Annotated[ApiPorts, Depends(_ports)]

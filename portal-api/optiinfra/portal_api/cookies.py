@@ -63,12 +63,17 @@ def is_own_page(connection: HTTPConnection) -> bool | None:
     return None if fetched is None else fetched == "same-origin"
 
 
+def only_reads(connection: HTTPConnection) -> bool:
+    """Whether the request changes nothing; a WebSocket has no method and counts as one that may."""
+    return connection.scope.get("method") in _SAFE
+
+
 def require_own_page(connection: HTTPConnection) -> None:
     """Another site must not act with the cookie that the browser adds by itself.
 
     Raises `Denied` unless the request only reads, or says that it comes from a page of ours.
     """
-    if connection.scope.get("method") in _SAFE or is_own_page(connection):
+    if only_reads(connection) or is_own_page(connection):
         return
     raise Denied(
         "a session cookie counts only on requests from our own pages",

@@ -21,6 +21,7 @@ from optiinfra.storage.postgres.queries import Queries
 from optiinfra.storage.postgres.sessions import Sessions
 from optiinfra.storage.postgres.sign_ins import SignIns
 from optiinfra.storage.postgres.users import Users
+from optiinfra.storage.rates import Rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class ApiPorts:
     letters: Letters
     origins: frozenset[str] = frozenset()
     providers: Providers = field(default_factory=Providers)
+    rates: Rates = field(default_factory=Rates)
 
 
 def api_ports(
@@ -57,6 +59,7 @@ def api_ports(
     *,
     letters: Letters | None = None,
     providers: Providers | None = None,
+    rates: Rates | None = None,
     origins: frozenset[str] = frozenset(),
     ring_size: int = 4096,
 ) -> ApiPorts:
@@ -75,6 +78,7 @@ def api_ports(
         letters=letters or Letters(bus, database, None),
         origins=origins,
         providers=providers or Providers(),
+        rates=rates or Rates(),
     )
 
 

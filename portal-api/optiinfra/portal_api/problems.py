@@ -21,6 +21,7 @@ from optiinfra.schemas.errors import (
     NotFound,
     OptiInfraError,
     Rejected,
+    TooMany,
     Unavailable,
 )
 from optiinfra.storage.postgres.decisions import Stale
@@ -56,6 +57,7 @@ STATUS_OF: tuple[tuple[type[OptiInfraError], HTTPStatus], ...] = (
     (Rejected, HTTPStatus.BAD_REQUEST),
     (Stale, HTTPStatus.PRECONDITION_FAILED),
     (Conflict, HTTPStatus.CONFLICT),
+    (TooMany, HTTPStatus.TOO_MANY_REQUESTS),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (Invariant, HTTPStatus.INTERNAL_SERVER_ERROR),
 )

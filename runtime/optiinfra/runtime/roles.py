@@ -163,7 +163,7 @@ async def _portal_api(settings: Settings) -> None:
     from optiinfra.portal_api.ports import api_ports
     from optiinfra.portal_api.routes.session import SIGN_IN_LINK
     from optiinfra.portal_api.server import serve
-    from optiinfra.runtime.sign_in import providers
+    from optiinfra.runtime.sign_in import providers, rates
     from optiinfra.storage.postgres.access import issue_one_time_token
 
     async def work(stores: Stores) -> None:
@@ -175,6 +175,7 @@ async def _portal_api(settings: Settings) -> None:
                 stores.publisher("portal-api"),
                 letters=await stack.enter_async_context(_operators_letters(settings, stores)),
                 providers=await providers(settings, tenant, stack),
+                rates=rates(stores.addresses.redis_url, stack),
             )
             if tenant is not None:
                 once = await issue_one_time_token(ports.access, tenant, "sign-in")

@@ -15,6 +15,7 @@ from optiinfra.portal_api.providers.port import Provider, Providers
 from optiinfra.runtime.settings import Settings
 from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.ids import token
+from optiinfra.storage.rates import Rates
 
 TIMEOUT_S = 10.0
 _ALLOWED = re.compile(r"[^@\s]*@[^@\s]+")
@@ -52,6 +53,13 @@ async def providers(settings: Settings, tenant: str | None, stack: AsyncExitStac
         {_address(who): role for who, role in settings.sign_in_allow.items()},
         None if public is None else _https(public, "public_url"),
     )
+
+
+def rates(redis_url: str, stack: AsyncExitStack) -> Rates:
+    """How often somebody may try; its connections close with `stack`."""
+    made = Rates(redis_url)
+    stack.push_async_callback(made.aclose)
+    return made
 
 
 def _secret(given: SecretStr | None, key: str) -> SecretStr:

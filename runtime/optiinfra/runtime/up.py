@@ -46,7 +46,7 @@ from optiinfra.runtime.session import FILE as SESSION
 from optiinfra.runtime.session import Session, read_session
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.shelf import QdrantShelf
-from optiinfra.runtime.sign_in import providers
+from optiinfra.runtime.sign_in import providers, rates
 from optiinfra.runtime.stores import Stores, new_id, open_stores
 from optiinfra.runtime.supervision import Role, first_error, run_roles
 from optiinfra.runtime.wiring import Wiring
@@ -323,6 +323,7 @@ class _Up:
             portal.publisher("portal-api"),
             letters=stores.acting_as(BusRole.OPERATOR).letters(),
             providers=await providers(self._settings, self._fleet.tenant, stack),
+            rates=rates(stores.addresses.redis_url, stack),
         )
         url = await stack.enter_async_context(
             running_api(

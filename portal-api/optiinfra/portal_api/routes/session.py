@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from optiinfra.portal_api import cookies
-from optiinfra.portal_api.auth import Ports, Reader, bearer
+from optiinfra.portal_api.auth import Ports, Reader, SignInRate, bearer
 from optiinfra.portal_api.denials import remember
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.problems import SignInNeeded
@@ -22,7 +22,7 @@ SIGN_IN_LINK = "/api/v1/sign-in?token="
 router = APIRouter(tags=["session"])
 
 
-@router.post("/session", status_code=201)
+@router.post("/session", status_code=201, dependencies=[SignInRate])
 async def sign_in(request: Request, ports: Ports) -> SessionView:
     """Exchanges the one-time token in `Authorization` for one that lasts; works once."""
     who = await _once(ports, bearer(request))
@@ -32,14 +32,14 @@ async def sign_in(request: Request, ports: Ports) -> SessionView:
     )
 
 
-@router.post("/session/browser", status_code=201)
+@router.post("/session/browser", status_code=201, dependencies=[SignInRate])
 async def sign_in_browser(request: Request, response: Response, ports: Ports) -> MeView:
     """The same for a page: the session comes as cookies that no script can read."""
     pair = await ports.people.sessions.open(await _once(ports, bearer(request)))
     return await _kept(request, response, ports, pair)
 
 
-@router.get("/sign-in", status_code=303, response_class=RedirectResponse)
+@router.get("/sign-in", status_code=303, response_class=RedirectResponse, dependencies=[SignInRate])
 async def open_sign_in_link(
     request: Request, ports: Ports, token: Annotated[str, Query(max_length=200)]
 ) -> RedirectResponse:
@@ -50,7 +50,7 @@ async def open_sign_in_link(
     return response
 
 
-@router.post("/session/refresh", status_code=201)
+@router.post("/session/refresh", status_code=201, dependencies=[SignInRate])
 async def refresh(request: Request, response: Response, ports: Ports) -> MeView:
     """New cookies for the old. A refresh token that is used twice ends the whole session."""
     token, sessions = request.cookies.get(cookies.REFRESH, ""), ports.people.sessions

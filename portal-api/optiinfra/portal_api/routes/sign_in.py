@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel
 
 from optiinfra.portal_api import cookies
-from optiinfra.portal_api.auth import Ports
+from optiinfra.portal_api.auth import Ports, SignInRate
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.providers.port import SignInFailed, new_secret
 from optiinfra.schemas.errors import Rejected
@@ -35,7 +35,12 @@ async def providers(ports: Ports) -> ProvidersView:
     return ProvidersView(providers=sorted(ports.providers.by_name))
 
 
-@router.get("/sign-in/{provider}", status_code=303, response_class=RedirectResponse)
+@router.get(
+    "/sign-in/{provider}",
+    status_code=303,
+    response_class=RedirectResponse,
+    dependencies=[SignInRate],
+)
 async def begin_sign_in(
     provider: Name,
     request: Request,
@@ -62,7 +67,12 @@ async def begin_sign_in(
     return response
 
 
-@router.get("/sign-in/{provider}/callback", status_code=303, response_class=RedirectResponse)
+@router.get(
+    "/sign-in/{provider}/callback",
+    status_code=303,
+    response_class=RedirectResponse,
+    dependencies=[SignInRate],
+)
 async def end_sign_in(
     provider: Name,
     request: Request,
