@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from optiinfra.events import topology
@@ -184,3 +185,28 @@ async def test_the_switch_and_lists_off_a_terminal_are_plain(command: Command) -
     assert code == 0
     assert out.startswith("agent\tinstance\t")
     assert (await command.run("changes", "ls"))[1].startswith("id\tstate\t")
+
+
+async def test_a_key_is_made_used_listed_and_revoked(command: Command) -> None:
+    code, key, told = await command.run("keys", "create", "ci", "--scope", "read", "--days", "7")
+    assert (code, key.startswith("oi_k-")) == (0, True)
+    assert "may read" in told
+    (listed,) = await command.data("keys", "ls")
+    assert (listed["label"], listed["scopes"]) == ("ci", ["read"])
+    assert key.strip().startswith(f"oi_{listed['id']}_")
+    assert (await command.run("keys", "revoke", listed["id"]))[0] == 0
+    assert (await command.run("keys", "revoke", listed["id"]))[0] == 3
+    assert await command.data("keys", "ls") == []
+    await command.sign_in(Role.VIEWER)
+    assert (await command.run("keys", "create", "ci"))[0] == 4
+
+
+async def test_login_prints_a_link_that_works_once(command: Command) -> None:
+    code, link, _ = await command.run("login")
+    assert code == 0
+    async with httpx.AsyncClient(trust_env=False) as browser:
+        opened = await browser.get(link.strip())
+        assert opened.status_code == 303
+        me = (await browser.get(f"{command.url}/api/v1/session")).json()
+        assert me["name"] == "ana"
+        assert (await browser.get(link.strip())).status_code == 401

@@ -20,7 +20,8 @@ from optiinfra.events.feed import Delivered, StreamState
 from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
-from optiinfra.portal_api.ports import ApiPorts
+from optiinfra.portal_api.ports import ApiPorts, people_in
+from optiinfra.portal_api.providers.port import Providers
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rollout import GateVerdict
@@ -28,11 +29,12 @@ from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import VOTERS
 from optiinfra.storage.letters import Letters
-from optiinfra.storage.postgres.access import AccessTokens
+from optiinfra.storage.postgres.access import AccessTokens, Grant, Purpose
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions
 from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.queries import Queries
+from optiinfra.storage.rates import Rates
 from tests.factories import event, gate_answer, recommendation, step_result, vote
 
 
@@ -143,6 +145,21 @@ class Stand:
     async def token(self, role: Role, *, tenant: str = "acme", lasts_s: float = 600.0) -> str:
         return await self.access.issue(tenant, f"{role.value}-ana", role, lasts_s=lasts_s)
 
+    async def user(self, name: str, role: Role) -> dict[str, Any]:
+        """Somebody new at acme, as the API has them."""
+        async with self.client() as admin:
+            body = {"email": f"{name}@Acme.example", "name": name, "role": role.value}
+            answer = await admin.post("/api/v1/users", json=body)
+        assert answer.status_code == 201, answer.text
+        made: dict[str, Any] = answer.json()
+        return made
+
+    async def user_token(self, user: dict[str, Any], role: Role) -> str:
+        """A session of somebody whom the API has as a user."""
+        grant = Grant("acme", user["email"], role, user_id=user["id"])
+        async with self.fleet.database.transaction() as connection:
+            return await self.access.write(connection, grant, Purpose.SESSION, lasts_s=600.0)
+
     @asynccontextmanager
     async def client(
         self, role: Role | None = Role.ADMIN, *, tenant: str = "acme"
@@ -150,28 +167,82 @@ class Stand:
         headers = {}
         if role is not None:
             headers["Authorization"] = f"Bearer {await self.token(role, tenant=tenant)}"
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://api", headers=headers
-        ) as client:
+        async with self.bearing(headers) as client:
             yield client
+
+    def bearing(self, headers: dict[str, str], url: str = "http://api") -> httpx.AsyncClient:
+        """A client that sends these headers with each request."""
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url=url, headers=headers)
+
+    async def socket_closed(self, headers: dict[str, str]) -> int | None:
+        """The code with which the API closes a WebSocket of these headers; None if it stays."""
+        told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        heard.put_nowait({"type": "websocket.connect"})
+        scope = {
+            "type": "websocket",
+            "path": "/api/v1/stream",
+            "raw_path": b"/api/v1/stream",
+            "root_path": "",
+            "scheme": "ws",
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            "subprotocols": [],
+            "client": ("127.0.0.1", 1),
+            "server": ("api", 80),
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "state": {},
+        }
+        serving = asyncio.create_task(self.app(scope, heard.get, told.put))  # type: ignore[arg-type]
+        try:
+            async with asyncio.timeout(10):
+                assert (await told.get())["type"] == "websocket.accept"
+                message = await told.get()
+        finally:
+            heard.put_nowait({"type": "websocket.disconnect", "code": 1000})
+            await serving
+        return int(message["code"]) if message["type"] == "websocket.close" else None
+
+    def with_token(self, token: str) -> httpx.AsyncClient:
+        return self.bearing({"Authorization": f"Bearer {token}"})
+
+
+def is_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    """The problem document of an answer, which must be one with this status."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert body["status"] == status
+    assert {"type", "title", "detail", "instance", "request_id"} <= set(body)
+    return body
 
 
 @asynccontextmanager
-async def standing(database: Database, letters: Letters | None = None) -> AsyncIterator[Stand]:
+async def standing(
+    database: Database,
+    letters: Letters | None = None,
+    providers: Providers | None = None,
+    rates: Rates | None = None,
+) -> AsyncIterator[Stand]:
     """The API with a silent stream and a bus that keeps what is said."""
     nowhere: Any = None
+    access = AccessTokens(database)
     queries, said, feed = Queries(database), SaidOnBus(), SilentFeed()
     hub = Hub(feed)
     ports = ApiPorts(
         database=database,
         queries=queries,
         documents=Documents(database),
-        access=AccessTokens(database),
+        access=access,
+        people=people_in(database, access),
         decisions=Decisions(database, said),
         hub=hub,
         settled=Settled(hub, queries),
         letters=letters or Letters(nowhere, database, None),
+        providers=providers or Providers(),
+        rates=rates or Rates(),
     )
     app = create_app(ports)
     async with app.router.lifespan_context(app):

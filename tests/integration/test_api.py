@@ -20,7 +20,7 @@ from optiinfra.storage.postgres.access import (
 from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.postgres.outbox import unsent
 from tests.factories import AT, recommendation
-from tests.integration.api_stand import Stand, standing
+from tests.integration.api_stand import Stand, is_problem, standing
 
 
 @pytest.fixture
@@ -33,15 +33,6 @@ async def postgres(database: str) -> AsyncIterator[Database]:
 async def stand(postgres: Database) -> AsyncIterator[Stand]:
     async with standing(postgres) as made:
         yield made
-
-
-def is_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    body: dict[str, Any] = answer.json()
-    assert body["status"] == status
-    assert {"type", "title", "detail", "instance", "request_id"} <= set(body)
-    return body
 
 
 async def approve(client: httpx.AsyncClient, proposal: Any, **headers: str) -> httpx.Response:

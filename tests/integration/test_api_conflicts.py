@@ -12,8 +12,7 @@ from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import AgentName
 from optiinfra.storage.postgres.database import open_database
 from tests.factories import recommendation
-from tests.integration.api_stand import Stand, standing
-from tests.integration.test_api import is_problem
+from tests.integration.api_stand import Stand, is_problem, standing
 
 CONFLICTS = "/api/v1/conflicts"
 MONEY = recommendation("m", title="Cheaper")

@@ -21,8 +21,7 @@ from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.postgres.inbox import PostgresInbox
 from tests import bus_stand
 from tests.bus_stand import new_id, now, running, until
-from tests.integration.api_stand import Stand, standing
-from tests.integration.test_api import is_problem
+from tests.integration.api_stand import Stand, is_problem, standing
 
 LETTERS = "/api/v1/dead-letters"
 

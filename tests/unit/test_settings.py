@@ -48,10 +48,11 @@ def test_a_bad_value_is_named_with_its_variable(
 
 
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPTIINFRA_TOKEN", "oi_s-1_secret")
-    monkeypatch.setenv("OPTIINFRA_GATEWAY_ADMIN_TOKEN", "admin-secret")
-    monkeypatch.setenv("OPTIINFRA_POSTGRES_URL", "postgresql://u:db-secret@h/x")
-    assert "secret" not in repr(load_settings())
+    monkeypatch.setenv("OPTIINFRA_TOKEN", "oi_s-1_hush")
+    monkeypatch.setenv("OPTIINFRA_POSTGRES_URL", "postgresql://u:db-hush@h/x")
+    for name in ("GATEWAY_ADMIN_TOKEN", "OIDC_CLIENT_SECRET", "GITHUB_CLIENT_SECRET"):
+        monkeypatch.setenv(f"OPTIINFRA_{name}", "hush")
+    assert "hush" not in repr(load_settings())
 
 
 def test_each_store_without_an_address_is_named() -> None:

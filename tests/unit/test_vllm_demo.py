@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from optiinfra.demo.vllm.engine import found
-from optiinfra.demo.vllm.measure import REQUESTS, mcnemar, saturating
+from optiinfra.demo.vllm.measure import REQUESTS, STEADY_PER_S, mcnemar, saturating, steady
 from optiinfra.demo.vllm.plan import (
     BAD_BATCH,
     GRID,
@@ -168,6 +168,12 @@ def test_the_demos_files_are_good_and_its_grid_starts(tmp_path: Path) -> None:
 
 def models_of(models: Any) -> list[Path]:
     return [models.served, models.equal, models.worse, models.broken]
+
+
+def test_a_steady_replay_asks_the_same_evenly() -> None:
+    replay, all_at_once = steady(questions()), saturating(questions())
+    assert replay.output_tokens == all_at_once.output_tokens
+    assert replay.span_s == (REQUESTS - 1) / STEADY_PER_S
 
 
 def test_a_saturating_replay_asks_everything_at_once() -> None:

@@ -20,10 +20,13 @@ from optiinfra.portal_api.routes import (
     events,
     fleet,
     health,
+    keys,
     letters,
     recommendations,
     session,
+    sign_in,
     stream,
+    users,
 )
 from optiinfra.portal_api.routes.changes import changes_router
 from optiinfra.portal_api.routes.switch import switch_router
@@ -73,6 +76,9 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
         letters.router,
         switch_router(new_id),
         stream.router,
+        users.router,
+        keys.router,
+        sign_in.router,
     )
 
 

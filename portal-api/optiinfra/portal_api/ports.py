@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi.requests import HTTPConnection
 
@@ -10,12 +10,28 @@ from optiinfra.events.bus import Bus
 from optiinfra.events.feed import Feed
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
+from optiinfra.portal_api.providers.port import Providers
 from optiinfra.storage.letters import Letters
 from optiinfra.storage.postgres.access import AccessTokens
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions, Publishes
 from optiinfra.storage.postgres.documents import Documents
+from optiinfra.storage.postgres.keys import Keys
 from optiinfra.storage.postgres.queries import Queries
+from optiinfra.storage.postgres.sessions import Sessions
+from optiinfra.storage.postgres.sign_ins import SignIns
+from optiinfra.storage.postgres.users import Users
+from optiinfra.storage.rates import Rates
+
+
+@dataclass(frozen=True, slots=True)
+class People:
+    """Who may sign in, and with what."""
+
+    users: Users
+    keys: Keys
+    sessions: Sessions
+    sign_ins: SignIns
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +42,14 @@ class ApiPorts:
     queries: Queries
     documents: Documents
     access: AccessTokens
+    people: People
     decisions: Decisions
     hub: Hub
     settled: Settled
     letters: Letters
     origins: frozenset[str] = frozenset()
+    providers: Providers = field(default_factory=Providers)
+    rates: Rates = field(default_factory=Rates)
 
 
 def api_ports(
@@ -39,21 +58,38 @@ def api_ports(
     publisher: Publishes,
     *,
     letters: Letters | None = None,
+    providers: Providers | None = None,
+    rates: Rates | None = None,
     origins: frozenset[str] = frozenset(),
     ring_size: int = 4096,
 ) -> ApiPorts:
     """The ports over one database and one bus; without `letters` none is sent again."""
     queries, hub = Queries(database), Hub(Feed(bus), ring_size=ring_size)
+    access = AccessTokens(database)
     return ApiPorts(
         database=database,
         queries=queries,
         documents=Documents(database),
-        access=AccessTokens(database),
+        access=access,
+        people=people_in(database, access),
         decisions=Decisions(database, publisher),
         hub=hub,
         settled=Settled(hub, queries),
         letters=letters or Letters(bus, database, None),
         origins=origins,
+        providers=providers or Providers(),
+        rates=rates or Rates(),
+    )
+
+
+def people_in(database: Database, access: AccessTokens) -> People:
+    """The people that a database knows; `access` is told when somebody's rights change."""
+    sessions = Sessions(database, access)
+    return People(
+        users=Users(database, access),
+        keys=Keys(database, access),
+        sessions=sessions,
+        sign_ins=SignIns(database, sessions),
     )
 
 

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from optiinfra.portal_api.denials import note_denial
 from optiinfra.schemas.errors import (
     Conflict,
     Denied,
@@ -20,6 +21,7 @@ from optiinfra.schemas.errors import (
     NotFound,
     OptiInfraError,
     Rejected,
+    TooMany,
     Unavailable,
 )
 from optiinfra.storage.postgres.decisions import Stale
@@ -55,6 +57,7 @@ STATUS_OF: tuple[tuple[type[OptiInfraError], HTTPStatus], ...] = (
     (Rejected, HTTPStatus.BAD_REQUEST),
     (Stale, HTTPStatus.PRECONDITION_FAILED),
     (Conflict, HTTPStatus.CONFLICT),
+    (TooMany, HTTPStatus.TOO_MANY_REQUESTS),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (Invariant, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
@@ -86,6 +89,8 @@ def problem(
 
 async def _of_ours(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OptiInfraError)
+    if isinstance(error, Denied) and not isinstance(error, SignInNeeded):
+        error = await _audited(request, error)
     status = next(status for kind, status in STATUS_OF if isinstance(error, kind))
     headers = {}
     if status is HTTPStatus.UNAUTHORIZED:
@@ -93,6 +98,15 @@ async def _of_ours(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     return problem(request.scope, status, error.message, hint=error.hint, headers=headers)
+
+
+async def _audited(request: Request, denied: Denied) -> OptiInfraError:
+    """The denial once it is written down, else why it could not be."""
+    try:
+        await note_denial(request, denied.message)
+    except Unavailable as away:
+        return away
+    return denied
 
 
 async def _of_request(request: Request, error: Exception) -> JSONResponse:

@@ -263,6 +263,13 @@ class SessionView(BaseModel):
     expires_in_s: float
 
 
+class LinkView(BaseModel):
+    """Whoever opens it is signed in as the one who asked: show it to nobody else."""
+
+    url: str
+    expires_in_s: float
+
+
 class MeView(BaseModel):
     tenant: str
     name: str

@@ -17,6 +17,7 @@ from optiinfra.runtime import (
     cli_engine,
     cli_events,
     cli_fleet,
+    cli_keys,
     cli_letters,
     cli_recs,
     cli_what_if,
@@ -61,7 +62,9 @@ app.add_typer(cli_fleet.switch, name="switch")
 app.add_typer(cli_fleet.topology, name="topology")
 app.add_typer(cli_fleet.config, name="config")
 app.add_typer(cli_engine.app, name="engine")
+app.add_typer(cli_keys.app, name="keys")
 app.command()(cli_audit.rebuild)
+app.command()(cli_keys.login)
 app.command("what-if")(cli_what_if.what_if)
 
 

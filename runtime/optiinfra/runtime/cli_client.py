@@ -34,6 +34,7 @@ _ERRORS: dict[int, type[OptiInfraError]] = {
     404: NotFound,
     409: Conflict,
     412: Conflict,
+    429: Unavailable,
     502: Unavailable,
     503: Unavailable,
     504: Unavailable,

@@ -25,7 +25,7 @@ config = typer.Typer(help="Settings: show, check.", no_args_is_help=True, rich_m
 topology = typer.Typer(
     help="The broker's streams: apply, diff.", no_args_is_help=True, rich_markup_mode=None
 )
-SECRETS = ("token", "gateway_admin_token")
+SECRETS = ("token", "gateway_admin_token", "oidc_client_secret", "github_client_secret")
 URLS = (
     "nats_url",
     "operator_nats_url",

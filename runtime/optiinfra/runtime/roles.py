@@ -162,17 +162,25 @@ async def _collector(settings: Settings) -> None:
 async def _portal_api(settings: Settings) -> None:
     from optiinfra.portal_api.app import create_app
     from optiinfra.portal_api.ports import api_ports
+    from optiinfra.portal_api.routes.session import SIGN_IN_LINK
     from optiinfra.portal_api.server import serve
+    from optiinfra.runtime.sign_in import providers, rates
     from optiinfra.storage.postgres.access import issue_one_time_token
 
     async def work(stores: Stores) -> None:
-        async with _operators_letters(settings, stores) as letters:
+        tenant = _fleet(settings).tenant if settings.config is not None else None
+        async with AsyncExitStack() as stack:
             ports = api_ports(
-                stores.database, stores.bus, stores.publisher("portal-api"), letters=letters
+                stores.database,
+                stores.bus,
+                stores.publisher("portal-api"),
+                letters=await stack.enter_async_context(_operators_letters(settings, stores)),
+                providers=await providers(settings, tenant, stack),
+                rates=rates(stores.addresses.redis_url, stack),
             )
-            if settings.config is not None:
-                once = await issue_one_time_token(ports.access, _fleet(settings).tenant, "sign-in")
-                sys.stdout.write(f"one-time token to sign in with, good for 15 minutes: {once}\n")
+            if tenant is not None:
+                once = await issue_one_time_token(ports.access, tenant, "sign-in")
+                sys.stdout.write(f"sign in, once and within 15 minutes: {SIGN_IN_LINK}{once}\n")
                 sys.stdout.flush()
             await serve(
                 create_app(ports, new_id=new_id),

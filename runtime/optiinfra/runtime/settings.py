@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.tenant import Role
 
 _PREFIX = "OPTIINFRA_"
 
@@ -37,6 +38,17 @@ class Settings(BaseSettings):
     portal_host: str = "127.0.0.1"
     portal_port: int = Field(default=8088, ge=0, le=65_535)
     portal_allow_remote: bool = False
+    public_url: str | None = None
+    sign_in_allow: dict[str, Role] = Field(default_factory=dict)
+    sign_in_tenant: str | None = None
+    oidc_name: str = Field(default="google", pattern=r"^[a-z][a-z0-9-]{0,31}$")
+    oidc_issuer: str = "https://accounts.google.com"
+    oidc_client_id: str | None = None
+    oidc_client_secret: SecretStr | None = None
+    github_url: str = "https://github.com"
+    github_api_url: str = "https://api.github.com"
+    github_client_id: str | None = None
+    github_client_secret: SecretStr | None = None
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(default=8089, ge=0, le=65_535)
     gateway_admin_host: str = "127.0.0.1"

@@ -23,6 +23,7 @@ from optiinfra.events import topology
 from optiinfra.events.bus_roles import AGENTS, BusRole
 from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.ports import api_ports
+from optiinfra.portal_api.routes.session import SIGN_IN_LINK
 from optiinfra.portal_api.server import running_api
 from optiinfra.runtime import up_record
 from optiinfra.runtime.clouds import SplitTraffic, WholeFleet, engines_dir
@@ -46,6 +47,7 @@ from optiinfra.runtime.session import FILE as SESSION
 from optiinfra.runtime.session import Session, read_session
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.shelf import QdrantShelf
+from optiinfra.runtime.sign_in import providers, rates
 from optiinfra.runtime.stores import Stores, new_id, open_stores
 from optiinfra.runtime.supervision import Role, first_error, run_roles
 from optiinfra.runtime.wiring import Wiring
@@ -70,6 +72,8 @@ _ROLES = (
     BusRole.OPERATOR,
 )
 _URLS = ("nats_url", "postgres_url", "clickhouse_url", "qdrant_url", "redis_url")
+LOCAL_OPERATOR = "local operator"
+"""Whoever runs this: one person for the policy, on the command line as in a browser."""
 _SESSION_S = 30 * 86_400.0
 _SEED_EVERY_S = 2.0
 _STOP_S = 30.0
@@ -322,6 +326,8 @@ class _Up:
             portal.bus,
             portal.publisher("portal-api"),
             letters=stores.acting_as(BusRole.OPERATOR).letters(),
+            providers=await providers(self._settings, self._fleet.tenant, stack),
+            rates=rates(stores.addresses.redis_url, stack),
         )
         url = await stack.enter_async_context(
             running_api(
@@ -331,7 +337,7 @@ class _Up:
                 beyond_loopback=self._settings.portal_allow_remote,
             )
         )
-        once = await issue_one_time_token(tokens, self._fleet.tenant, "first sign-in")
+        once = await issue_one_time_token(tokens, self._fleet.tenant, LOCAL_OPERATOR)
         session = Session(
             url=url,
             token=token,
@@ -345,7 +351,7 @@ class _Up:
         log.info("up.ready", api=url, gateway=front.url, mode=self._fleet.mode)
         sys.stdout.write(
             f"OptiInfra is ready ({self._fleet.mode}): API {url}, gateway {front.url}\n"
-            f"one-time token to sign in with, good for 15 minutes: {once}\n"
+            f"sign in, once and within 15 minutes: {url}{SIGN_IN_LINK}{once}\n"
         )
         sys.stdout.flush()
         gc.collect()
@@ -357,5 +363,5 @@ class _Up:
         if known is not None and await tokens.principal(known.token) is not None:
             return known.token
         return await tokens.issue(
-            self._fleet.tenant, "local operator", Right.ADMIN, lasts_s=_SESSION_S
+            self._fleet.tenant, LOCAL_OPERATOR, Right.ADMIN, lasts_s=_SESSION_S
         )

@@ -44,5 +44,9 @@ class Unavailable(OptiInfraError):
         self.retry_after_s = retry_after_s
 
 
+class TooMany(Unavailable):
+    """The caller tries too often. API: 429 with `Retry-After`."""
+
+
 class Invariant(OptiInfraError):
     """A promise of our own is broken: a bug. Stop rather than go on."""

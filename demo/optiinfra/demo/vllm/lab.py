@@ -12,8 +12,9 @@ import httpx
 from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
 from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.moving.warm_up import CompletionWarmUp
+from optiinfra.agents.performance.replay import Replay
 from optiinfra.agents.performance.staging import Staging, StagingPolicy, StagingPorts
-from optiinfra.demo.vllm.measure import saturating
+from optiinfra.demo.vllm.measure import saturating, steady
 from optiinfra.demo.vllm.plan import (
     DEPLOYMENT,
     ENVIRONMENT,
@@ -52,14 +53,12 @@ class Lab:
     def __init__(self, home: Path, config: Path, executable: Path, models: Models) -> None:
         self._home, self._config = home, config
         self._executable, self._models = executable, models
-        self._replay = saturating(questions())
+        self._saturating, self._steady = saturating(questions()), steady(questions())
         self._measured: dict[Path, TuningTrial] = {}
 
     async def tried(self, knobs: Mapping[str, KnobValue]) -> TuningTrial:
         """A server with `knobs`, under the replay that the demo measures with."""
-        async with self._staging() as staging:
-            config = engine(self._models).model_copy(update=dict(knobs))
-            return await staging.tried(config, dict(knobs), self._replay, lambda *_: False)
+        return await self._under(self._saturating, knobs)
 
     async def proposed(self, name: str, knobs: Mapping[str, KnobValue], bus_url: str) -> str:
         """Proposes to serve other weights, as the performance agent would; the change's id."""
@@ -95,11 +94,16 @@ class Lab:
         return made.id
 
     async def _with_weights(self, weights: Path, knobs: Mapping[str, KnobValue]) -> TuningTrial:
-        """Measured once."""
+        """Measured once, under traffic that leaves it room."""
         if weights not in self._measured:
             turned = {**knobs, "model": str(weights)}
-            self._measured[weights] = await self.tried(turned)
+            self._measured[weights] = await self._under(self._steady, turned)
         return self._measured[weights]
+
+    async def _under(self, replay: Replay, knobs: Mapping[str, KnobValue]) -> TuningTrial:
+        async with self._staging() as staging:
+            config = engine(self._models).model_copy(update=dict(knobs))
+            return await staging.tried(config, dict(knobs), replay, lambda *_: False)
 
     @asynccontextmanager
     async def _staging(self) -> AsyncIterator[Staging]:

@@ -16,6 +16,7 @@ from optiinfra.demo.vllm.plan import MODEL, Question
 ANSWER_TOKENS = 48
 """So that a server's speed shows: an answer alone would be a handful of tokens."""
 REQUESTS = 200
+STEADY_PER_S = 10.0
 _IDLE_S = 300.0
 _AT_ONCE = 8
 
@@ -24,6 +25,16 @@ def saturating(asked: Sequence[Question]) -> Replay:
     """All at once: a queue that no configuration is spared."""
     prompts = [asked[number % len(asked)].prompt for number in range(REQUESTS)]
     return Replay(tuple(Request(0.0, prompt, ANSWER_TOKENS) for prompt in prompts))
+
+
+def steady(asked: Sequence[Question]) -> Replay:
+    """Evenly, and no more than any configuration serves: what differs then is the model."""
+    return Replay(
+        tuple(
+            Request(number / STEADY_PER_S, one.prompt, one.output_tokens)
+            for number, one in enumerate(saturating(asked).requests)
+        )
+    )
 
 
 async def throughput(url: str, replay: Replay) -> Played:

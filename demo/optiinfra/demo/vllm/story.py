@@ -105,8 +105,8 @@ class Story:
             await users.leave()
         after = await throughput(url, replay)
         still_right = await right_answers(url, asked)
-        variants = await self._variants(session, url, api, lab, tuned.curve[1].knobs)
         grid = await self._grid(lab, tuned.curve[1].knobs) if self._wish.grid else None
+        variants = await self._variants(session, url, api, lab, tuned.curve[1].knobs)
         counters, verified = (await api.counters()).totals, await api.verify()
         ends = users.ends
         return Summary(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing, suppress
 from enum import IntEnum
-from urllib.parse import urlsplit
 
 import structlog
 from fastapi import WebSocket, WebSocketDisconnect
 
-from optiinfra.portal_api.auth import bearer
+from optiinfra.portal_api.auth import Needs, Permission, principal
+from optiinfra.portal_api.cookies import is_own_page
+from optiinfra.portal_api.denials import note_denial
 from optiinfra.portal_api.live.hub import Restarting
 from optiinfra.portal_api.live.reading import PING_S, Reading, Sent
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.problems import SignInNeeded
-from optiinfra.schemas.errors import Unavailable
+from optiinfra.schemas.errors import Denied, Unavailable
 from optiinfra.storage.postgres.access import Principal, Purpose
 
 PROTOCOL = "optiinfra.v1"
@@ -117,25 +118,23 @@ class Socket:
     async def _sign_in(self, offered: list[str]) -> Principal:
         access = self._ports.access
         ticket = next((one.removeprefix(TICKET) for one in offered if one.startswith(TICKET)), None)
+        if ticket is not None:
+            who = await access.consume(ticket, Purpose.TICKET)
+            if who is None:
+                raise _Over(Close.SIGN_IN, "sign in again")
+            return who
         try:
-            who = (
-                await access.consume(ticket, Purpose.TICKET)
-                if ticket is not None
-                else await access.principal(bearer(self._socket))
-            )
-        except SignInNeeded:
-            who = None
-        if who is None:
-            raise _Over(Close.SIGN_IN, "sign in again")
-        return who
+            return await Needs(Permission.READ)(self._socket, await principal(self._socket))
+        except SignInNeeded as nobody:
+            raise _Over(Close.SIGN_IN, "sign in again") from nobody
+        except Denied as denied:
+            await note_denial(self._socket, denied.message)
+            raise _Over(Close.FORBIDDEN, denied.message) from denied
 
     def _check_origin(self) -> None:
         """Browsers always say where a page came from; other clients do not, and need a token."""
-        origin = self._socket.headers.get("origin")
-        own = self._socket.headers.get("host")
-        if origin is None or origin in self._ports.origins or urlsplit(origin).netloc == own:
-            return
-        raise _Over(Close.FORBIDDEN, "this origin may not open the stream")
+        if is_own_page(self._socket) is False:
+            raise _Over(Close.FORBIDDEN, "this origin may not open the stream")
 
     def _after(self) -> int | None:
         given = self._socket.query_params.get("after")

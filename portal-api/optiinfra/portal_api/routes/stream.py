@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated
@@ -11,12 +12,12 @@ from fastapi.responses import StreamingResponse
 
 from optiinfra.portal_api.auth import Ports, Reader
 from optiinfra.portal_api.live.hub import Restarting
-from optiinfra.portal_api.live.reading import Reading, Sent
+from optiinfra.portal_api.live.reading import PING_S, Reading, Sent
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.routes.socket import Socket
 from optiinfra.portal_api.views import TicketView
 from optiinfra.schemas.errors import Rejected, Unavailable
-from optiinfra.storage.postgres.access import Purpose
+from optiinfra.storage.postgres.access import Principal, Purpose
 
 TICKET_S = 30.0
 
@@ -61,18 +62,25 @@ async def sse(
         after = int(last_event_id)
     await ports.hub.state()
     return StreamingResponse(
-        _server_sent(ports, who.tenant, after),
+        _server_sent(ports, who, after),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )
 
 
-async def _server_sent(ports: ApiPorts, tenant: str, after: int | None) -> AsyncIterator[str]:
-    """Ends when the client has to connect again, which an EventSource does by itself."""
-    async with aclosing(Reading(ports.hub, tenant, after).frames()) as sending:
+async def _server_sent(ports: ApiPorts, who: Principal, after: int | None) -> AsyncIterator[str]:
+    """Ends when the client has to connect again, which an EventSource does by itself, or when
+    it is not signed in any more."""
+    clock = asyncio.get_running_loop().time
+    checked_at = clock()
+    async with aclosing(Reading(ports.hub, who.tenant, after).frames()) as sending:
         try:
             async for sent in sending:
                 yield _server_sent_event(sent)
+                if clock() - checked_at > PING_S:
+                    if not await ports.access.still_valid(who.token_id):
+                        return
+                    checked_at = clock()
         except (Restarting, Unavailable):
             return
 

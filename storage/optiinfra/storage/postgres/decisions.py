@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import asyncpg
 
@@ -18,10 +17,11 @@ from optiinfra.events.facts import ApprovalDenied, ApprovalGranted, Fact, Switch
 from optiinfra.events.subjects import row_of
 from optiinfra.schemas.approval import Approval
 from optiinfra.schemas.change import ChangeState, ControlVerb, Phase
-from optiinfra.schemas.errors import Conflict, NotFound, OptiInfraError
+from optiinfra.schemas.errors import Conflict, Denied, NotFound, OptiInfraError
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.tenant import person
 from optiinfra.storage.postgres.access import Principal
+from optiinfra.storage.postgres.audit import Attempt, audit
 from optiinfra.storage.postgres.database import Connection, Database
 from optiinfra.storage.postgres.outbox import mark_sent
 
@@ -61,15 +61,6 @@ class Decision:
     """The caller's name for the request; only audited, as a decision is idempotent by itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What is audited: an action on a target, with what was given."""
-
-    action: str
-    target: str
-    detail: dict[str, Any]
-
-
 class Decisions:
     """Writes wishes down; what the bus does not take now, the outbox relay publishes later."""
 
@@ -82,7 +73,7 @@ class Decisions:
         nothing. Several people may give theirs, as the policy may want two.
 
         Raises `NotFound`, `Stale` when another version stands, `Conflict` when nobody is asked or
-        this person has said the contrary.
+        this person has said the contrary, `Denied` when this is the proposer, who approves.
         """
         verb = "approve" if decision.granted else "reject"
         attempt = Attempt(
@@ -95,6 +86,7 @@ class Decisions:
             row = await connection.fetchrow(_AWAITED, decision.change, who.tenant)
             if row is None:
                 raise NotFound(f"there is no recommendation {decision.change}")
+            _require_another(row, who, decision)
             known = await _known(connection, event_id)
             event = known or _decided(who, decision, event_id, row["now"])
             if known is None:
@@ -148,7 +140,7 @@ class Decisions:
     async def note(self, who: Principal, attempt: Attempt, *, allowed: bool) -> None:
         """Audits what leaves no event: an attempt that was denied, a sign-in."""
         async with self._database.connection() as connection:
-            await _audit(connection, who, attempt, allowed=allowed)
+            await audit(connection, who, attempt, allowed=allowed)
 
     async def _say(self, event: Event, *, repeated: bool) -> Accepted:
         if not repeated:
@@ -175,30 +167,8 @@ async def _write(
     )
     if new is None:
         return await _known(connection, event.id)
-    await _audit(connection, who, attempt, allowed=True, event_id=event.id)
+    await audit(connection, who, attempt, allowed=True, event_id=event.id)
     return None
-
-
-async def _audit(
-    connection: Connection,
-    who: Principal,
-    attempt: Attempt,
-    *,
-    allowed: bool,
-    event_id: str | None = None,
-) -> None:
-    detail = {**attempt.detail, "token": who.token_id, "role": who.role.value}
-    if event_id is not None:
-        detail["event"] = event_id
-    await connection.execute(
-        _AUDIT,
-        who.tenant,
-        str(person(who.name)),
-        attempt.action,
-        attempt.target,
-        allowed,
-        json.dumps(detail),
-    )
 
 
 def _decided(who: Principal, decision: Decision, event_id: str, now: datetime) -> Event:
@@ -221,6 +191,11 @@ def _event(who: Principal, fact: Fact, event_id: str, now: datetime) -> Event:
     return Event(
         id=event_id, source=SOURCE, tenant=who.tenant, time=now, fact=fact, correlation=change
     )
+
+
+def _require_another(row: asyncpg.Record, who: Principal, decision: Decision) -> None:
+    if decision.granted and who.name == row["proposer"]:
+        raise Denied(f"{who.name} proposed it", hint="somebody else has to approve")
 
 
 def _require_awaited(row: asyncpg.Record, decision: Decision) -> None:
@@ -282,7 +257,7 @@ _REFUSALS = {
     ControlVerb.ROLLBACK: _when_not_undoing,
 }
 _AWAITED = """
-SELECT r.version_hash, s.state, clock_timestamp() AS now
+SELECT r.version_hash, r.proposer, s.state, clock_timestamp() AS now
 FROM recommendations r JOIN sagas s ON s.change_id = r.id WHERE r.id = $1 AND r.tenant = $2
 """
 _RUNNING = """
@@ -293,8 +268,4 @@ FROM sagas WHERE change_id = $1 AND tenant = $2
 _OUTBOX = """
 INSERT INTO outbox (event_id, stream, event) VALUES ($1, $2, $3)
 ON CONFLICT (event_id) DO NOTHING RETURNING id
-"""
-_AUDIT = """
-INSERT INTO audit (tenant, actor, action, target, allowed, detail)
-VALUES ($1, $2, $3, $4, $5, $6::text::jsonb)
 """

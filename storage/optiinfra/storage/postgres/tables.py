@@ -70,6 +70,52 @@ class AccessTokenRow(Table):
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    user_id: Mapped[str | None] = mapped_column(index=True)
+    label: Mapped[str | None]
+    scopes: Mapped[list[str] | None]
+    family: Mapped[str | None] = mapped_column(index=True)
+
+
+class UserRow(Table):
+    """People who may sign in; `email` is lower-case and names the person in the audit trail."""
+
+    __tablename__ = "users"
+    __table_args__ = (UniqueConstraint("tenant", "email"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    email: Mapped[str]
+    name: Mapped[str]
+    role: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    last_signed_in_at: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
+
+
+class IdentityRow(Table):
+    """Who a user is at a provider; its `subject` never changes there, an address may."""
+
+    __tablename__ = "identities"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    provider: Mapped[str] = mapped_column(primary_key=True)
+    subject: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(index=True)
+    linked_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
+class SignInRow(Table):
+    """Sign-ins that a browser has begun at a provider and not yet come back from."""
+
+    __tablename__ = "sign_ins"
+
+    state_sha256: Mapped[str] = mapped_column(primary_key=True)
+    browser_sha256: Mapped[str]
+    tenant: Mapped[str]
+    provider: Mapped[str]
+    nonce: Mapped[str]
+    verifier: Mapped[str]
+    expires_at: Mapped[datetime]
 
 
 class AgentRow(Table):

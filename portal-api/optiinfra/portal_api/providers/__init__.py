@@ -1,0 +1,1 @@
+"""Who vouches for people: OpenID Connect providers and GitHub."""
