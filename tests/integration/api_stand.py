@@ -20,6 +20,7 @@ from optiinfra.events.feed import Delivered, StreamState
 from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
+from optiinfra.portal_api.notifications.slack_desk import SlackDesk, closed_desk
 from optiinfra.portal_api.ports import ApiPorts, people_in
 from optiinfra.portal_api.providers.port import Providers
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
@@ -33,6 +34,7 @@ from optiinfra.storage.postgres.access import AccessTokens, Grant, Purpose
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions
 from optiinfra.storage.postgres.documents import Documents
+from optiinfra.storage.postgres.proposals import Proposals
 from optiinfra.storage.postgres.queries import Queries
 from optiinfra.storage.rates import Rates
 from tests.factories import event, gate_answer, recommendation, step_result, vote
@@ -88,9 +90,11 @@ class Fleet:
         failures = await self.runner.handle([event(fact, tenant=tenant) for fact in facts])
         assert failures == [None] * len(facts)
 
-    async def awaiting(self, name: str, *, tenant: str = "acme", **values: Any) -> Recommendation:
+    async def awaiting(
+        self, name: str, *, tenant: str = "acme", risk: Risk = Risk.HIGH, **values: Any
+    ) -> Recommendation:
         """A recommendation that all agents approve of and a person is asked about."""
-        proposal = recommendation(name, tenant=tenant, risk=Risk.HIGH, **values)
+        proposal = recommendation(name, tenant=tenant, risk=risk, **values)
         votes = [vote(proposal.id, agent) for agent in sorted(VOTERS)]
         await self.hear(f.RecommendationProposed(recommendation=proposal), *votes, tenant=tenant)
         return proposal
@@ -225,6 +229,7 @@ async def standing(
     letters: Letters | None = None,
     providers: Providers | None = None,
     rates: Rates | None = None,
+    slack: SlackDesk | None = None,
 ) -> AsyncIterator[Stand]:
     """The API with a silent stream and a bus that keeps what is said."""
     nowhere: Any = None
@@ -238,11 +243,13 @@ async def standing(
         access=access,
         people=people_in(database, access),
         decisions=Decisions(database, said),
+        proposals=Proposals(database),
         hub=hub,
         settled=Settled(hub, queries),
         letters=letters or Letters(nowhere, database, None),
         providers=providers or Providers(),
         rates=rates or Rates(),
+        slack=slack or closed_desk(),
     )
     app = create_app(ports)
     async with app.router.lifespan_context(app):

@@ -72,6 +72,8 @@ def test_rules_limit_by_notice_risk_and_deployment() -> None:
         ((HOOK, HOOK), ({"targets": ["hook"]},), "two targets are named hook"),
         ((HOOK,), ({"targets": ["hook", "opps"]},), "no target is named opps"),
         ((HOOK, SLACK), ({"targets": ["hook"]},), "no rule sends anything to ops"),
+        (({**SLACK, "people": {"U1": "a@b"}},), ({"targets": ["ops"]},), "go together"),
+        (({**SLACK, "signing_secret_file": "s"},), ({"targets": ["ops"]},), "go together"),
         (({**MAIL, "username": "oi"},), ({"targets": ["mail"]},), "go together"),
         (
             ({**MAIL, "username": "oi", "password_file": "p", "security": "none"},),
@@ -179,6 +181,16 @@ def test_a_reason_cannot_mention_a_whole_channel() -> None:
     assert "a &amp; b &gt; c" in shown
 
 
+def test_buttons_stand_where_a_decision_may_be_made_in_the_channel() -> None:
+    for risk, shown in ((Risk.LOW, True), (Risk.MEDIUM, True), (Risk.HIGH, False)):
+        proposal = recommendation(risk=risk, risk_reasons=("because",))
+        message = message_of(event(asked(proposal)), proposal, None)
+        kinds = [block["type"] for block in content(message, buttons=True)["blocks"]]
+        assert ("actions" in kinds) is shown
+        assert "actions" not in json.dumps(content(message))
+    assert "actions" not in json.dumps(content(told(), buttons=True))
+
+
 def test_slack_gets_no_more_than_it_takes() -> None:
     long = content(told("t" * 5_000, "l" * 5_000))
     assert all(len(block["text"]["text"]) <= 3_000 for block in long["blocks"])
@@ -216,6 +228,11 @@ def test_a_file_is_read_with_the_secrets_that_it_names(tmp_path: Path) -> None:
         (HOOK, "", "hook.key is empty"),
         (HOOK, "whsec_c2hvcnQ=", "target hook: its secret must be whsec_"),
         (HOOK, "not base64 at all", "target hook: its secret must be whsec_"),
+        (
+            {**SLACK, "signing_secret_file": "missing", "people": {"U1": "a@b"}},
+            "https://hooks.slack.com/services/T/B/x",
+            "missing cannot be read",
+        ),
         (SLACK, "http://hooks.slack.com/services/T/B/x", "slack.url holds no https:// URL"),
     ],
 )

@@ -25,6 +25,7 @@ from optiinfra.portal_api.routes import (
     recommendations,
     session,
     sign_in,
+    slack,
     stream,
     users,
 )
@@ -79,6 +80,7 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
         users.router,
         keys.router,
         sign_in.router,
+        slack.router,
     )
 
 

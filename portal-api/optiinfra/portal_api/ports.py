@@ -10,6 +10,7 @@ from optiinfra.events.bus import Bus
 from optiinfra.events.feed import Feed
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
+from optiinfra.portal_api.notifications.slack_desk import SlackDesk, closed_desk
 from optiinfra.portal_api.providers.port import Providers
 from optiinfra.storage.letters import Letters
 from optiinfra.storage.postgres.access import AccessTokens
@@ -17,6 +18,7 @@ from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions, Publishes
 from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.keys import Keys
+from optiinfra.storage.postgres.proposals import Proposals
 from optiinfra.storage.postgres.queries import Queries
 from optiinfra.storage.postgres.sessions import Sessions
 from optiinfra.storage.postgres.sign_ins import SignIns
@@ -44,12 +46,14 @@ class ApiPorts:
     access: AccessTokens
     people: People
     decisions: Decisions
+    proposals: Proposals
     hub: Hub
     settled: Settled
     letters: Letters
     origins: frozenset[str] = frozenset()
     providers: Providers = field(default_factory=Providers)
     rates: Rates = field(default_factory=Rates)
+    slack: SlackDesk = field(default_factory=closed_desk)
 
 
 def api_ports(
@@ -60,6 +64,7 @@ def api_ports(
     letters: Letters | None = None,
     providers: Providers | None = None,
     rates: Rates | None = None,
+    slack: SlackDesk | None = None,
     origins: frozenset[str] = frozenset(),
     ring_size: int = 4096,
 ) -> ApiPorts:
@@ -73,12 +78,14 @@ def api_ports(
         access=access,
         people=people_in(database, access),
         decisions=Decisions(database, publisher),
+        proposals=Proposals(database),
         hub=hub,
         settled=Settled(hub, queries),
         letters=letters or Letters(bus, database, None),
         origins=origins,
         providers=providers or Providers(),
         rates=rates or Rates(),
+        slack=slack or closed_desk(),
     )
 
 

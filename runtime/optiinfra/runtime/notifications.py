@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from optiinfra.portal_api.notifications.mail import MailSender
 from optiinfra.portal_api.notifications.notifier import Notifier, NotifierPorts
 from optiinfra.portal_api.notifications.senders import Sender
 from optiinfra.portal_api.notifications.slack import SlackSender
+from optiinfra.portal_api.notifications.slack_desk import Door, SlackDesk, closed_desk
 from optiinfra.portal_api.notifications.webhook import WebhookSender, secret_key
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.stores import Stores, jitter, now
@@ -48,7 +50,32 @@ def load_notifications(path: Path) -> Notifications:
     folder = path.absolute().parent
     for target in wanted.targets:
         _secret_of(target, folder)
+    _doors("", wanted, folder)
     return wanted
+
+
+async def slack_desk(fleet: Fleet, stack: AsyncExitStack) -> SlackDesk:
+    """Where the API takes what people press in Slack; its connections close with `stack`."""
+    if fleet.notifications is None:
+        return closed_desk()
+    wanted, folder = load_notifications(fleet.notifications), fleet.notifications.absolute().parent
+    doors = _doors(fleet.tenant, wanted, folder)
+    http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+    return SlackDesk(doors, http, now) if doors else closed_desk()
+
+
+def _doors(tenant: str, wanted: Notifications, folder: Path) -> list[Door]:
+    return [
+        Door(
+            target=target.name,
+            tenant=tenant,
+            secret=_read(target.name, folder, target.signing_secret_file).encode(),
+            people=target.people,
+            host=urlsplit(_secret_of(target, folder)).netloc,
+        )
+        for target in wanted.targets
+        if isinstance(target, SlackTarget) and target.signing_secret_file is not None
+    ]
 
 
 @asynccontextmanager
@@ -85,7 +112,8 @@ def _sender(target: AnyTarget, secret: str, http: httpx.AsyncClient) -> Sender:
         case EmailTarget():
             return MailSender(target, secret or None)
         case SlackTarget():
-            return SlackSender(target.name, secret, http)
+            buttons = target.signing_secret_file is not None
+            return SlackSender(target.name, secret, http, buttons=buttons)
         case WebhookTarget():
             key = secret_key(secret, of=target.name)
             return WebhookSender(target.name, str(target.url), key, http, now)

@@ -164,11 +164,13 @@ async def _portal_api(settings: Settings) -> None:
     from optiinfra.portal_api.ports import api_ports
     from optiinfra.portal_api.routes.session import SIGN_IN_LINK
     from optiinfra.portal_api.server import serve
+    from optiinfra.runtime.notifications import slack_desk
     from optiinfra.runtime.sign_in import providers, rates
     from optiinfra.storage.postgres.access import issue_one_time_token
 
     async def work(stores: Stores) -> None:
-        tenant = _fleet(settings).tenant if settings.config is not None else None
+        fleet = _fleet(settings) if settings.config is not None else None
+        tenant = fleet.tenant if fleet is not None else None
         async with AsyncExitStack() as stack:
             ports = api_ports(
                 stores.database,
@@ -177,6 +179,7 @@ async def _portal_api(settings: Settings) -> None:
                 letters=await stack.enter_async_context(_operators_letters(settings, stores)),
                 providers=await providers(settings, tenant, stack),
                 rates=rates(stores.addresses.redis_url, stack),
+                slack=await slack_desk(fleet, stack) if fleet is not None else None,
             )
             if tenant is not None:
                 once = await issue_one_time_token(ports.access, tenant, "sign-in")

@@ -34,7 +34,7 @@ from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.fleet_file import load_governed, watched_policy
 from optiinfra.runtime.gateway_process import GatewayProcess, write_private
 from optiinfra.runtime.logs import configure_logs
-from optiinfra.runtime.notifications import notifiers
+from optiinfra.runtime.notifications import notifiers, slack_desk
 from optiinfra.runtime.preflight import (
     about,
     gateway_token,
@@ -328,6 +328,7 @@ class _Up:
             letters=stores.acting_as(BusRole.OPERATOR).letters(),
             providers=await providers(self._settings, self._fleet.tenant, stack),
             rates=rates(stores.addresses.redis_url, stack),
+            slack=await slack_desk(self._fleet, stack),
         )
         url = await stack.enter_async_context(
             running_api(

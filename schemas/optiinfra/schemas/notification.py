@@ -40,6 +40,18 @@ class SlackTarget(Target):
 
     kind: Literal["slack"]
     url_file: Path
+    signing_secret_file: Path | None = Field(
+        default=None, description="the Slack app's; with it, approvals can be given in the channel"
+    )
+    people: dict[str, str] = Field(
+        default={}, description="e-mail of the user here by member id in Slack"
+    )
+
+    @model_validator(mode="after")
+    def _buttons_are_for_somebody(self) -> Self:
+        if bool(self.people) != (self.signing_secret_file is not None):
+            raise ValueError("signing_secret_file and people go together")
+        return self
 
 
 class WebhookTarget(Target):

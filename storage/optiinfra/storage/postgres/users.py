@@ -49,6 +49,14 @@ class Users:
             rows = await connection.fetch(_PAGE, tenant, after, page.limit)
         return [dict(row) for row in rows]
 
+    async def by_email(self, tenant: str, email: str, *, via: str) -> Principal | None:
+        """Somebody who may sign in, as one who acts `via` another door than a token's."""
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(_BY_EMAIL, tenant, email.lower())
+        if row is None:
+            return None
+        return Principal(via, tenant, row["email"], Role(row["role"]), None, row["id"])
+
     async def add(self, who: Principal, user: NewUser) -> Row:
         """Lets somebody sign in. Raises `Conflict` when the e-mail is taken."""
         detail = {"email": user.email, "role": user.role.value}
@@ -116,6 +124,9 @@ _COLUMNS = """id, tenant, email, name, role, created_at, last_signed_in_at,
 _PAGE = f"""
 SELECT {_COLUMNS} FROM users WHERE tenant = $1 AND email > $2 ORDER BY email LIMIT $3
 """  # noqa: S608 - a constant
+_BY_EMAIL = """
+SELECT id, email, role FROM users WHERE tenant = $1 AND email = $2 AND disabled_at IS NULL
+"""
 _ADD = f"""
 INSERT INTO users (id, tenant, email, name, role) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (tenant, email) DO NOTHING RETURNING {_COLUMNS}
