@@ -193,7 +193,7 @@ async def test_quantiles_are_those_of_all_observations_of_a_step(
 async def test_the_mean_of_a_histogram_is_exact(store: MetricStore) -> None:
     await store.insert([*observed(0, "r1"), *observed(5, "r2")], "one")
     found = await store.pooled(PooledQuery(window=window("ttft_s"), stat="mean", fold=Fold.MEAN))
-    assert values(found) == [("", 0, pytest.approx(5.0 / 20))]
+    assert [one.value for one in found.points] == [pytest.approx(5.0 / 20)]
 
 
 async def test_a_summary_has_the_newest_reading_and_what_the_window_holds(

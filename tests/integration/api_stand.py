@@ -21,26 +21,30 @@ from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
 from optiinfra.portal_api.ports import ApiPorts
+from optiinfra.portal_api.remembered import RememberedSeries
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rollout import GateVerdict
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import VOTERS
+from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.letters import Letters
 from optiinfra.storage.postgres.access import AccessTokens
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions
 from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.queries import Queries
+from optiinfra.storage.redis import RegistryCache
 from tests.factories import event, gate_answer, recommendation, step_result, vote
 
 
 class SilentFeed:
-    """A stream on which nothing is said; `down` makes it unreachable."""
+    """A stream on which only what is put into `said` is said; `down` makes it unreachable."""
 
     def __init__(self) -> None:
         self.down = False
+        self.said: asyncio.Queue[Delivered] = asyncio.Queue()
 
     async def state(self) -> StreamState:
         if self.down:
@@ -48,8 +52,10 @@ class SilentFeed:
         return StreamState("2026-01-05T12:00:00+00:00", 0, 0)
 
     async def follow(self, after: int) -> AsyncGenerator[Delivered, None]:
-        await asyncio.Event().wait()
-        yield Delivered(after, "", {}, b"", (await self.state()).epoch)  # type: ignore[arg-type]
+        while True:
+            one = await self.said.get()
+            if one.sequence > after:
+                yield one
 
 
 class SaidOnBus:
@@ -158,7 +164,13 @@ class Stand:
 
 
 @asynccontextmanager
-async def standing(database: Database, letters: Letters | None = None) -> AsyncIterator[Stand]:
+async def standing(
+    database: Database,
+    letters: Letters | None = None,
+    *,
+    metrics: MetricStore | None = None,
+    cache: RegistryCache | None = None,
+) -> AsyncIterator[Stand]:
     """The API with a silent stream and a bus that keeps what is said."""
     nowhere: Any = None
     queries, said, feed = Queries(database), SaidOnBus(), SilentFeed()
@@ -172,6 +184,8 @@ async def standing(database: Database, letters: Letters | None = None) -> AsyncI
         hub=hub,
         settled=Settled(hub, queries),
         letters=letters or Letters(nowhere, database, None),
+        metric_store=metrics,
+        series=RememberedSeries(cache),
     )
     app = create_app(ports)
     async with app.router.lifespan_context(app):

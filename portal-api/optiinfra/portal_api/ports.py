@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi.requests import HTTPConnection
 
@@ -10,12 +10,16 @@ from optiinfra.events.bus import Bus
 from optiinfra.events.feed import Feed
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
+from optiinfra.portal_api.remembered import RememberedSeries
+from optiinfra.schemas.errors import Unavailable
+from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.letters import Letters
 from optiinfra.storage.postgres.access import AccessTokens
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions, Publishes
 from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.queries import Queries
+from optiinfra.storage.redis import RegistryCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,15 @@ class ApiPorts:
     settled: Settled
     letters: Letters
     origins: frozenset[str] = frozenset()
+    metric_store: MetricStore | None = None
+    series: RememberedSeries = field(default_factory=lambda: RememberedSeries(None))
+
+    @property
+    def metrics(self) -> MetricStore:
+        """Raises `Unavailable` where this API was given none."""
+        if self.metric_store is None:
+            raise Unavailable("this API has no metric store", hint="set OPTIINFRA_CLICKHOUSE_URL")
+        return self.metric_store
 
 
 def api_ports(
@@ -39,10 +52,15 @@ def api_ports(
     publisher: Publishes,
     *,
     letters: Letters | None = None,
+    metrics: MetricStore | None = None,
+    cache: RegistryCache | None = None,
     origins: frozenset[str] = frozenset(),
     ring_size: int = 4096,
 ) -> ApiPorts:
-    """The ports over one database and one bus; without `letters` none is sent again."""
+    """The ports over one database and one bus; without `letters` none is sent again.
+
+    Without `metrics` what needs them is unavailable; without `cache` no series is remembered.
+    """
     queries, hub = Queries(database), Hub(Feed(bus), ring_size=ring_size)
     return ApiPorts(
         database=database,
@@ -54,6 +72,8 @@ def api_ports(
         settled=Settled(hub, queries),
         letters=letters or Letters(bus, database, None),
         origins=origins,
+        metric_store=metrics,
+        series=RememberedSeries(cache),
     )
 
 

@@ -167,7 +167,12 @@ async def _portal_api(settings: Settings) -> None:
     async def work(stores: Stores) -> None:
         async with _operators_letters(settings, stores) as letters:
             ports = api_ports(
-                stores.database, stores.bus, stores.publisher("portal-api"), letters=letters
+                stores.database,
+                stores.bus,
+                stores.publisher("portal-api"),
+                letters=letters,
+                metrics=stores.metrics,
+                cache=stores.cache,
             )
             if settings.config is not None:
                 once = await issue_one_time_token(ports.access, _fleet(settings).tenant, "sign-in")

@@ -318,6 +318,8 @@ class _Up:
             portal.bus,
             portal.publisher("portal-api"),
             letters=stores.acting_as(BusRole.OPERATOR).letters(),
+            metrics=stores.metrics,
+            cache=stores.cache,
         )
         url = await stack.enter_async_context(
             running_api(

@@ -19,7 +19,7 @@ from optiinfra.schemas.errors import Conflict, Invariant, Rejected, Unavailable
 from optiinfra.storage import clickhouse_folds as folds
 from optiinfra.storage import clickhouse_queries as queries
 from optiinfra.storage import clickhouse_rollups as rollups
-from optiinfra.storage import clickhouse_summaries as summaries
+from optiinfra.storage import clickhouse_summaries as windows
 from optiinfra.storage.clickhouse_schema import Retention, statements
 from optiinfra.storage.metric_rows import (
     MetricRow,
@@ -184,14 +184,14 @@ class MetricStore:
             points=[PartPoint(*row) for row in rows],
         )
 
-    async def summaries(self, query: summaries.SummaryQuery) -> list[summaries.Summary]:
+    async def summaries(self, query: windows.SummaryQuery) -> list[windows.Summary]:
         """What the window holds of several metrics, one row for each series."""
-        found = await self._rows(summaries.summaries(query))
-        return [summaries.summary_of(*row) for row in found]
+        found = await self._rows(windows.summaries(query))
+        return [windows.summary_of(*row) for row in found]
 
-    async def answers(self, query: summaries.AnswersQuery) -> list[MetricRow]:
+    async def answers(self, query: windows.AnswersQuery) -> list[MetricRow]:
         """A page of single readings, the latest first."""
-        return [_row(*values) for values in await self._rows(summaries.answers(query))]
+        return [_row(*values) for values in await self._rows(windows.answers(query))]
 
     async def latest(
         self,

@@ -33,6 +33,8 @@ class Part(StrEnum):
 
     REPLICA = "replica"
     GPU = "gpu"
+    ALL = "all"
+    """Not at all: every sample of a step counts alike."""
 
 
 class Rows(StrEnum):
@@ -72,6 +74,7 @@ FRACTIONS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _PARTS = {
     Part.REPLICA: "replica",
     Part.GPU: "concat(labels['host'], '/', labels['gpu'])",
+    Part.ALL: "''",
 }
 _ROWS = {Rows.ALL: "1", Rows.WHOLE: "replica = ''", Rows.REPLICAS: "replica != ''"}
 _STATS = {
