@@ -18,7 +18,9 @@ from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.remembered import Forgetting
 from optiinfra.portal_api.routes import (
     conflicts,
+    deployment,
     events,
+    figures,
     fleet,
     health,
     letters,
@@ -72,6 +74,8 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
         changes_router(new_id),
         conflicts.router,
         series.router,
+        figures.router,
+        deployment.router,
         events.router,
         letters.router,
         switch_router(new_id),

@@ -19,6 +19,7 @@ from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.decisions import Decisions, Publishes
 from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.queries import Queries
+from optiinfra.storage.postgres.reports import Reports
 from optiinfra.storage.redis import RegistryCache
 
 
@@ -44,6 +45,10 @@ class ApiPorts:
         if self.metric_store is None:
             raise Unavailable("this API has no metric store", hint="set OPTIINFRA_CLICKHOUSE_URL")
         return self.metric_store
+
+    @property
+    def reports(self) -> Reports:
+        return Reports(self.database)
 
 
 def api_ports(

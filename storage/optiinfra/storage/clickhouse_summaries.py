@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from optiinfra.storage import clickhouse_queries as queries
 from optiinfra.storage.clickhouse_queries import Question, milliseconds, moment
 
 NAMES = (
     "quantile", "ge", "le", "market", "instance_type", "price_source", "host", "gpu", "name",
-    "source", "ok", "refusal",
+    "source", "ok", "refusal", "emulated",
 )  # fmt: skip
 """Labels that tell series apart; those of single answers (session, stratum) do not."""
 MAX_ROWS = 100_000
@@ -34,7 +35,7 @@ class SummaryQuery:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One series in the window: its newest reading, and what its known values come to.
+    """One series in the window: when it was seen, its newest reading, and what it comes to.
 
     `weighted` adds up value × the time that each reading covers, `covered_s` that time alone.
     """
@@ -43,9 +44,10 @@ class Summary:
     replica: str
     metric: str
     labels: dict[str, str]
+    first_at: datetime
+    last_at: datetime
     last: float | None
     last_reason: str
-    last_at: datetime
     mean: float | None
     high: float | None
     total: float
@@ -59,7 +61,8 @@ class Summary:
 _WINDOW = "toFloat64OrZero(labels['__window_s'])"
 _SUMMARY = f"""
 SELECT deployment, replica, metric, arrayMap(name -> labels[name], {{names:Array(String)}}) AS named,
-    argMax(tuple(value), ts).1, argMax(unknown_reason, ts), toUnixTimestamp64Milli(max(ts)),
+    toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)),
+    argMax(tuple(value), ts).1, argMax(unknown_reason, ts),
     avg(value), max(value), ifNull(sum(value), 0),
     ifNull(sumIf(value, ts >= fromUnixTimestamp64Milli({{recent_ms:Int64}}, 'UTC')), 0),
     ifNull(sum(value * {_WINDOW}), 0), sumIf({_WINDOW}, isNotNull(value)),
@@ -92,13 +95,12 @@ def summaries(query: SummaryQuery) -> Question:
     )
 
 
-def summary_of(
-    deployment: str, replica: str, metric: str, named: Sequence[str], *rest: object
-) -> Summary:
+def summary_of(*row: Any) -> Summary:
     """A row as it is answered."""
-    last, reason, at_ms, *numbers = rest
+    deployment, replica, metric, named, first_ms, last_ms, *rest = row
     labels = {name: value for name, value in zip(NAMES, named, strict=True) if value}
-    return Summary(deployment, replica, metric, labels, last, reason, moment(at_ms), *numbers)  # type: ignore[arg-type]
+    seen = moment(first_ms), moment(last_ms)
+    return Summary(deployment, replica, metric, labels, *seen, *rest)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 from optiinfra.portal_api.auth import Needs, Permission, Ports, Reader
 from optiinfra.portal_api.measures import MEASURES, Agg, Measure, Plan, measure_of, plan
 from optiinfra.portal_api.ports import ApiPorts
+from optiinfra.portal_api.routes.times import Time
 from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.ids import NAME_PATTERN
 from optiinfra.schemas.telemetry import Unit
@@ -117,8 +118,8 @@ async def series(
     by: Annotated[
         Literal["replica", "gpu"] | None, Query(description="all put together when left out")
     ] = None,
-    since: Annotated[AwareDatetime | None, Query(alias="from")] = None,
-    until: Annotated[AwareDatetime | None, Query(alias="to")] = None,
+    since: Annotated[Time | None, Query(alias="from")] = None,
+    until: Annotated[Time | None, Query(alias="to")] = None,
     points: Annotated[int, Query(ge=1, le=MAX_POINTS, description="steps at most")] = 300,
 ) -> SeriesView:
     """A metric in at most `points` steps, put together by the store; gaps stay gaps."""
@@ -191,7 +192,6 @@ def _window(
 
 def _whole_ms(at: datetime) -> datetime:
     """As the store keeps a time."""
-    at = at.astimezone(UTC)
     return at.replace(microsecond=at.microsecond // 1_000 * 1_000)
 
 
