@@ -15,12 +15,13 @@ from optiinfra.coordinator.runner import Runner
 from optiinfra.coordinator.timekeeping import sweep_timers
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
+from optiinfra.events.bus import Bus
 from optiinfra.events.envelope import Event
 from optiinfra.events.feed import Delivered, StreamState
 from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
-from optiinfra.portal_api.ports import ApiPorts
+from optiinfra.portal_api.ports import ApiPorts, Consumers
 from optiinfra.portal_api.remembered import RememberedSeries
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.recommendation import Recommendation, Risk
@@ -170,6 +171,7 @@ async def standing(
     *,
     metrics: MetricStore | None = None,
     cache: RegistryCache | None = None,
+    bus: Bus | None = None,
 ) -> AsyncIterator[Stand]:
     """The API with a silent stream and a bus that keeps what is said."""
     nowhere: Any = None
@@ -185,6 +187,7 @@ async def standing(
         settled=Settled(hub, queries),
         letters=letters or Letters(nowhere, database, None),
         metric_store=metrics,
+        consumers=Consumers(bus) if bus else None,
         series=RememberedSeries(cache),
     )
     app = create_app(ports)

@@ -24,10 +24,12 @@ from optiinfra.portal_api.routes import (
     fleet,
     health,
     letters,
+    policies,
     recommendations,
     series,
     session,
     stream,
+    workers,
 )
 from optiinfra.portal_api.routes.changes import changes_router
 from optiinfra.portal_api.routes.switch import switch_router
@@ -76,6 +78,8 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
         series.router,
         figures.router,
         deployment.router,
+        workers.router,
+        policies.router,
         events.router,
         letters.router,
         switch_router(new_id),

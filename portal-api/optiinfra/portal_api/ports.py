@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from fastapi.requests import HTTPConnection
 
 from optiinfra.events.bus import Bus
+from optiinfra.events.condition import ConsumerCondition, consumer_condition
 from optiinfra.events.feed import Feed
+from optiinfra.events.subjects import Stream
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
 from optiinfra.portal_api.remembered import RememberedSeries
@@ -21,6 +23,17 @@ from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.queries import Queries
 from optiinfra.storage.postgres.reports import Reports
 from optiinfra.storage.redis import RegistryCache
+
+
+class Consumers:
+    """How far those who work on changes are, as the broker says."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def condition(self, name: str) -> ConsumerCondition | None:
+        """None when there is no such consumer. Raises `Unavailable`, `Denied`."""
+        return await consumer_condition(self._bus, Stream.CHANGES, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +50,7 @@ class ApiPorts:
     letters: Letters
     origins: frozenset[str] = frozenset()
     metric_store: MetricStore | None = None
+    consumers: Consumers | None = None
     series: RememberedSeries = field(default_factory=lambda: RememberedSeries(None))
 
     @property
@@ -78,6 +92,7 @@ def api_ports(
         letters=letters or Letters(bus, database, None),
         origins=origins,
         metric_store=metrics,
+        consumers=Consumers(bus),
         series=RememberedSeries(cache),
     )
 

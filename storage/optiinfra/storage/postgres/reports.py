@@ -63,6 +63,11 @@ class Reports:
             raise NotFound(f"there is no deployment {deployment}")
         return found
 
+    async def deployment_ids(self, tenant: str) -> list[str]:
+        """What is declared, by name."""
+        async with self._database.connection() as connection:
+            return [row[0] for row in await connection.fetch(_DEPLOYMENT_IDS, tenant)]
+
     async def outcomes(self, tenant: str, want: OutcomeFilter, page: Page) -> list[Document]:
         """How finished changes turned out, the latest first; sort key (at, id)."""
         asked = Asked("o.tenant", tenant)
@@ -194,6 +199,7 @@ _DEPLOYMENT = """
 SELECT json_build_object('id', id, 'deployment', body, 'updated_at', updated_at)::text
 FROM deployments WHERE tenant = $1 AND id = $2
 """
+_DEPLOYMENT_IDS = "SELECT id FROM deployments WHERE tenant = $1 ORDER BY id"
 _OUTCOMES = """
 SELECT row_to_json(shown)::text, shown.at, shown.id FROM (
     SELECT o.change_id AS id, r.body ->> 'title' AS title, o.at, o.body AS outcome
