@@ -165,6 +165,8 @@ async def test_what_makes_no_sense_is_refused_with_what_does(stand: Stand) -> No
     assert "not told apart by gpu" in (await asked(stand, 400, metric="ttft_s", by="gpu"))["detail"]
     backwards: dict[str, Any] = {"from": END.isoformat(), "to": BEGIN.isoformat()}
     assert "before it begins" in (await asked(stand, 400, metric="ttft_s", **backwards))["detail"]
+    ancient: dict[str, Any] = {"from": "0001-01-01T00:00:00Z", "to": "0001-01-01T00:00:01Z"}
+    assert "from 1971" in (await asked(stand, 400, metric="ttft_s", **ancient))["detail"]
     long = begun(END - timedelta(days=9))
     assert "8 days" in (await asked(stand, 400, metric="ttft_s", **long))["detail"]
     assert "points" in (await asked(stand, 400, metric="ttft_s", points=501))["detail"]

@@ -98,7 +98,7 @@ async def test_what_waits_for_a_role_is_what_the_broker_says(
                     await until(lambda: len(handled) == 3)
                     working = await detail(stand)
                     async with asyncio.timeout(15):
-                        while working["coordinator"]["status"] != "alive":  # noqa: ASYNC110
+                        while working["coordinator"]["status"] != "alive":
                             await asyncio.sleep(0.05)
                             working = await detail(stand)
         finally:
