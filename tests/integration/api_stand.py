@@ -15,20 +15,23 @@ from optiinfra.coordinator.runner import Runner
 from optiinfra.coordinator.timekeeping import sweep_timers
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
+from optiinfra.events.bus import Bus
 from optiinfra.events.envelope import Event
 from optiinfra.events.feed import Delivered, StreamState
 from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
 from optiinfra.portal_api.notifications.slack_desk import SlackDesk, closed_desk
-from optiinfra.portal_api.ports import ApiPorts, people_in
+from optiinfra.portal_api.ports import ApiPorts, Consumers, people_in
 from optiinfra.portal_api.providers.port import Providers
+from optiinfra.portal_api.remembered import RememberedSeries
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rollout import GateVerdict
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import VOTERS
+from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.letters import Letters
 from optiinfra.storage.postgres.access import AccessTokens, Grant, Purpose
 from optiinfra.storage.postgres.database import Database
@@ -37,14 +40,16 @@ from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.proposals import Proposals
 from optiinfra.storage.postgres.queries import Queries
 from optiinfra.storage.rates import Rates
+from optiinfra.storage.redis import RegistryCache
 from tests.factories import event, gate_answer, recommendation, step_result, vote
 
 
 class SilentFeed:
-    """A stream on which nothing is said; `down` makes it unreachable."""
+    """A stream on which only what is put into `said` is said; `down` makes it unreachable."""
 
     def __init__(self) -> None:
         self.down = False
+        self.said: asyncio.Queue[Delivered] = asyncio.Queue()
 
     async def state(self) -> StreamState:
         if self.down:
@@ -52,8 +57,10 @@ class SilentFeed:
         return StreamState("2026-01-05T12:00:00+00:00", 0, 0)
 
     async def follow(self, after: int) -> AsyncGenerator[Delivered, None]:
-        await asyncio.Event().wait()
-        yield Delivered(after, "", {}, b"", (await self.state()).epoch)  # type: ignore[arg-type]
+        while True:
+            one = await self.said.get()
+            if one.sequence > after:
+                yield one
 
 
 class SaidOnBus:
@@ -230,6 +237,10 @@ async def standing(
     providers: Providers | None = None,
     rates: Rates | None = None,
     slack: SlackDesk | None = None,
+    *,
+    metrics: MetricStore | None = None,
+    cache: RegistryCache | None = None,
+    bus: Bus | None = None,
 ) -> AsyncIterator[Stand]:
     """The API with a silent stream and a bus that keeps what is said."""
     nowhere: Any = None
@@ -250,6 +261,9 @@ async def standing(
         providers=providers or Providers(),
         rates=rates or Rates(),
         slack=slack or closed_desk(),
+        metric_store=metrics,
+        consumers=Consumers(bus) if bus else None,
+        series=RememberedSeries(cache),
     )
     app = create_app(ports)
     async with app.router.lifespan_context(app):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from optiinfra.schemas.policy_review import named_deployments, warnings
+from optiinfra.schemas.policy_review import named_deployments, undeclared, warnings
 from optiinfra.schemas.rules import Rules
 from tests.factories import AT
 
@@ -89,3 +89,13 @@ def test_what_is_bound_names_deployments_too() -> None:
     rules = Rules.model_validate({"arbitration": {"needs": {"chat": ["embed"]}}})
     where = "arbitration.needs.chat"
     assert list(named_deployments(rules)) == [(where, "chat"), (where, "embed")]
+
+
+def test_deployments_that_nobody_declares_are_named_with_what_was_meant() -> None:
+    rules = Rules.model_validate(
+        {"approvals": [{"name": "x", "deployments": ["chat", "cod", "xyzzy"]}]}
+    )
+    assert list(undeclared(rules, ("chat", "code"))) == [
+        "approvals.0 (x).deployments: the fleet has no deployment 'cod'; did you mean 'code'?",
+        "approvals.0 (x).deployments: the fleet has no deployment 'xyzzy'; there are chat, code",
+    ]

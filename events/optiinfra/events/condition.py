@@ -83,6 +83,20 @@ async def consumer_conditions(bus: Bus, stream: Stream) -> list[ConsumerConditio
             return [_consumer(stream, found[name]) for name in sorted(found)]
 
 
+async def consumer_condition(bus: Bus, stream: Stream, name: str) -> ConsumerCondition | None:
+    """One consumer; None when there is no such one. Raises as above."""
+
+    async def look() -> ConsumerInfo | None:
+        try:
+            found: ConsumerInfo = await bus.js.consumer_info(stream.value, name)
+            return found
+        except NotFoundError:
+            return None
+
+    info = await bus.ask(look, f"cannot look at the consumer {name} of {stream}")
+    return None if info is None else _consumer(stream, info)
+
+
 async def given_up(bus: Bus) -> dict[str, int]:
     """How many messages the broker gave up for each consumer; `dlq` knows nothing of these."""
     info = await _stream(bus, Stream.ADVISORY, _GIVEN_UP)

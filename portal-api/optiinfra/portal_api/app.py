@@ -15,19 +15,25 @@ from fastapi.routing import APIRoute
 from optiinfra.portal_api import problems
 from optiinfra.portal_api.edge import Edge
 from optiinfra.portal_api.ports import ApiPorts
+from optiinfra.portal_api.remembered import Forgetting
 from optiinfra.portal_api.routes import (
     conflicts,
+    deployment,
     events,
+    figures,
     fleet,
     health,
     keys,
     letters,
+    policies,
     recommendations,
+    series,
     session,
     sign_in,
     slack,
     stream,
     users,
+    workers,
 )
 from optiinfra.portal_api.routes.changes import changes_router
 from optiinfra.portal_api.routes.switch import switch_router
@@ -73,6 +79,11 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
         recommendations.router,
         changes_router(new_id),
         conflicts.router,
+        series.router,
+        figures.router,
+        deployment.router,
+        workers.router,
+        policies.router,
         events.router,
         letters.router,
         switch_router(new_id),
@@ -88,13 +99,15 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     ports: ApiPorts = app.state.ports
     feeding = asyncio.create_task(ports.hub.run())
+    forgetting = asyncio.create_task(Forgetting(ports.hub, ports.series).run())
     try:
         yield
     finally:
         ports.hub.stop()
-        feeding.cancel()
-        with suppress(asyncio.CancelledError):
-            await feeding
+        for task in (feeding, forgetting):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
 
 def _operation_name(route: APIRoute) -> str:

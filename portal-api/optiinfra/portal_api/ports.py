@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 from fastapi.requests import HTTPConnection
 
 from optiinfra.events.bus import Bus
+from optiinfra.events.condition import ConsumerCondition, consumer_condition
 from optiinfra.events.feed import Feed
+from optiinfra.events.subjects import Stream
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
 from optiinfra.portal_api.notifications.slack_desk import SlackDesk, closed_desk
 from optiinfra.portal_api.providers.port import Providers
+from optiinfra.portal_api.remembered import RememberedSeries
+from optiinfra.schemas.errors import Unavailable
+from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.letters import Letters
 from optiinfra.storage.postgres.access import AccessTokens
 from optiinfra.storage.postgres.database import Database
@@ -20,10 +25,12 @@ from optiinfra.storage.postgres.documents import Documents
 from optiinfra.storage.postgres.keys import Keys
 from optiinfra.storage.postgres.proposals import Proposals
 from optiinfra.storage.postgres.queries import Queries
+from optiinfra.storage.postgres.reports import Reports
 from optiinfra.storage.postgres.sessions import Sessions
 from optiinfra.storage.postgres.sign_ins import SignIns
 from optiinfra.storage.postgres.users import Users
 from optiinfra.storage.rates import Rates
+from optiinfra.storage.redis import RegistryCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,17 @@ class People:
     keys: Keys
     sessions: Sessions
     sign_ins: SignIns
+
+
+class Consumers:
+    """How far those who work on changes are, as the broker says."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def condition(self, name: str) -> ConsumerCondition | None:
+        """None when there is no such consumer. Raises `Unavailable`, `Denied`."""
+        return await consumer_condition(self._bus, Stream.CHANGES, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +72,20 @@ class ApiPorts:
     providers: Providers = field(default_factory=Providers)
     rates: Rates = field(default_factory=Rates)
     slack: SlackDesk = field(default_factory=closed_desk)
+    metric_store: MetricStore | None = None
+    consumers: Consumers | None = None
+    series: RememberedSeries = field(default_factory=lambda: RememberedSeries(None))
+
+    @property
+    def metrics(self) -> MetricStore:
+        """Raises `Unavailable` where this API was given none."""
+        if self.metric_store is None:
+            raise Unavailable("this API has no metric store", hint="set OPTIINFRA_CLICKHOUSE_URL")
+        return self.metric_store
+
+    @property
+    def reports(self) -> Reports:
+        return Reports(self.database)
 
 
 def api_ports(
@@ -65,10 +97,15 @@ def api_ports(
     providers: Providers | None = None,
     rates: Rates | None = None,
     slack: SlackDesk | None = None,
+    metrics: MetricStore | None = None,
+    cache: RegistryCache | None = None,
     origins: frozenset[str] = frozenset(),
     ring_size: int = 4096,
 ) -> ApiPorts:
-    """The ports over one database and one bus; without `letters` none is sent again."""
+    """The ports over one database and one bus; without `letters` none is sent again.
+
+    Without `metrics` what needs them is unavailable; without `cache` no series is remembered.
+    """
     queries, hub = Queries(database), Hub(Feed(bus), ring_size=ring_size)
     access = AccessTokens(database)
     return ApiPorts(
@@ -86,6 +123,9 @@ def api_ports(
         providers=providers or Providers(),
         rates=rates or Rates(),
         slack=slack or closed_desk(),
+        metric_store=metrics,
+        consumers=Consumers(bus),
+        series=RememberedSeries(cache),
     )
 
 

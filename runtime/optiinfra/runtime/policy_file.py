@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 from optiinfra.coordinator.policy_choice import PolicyOnFile
 from optiinfra.runtime.yaml_file import FileKind, content_of, wrong
 from optiinfra.schemas.errors import Rejected
-from optiinfra.schemas.policy_review import named_deployments
+from optiinfra.schemas.policy_review import undeclared
 from optiinfra.schemas.rules import Rules
 
 POLICY_FILE = FileKind("policy file", Rules, "docs/policy.md", needs="name")
@@ -36,14 +35,11 @@ def load_policy(path: Path) -> Rules:
 
 def require_deployments(rules: Rules, known: Collection[str], path: Path) -> None:
     """Raises `Rejected` when a part of the policy is about a deployment that nobody declares."""
-    for key, name in named_deployments(rules):
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise Rejected(
-                f"{path}: {key}: the fleet has no deployment {name!r}; {meant}",
-                hint="correct the name, or declare it under `deployments` of the fleet file",
-            )
+    for wrong_name in undeclared(rules, known):
+        raise Rejected(
+            f"{path}: {wrong_name}",
+            hint="correct the name, or declare it under `deployments` of the fleet file",
+        )
 
 
 class WatchedFile:

@@ -180,6 +180,8 @@ async def _portal_api(settings: Settings) -> None:
                 providers=await providers(settings, tenant, stack),
                 rates=rates(stores.addresses.redis_url, stack),
                 slack=await slack_desk(fleet, stack) if fleet is not None else None,
+                metrics=stores.metrics,
+                cache=stores.cache,
             )
             if tenant is not None:
                 once = await issue_one_time_token(ports.access, tenant, "sign-in")

@@ -329,6 +329,8 @@ class _Up:
             providers=await providers(self._settings, self._fleet.tenant, stack),
             rates=rates(stores.addresses.redis_url, stack),
             slack=await slack_desk(self._fleet, stack),
+            metrics=stores.metrics,
+            cache=stores.cache,
         )
         url = await stack.enter_async_context(
             running_api(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.wrong_keys import in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,56 +68,4 @@ def content_of(path: Path, kind: FileKind) -> dict[str, Any]:
 
 def wrong(path: Path, kind: FileKind, invalid: ValidationError) -> Rejected:
     """One line that names each bad key and what to do."""
-    errors = invalid.errors(include_url=False, include_input=False)
-    places = [error["loc"] for error in errors]
-    lines = [_told(error, kind.model) for error in errors if not _is_echo(error["loc"], places)]
-    return Rejected(f"{path}: {'; '.join(lines)}", hint=kind.hint)
-
-
-def _is_echo(where: tuple[int | str, ...], places: list[tuple[int | str, ...]]) -> bool:
-    """Whether an error only repeats that something below its place is wrong."""
-    return any(len(one) > len(where) and one[: len(where)] == where for one in places if where)
-
-
-def _told(error: ErrorDetails, model: type[Value]) -> str:
-    """One error as `key: what is wrong, and what to do`."""
-    where = ".".join(str(part) for part in error["loc"]) or "file"
-    match error["type"]:
-        case "missing":
-            return f"{where}: this key is needed"
-        case "extra_forbidden":
-            return f"{where}: there is no such key{_meant(error['loc'], model)}"
-        case "value_error":
-            said = error["msg"].removeprefix("Value error, ")
-            return said if where == "file" else f"{where}: {said}"
-        case _:
-            return f"{where}: {error['msg']}"
-
-
-def _meant(where: tuple[int | str, ...], root: type[Value]) -> str:
-    """The key that was probably meant, or those that there are."""
-    model = _model_at(root, where[:-1])
-    names = list(model.model_fields) if model else []
-    near = get_close_matches(str(where[-1]), names, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there are {', '.join(names)}" if names else ""
-
-
-def _model_at(model: type[Value], where: tuple[int | str, ...]) -> type[Value] | None:
-    """The model that a path inside the file leads to."""
-    for part in where:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part)
-        found = _models_in(field.annotation) if field else []
-        if not found:
-            return None
-        model = found[0]
-    return model
-
-
-def _models_in(annotation: Any) -> list[type[Value]]:
-    if isinstance(annotation, type) and issubclass(annotation, Value):
-        return [annotation]
-    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+    return Rejected(f"{path}: {'; '.join(in_words(invalid, kind.model))}", hint=kind.hint)

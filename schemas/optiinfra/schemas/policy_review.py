@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
+from difflib import get_close_matches
 
 from optiinfra.schemas.approval_rules import Decision
 from optiinfra.schemas.recommendation import IRREVERSIBLE_KINDS
@@ -24,6 +25,15 @@ def named_deployments(rules: Rules) -> Iterator[tuple[str, str]]:
     for target, needed in rules.arbitration.needs.items():
         for name in (target, *needed):
             yield f"arbitration.needs.{target}", name
+
+
+def undeclared(rules: Rules, known: Collection[str]) -> Iterator[str]:
+    """Each deployment that the policy is about and nobody declares, with what was meant."""
+    for key, name in named_deployments(rules):
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            yield f"{key}: the fleet has no deployment {name!r}; {meant}"
 
 
 def _swallowed(rules: Rules) -> Iterator[str]:

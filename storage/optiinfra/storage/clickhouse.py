@@ -16,13 +16,18 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
 
 from optiinfra.schemas.errors import Conflict, Invariant, Rejected, Unavailable
+from optiinfra.storage import clickhouse_folds as folds
 from optiinfra.storage import clickhouse_queries as queries
 from optiinfra.storage import clickhouse_rollups as rollups
+from optiinfra.storage import clickhouse_summaries as windows
 from optiinfra.storage.clickhouse_schema import Retention, statements
 from optiinfra.storage.metric_rows import (
     MetricRow,
+    PartPoint,
+    Resolution,
     SeriesPoint,
     SeriesQuery,
+    Steps,
     StoredRow,
     hours,
     stored,
@@ -145,16 +150,48 @@ class MetricStore:
 
     async def series(self, query: SeriesQuery) -> list[SeriesPoint]:
         """The series in at most `query.points` steps, computed by the server; gaps are absent."""
-        resolution = query.resolution or queries.resolution_for(
-            query, self._retention, self._clock()
-        )
-        question = queries.series(query, resolution)
+        question = queries.series(query, self.resolution(query))
         width_ms = question.parameters["width_ms"]
         since_ms = question.parameters["since_ms"]
         return [
             _point(queries.moment(since_ms + step * width_ms), *statistics)
             for step, *statistics in await self._rows(question)
         ]
+
+    def resolution(self, query: SeriesQuery) -> Resolution:
+        """The table that a series is read from."""
+        return query.resolution or queries.resolution_for(query, self._retention, self._clock())
+
+    async def folded(self, query: folds.FoldQuery) -> Steps:
+        """A series of each part, or of all together, step by step; gaps are absent.
+
+        Raises `Rejected` for more than `MAX_PARTS` series.
+        """
+        question = folds.folded(query, self.resolution(query.window))
+        return await self._steps(question)
+
+    async def pooled(self, query: folds.PooledQuery) -> Steps:
+        """A statistic of all that a histogram observed in each step, of each replica or of all."""
+        return await self._steps(folds.pooled(query))
+
+    async def _steps(self, question: queries.Question) -> Steps:
+        rows = await self._rows(question)
+        if len(rows) > folds.MAX_VALUES:
+            raise Rejected(f"over {folds.MAX_PARTS} series", hint="fold them, or name one replica")
+        return Steps(
+            since=queries.moment(question.parameters["since_ms"]),
+            width_s=question.parameters["width_ms"] / 1_000,
+            points=[PartPoint(*row) for row in rows],
+        )
+
+    async def summaries(self, query: windows.SummaryQuery) -> list[windows.Summary]:
+        """What the window holds of several metrics, one row for each series."""
+        found = await self._rows(windows.summaries(query))
+        return [windows.summary_of(*row) for row in found]
+
+    async def answers(self, query: windows.AnswersQuery) -> list[MetricRow]:
+        """A page of single readings, the latest first."""
+        return [_row(*values) for values in await self._rows(windows.answers(query))]
 
     async def latest(
         self,

@@ -114,3 +114,23 @@ class SeriesPoint:
     p99: float | None
     known: int
     unknown: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartPoint:
+    """One step of one part of a series (`part` is empty where all are put together)."""
+
+    part: str
+    step: int
+    value: float | None
+    known: int
+    unknown: int
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Points by part and step; step `n` begins at `since` + `n` × `width_s`."""
+
+    since: datetime
+    width_s: float
+    points: list[PartPoint]

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from optiinfra.portal_api.auth import Approver, Ports, Reader
+from optiinfra.portal_api.figures.card import CardView, card
 from optiinfra.portal_api.paging import Paged, PageOf, json_answer
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.problems import PreconditionNeeded
@@ -80,6 +81,16 @@ async def recommendation(
     found = await ports.documents.recommendation(who.tenant, change)
     response.headers["ETag"] = f'"{found.version_hash}"'
     return json_answer(found.text, response)
+
+
+@router.get("/recommendations/{change}/card", dependencies=[Snapshot])
+async def recommendation_card(
+    change: Id, who: Reader, ports: Ports, response: Response
+) -> CardView:
+    """All that a person decides on, in the order in which it is read, with the same `ETag`."""
+    found = card(await ports.reports.card(who.tenant, change))
+    response.headers["ETag"] = f'"{found.header.version_hash}"'
+    return found
 
 
 @router.post("/recommendations/{change}/approve", status_code=202)

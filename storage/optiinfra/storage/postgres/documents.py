@@ -11,6 +11,7 @@ from typing import Any
 
 from optiinfra.events.subjects import BY_PREFIX
 from optiinfra.schemas.errors import NotFound
+from optiinfra.storage.postgres.asked import Asked
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.reading import ChangeFilter, ConflictFilter, EventFilter, Page
 
@@ -60,21 +61,21 @@ class Documents:
 
     async def recommendations(self, tenant: str, want: ChangeFilter, page: Page) -> list[Document]:
         """Recommendations with their change's state, newest first; sort key (proposed_at, id)."""
-        asked = _Asked("r.tenant", tenant)
+        asked = Asked("r.tenant", tenant)
         asked.filter_changes(want)
         asked.before("r.proposed_at", "r.id", page.after)
         return await self._list(_RECOMMENDATIONS, asked, page.limit)
 
     async def changes(self, tenant: str, want: ChangeFilter, page: Page) -> list[Document]:
         """Changes, the latest moved first; sort key (updated_at, id)."""
-        asked = _Asked("s.tenant", tenant)
+        asked = Asked("s.tenant", tenant)
         asked.filter_changes(want)
         asked.before("s.updated_at", "s.change_id", page.after)
         return await self._list(_CHANGES, asked, page.limit)
 
     async def events(self, tenant: str, want: EventFilter, page: Page) -> list[Document]:
         """The tenant's log, oldest first; sort key (position)."""
-        asked = _Asked("e.tenant", tenant)
+        asked = Asked("e.tenant", tenant)
         asked.that("e.chain = {}", want.change)
         asked.that("e.type LIKE {}", want.kind and f"optiinfra.{want.kind}.v%")
         asked.that("e.at >= {}", want.since)
@@ -84,7 +85,7 @@ class Documents:
 
     async def conflicts(self, tenant: str, want: ConflictFilter, page: Page) -> list[Document]:
         """What arbitration decided, the latest first; sort key (position)."""
-        asked = _Asked("e.tenant", tenant)
+        asked = Asked("e.tenant", tenant)
         asked.that("e.type = {}", BY_PREFIX["conflict.resolved"].type)
         asked.that("{} IN (f.change, f.against)", want.change)
         asked.that("f.verdict = {}", want.verdict)
@@ -109,43 +110,11 @@ class Documents:
             raise NotFound(f"there is no change {change}")
         return Story(*row)
 
-    async def _list(self, statement: str, asked: _Asked, limit: int) -> list[Document]:
+    async def _list(self, statement: str, asked: Asked, limit: int) -> list[Document]:
         text = statement.format(where=asked.where, limit=int(limit))
         async with self._database.connection() as connection:
             rows = await connection.fetch(text, *asked.values)
         return [Document(row[0], tuple(row)[1:]) for row in rows]
-
-
-class _Asked:
-    """The conditions of a list. Only what is asked for stands in the statement, and the limit as
-    a number, so that each shape is prepared once with a plan that fits it.
-    """
-
-    def __init__(self, tenant_column: str, tenant: str) -> None:
-        self.values: list[Any] = [tenant]
-        self._conditions = [f"{tenant_column} = $1"]
-
-    @property
-    def where(self) -> str:
-        return " AND ".join(self._conditions)
-
-    def that(self, condition: str, *values: Any) -> None:
-        """Adds a condition unless its value is None."""
-        if values[0] is None:
-            return
-        first = len(self.values) + 1
-        self.values += values
-        self._conditions.append(condition.format(*(f"${first + n}" for n in range(len(values)))))
-
-    def before(self, at: str, name: str, key: tuple[Any, ...] | None) -> None:
-        """What follows the sort key `key` where the greatest comes first."""
-        if key is not None:
-            self.that(f"({at}, {name}) < ({{}}, {{}})", *key)
-
-    def filter_changes(self, want: ChangeFilter) -> None:
-        self.that("s.state = {}", want.state)
-        self.that("r.deployment = {}", want.deployment)
-        self.that("r.kind = {}", want.kind)
 
 
 _AGENTS = """

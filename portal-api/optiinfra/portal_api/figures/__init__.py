@@ -1,0 +1,1 @@
+"""Figures that the pages show, worked out of what the stores hold; unknown stays unknown."""
