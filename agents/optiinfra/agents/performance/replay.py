@@ -88,8 +88,9 @@ class Played:
     served: int = 0
     failed: int = 0
     tokens: int = 0
-    chunks: int = 0
-    """Pieces of answers that have come, of finished answers and of others."""
+    arrived: int = 0
+    """Output tokens that have come, of finished answers and of others. An engine that does not
+    count them as it goes is taken to send one a piece, until an answer's end corrects that."""
     took_s: float = 0.0
     stopped: bool = False
 
@@ -138,8 +139,8 @@ class Player:
         try:
             while not arrivals.done() and not played.stopped:
                 await asyncio.wait({arrivals}, timeout=_LOOK_S)
-                rate = played.chunks / (clock() - began_s)
-                done = min(1.0, played.chunks / max(1, replay.output_tokens))
+                rate = played.arrived / (clock() - began_s)
+                done = min(1.0, played.arrived / max(1, replay.output_tokens))
                 played.stopped = not arrivals.done() and watch(done, rate)
         finally:
             arrivals.cancel()
@@ -160,35 +161,62 @@ class Player:
         body = {
             "model": self._model, "prompt": request.prompt, "max_tokens": request.output_tokens,
             "ignore_eos": True, "temperature": 0,
-            "stream": True, "stream_options": {"include_usage": True},
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }  # fmt: skip
-        asked_s, first_s, last_s, tokens = clock(), None, 0.0, None
+        asked_s, coming = clock(), Incoming()
         try:
             async with self._http.post(self._url, json=body, timeout=self._timeout) as answer:
                 answer.raise_for_status()
                 async for line in answer.content:
-                    if not line.startswith(_DATA) or line[len(_DATA) :].startswith(_DONE):
-                        continue
-                    event = json.loads(line[len(_DATA) :])
-                    tokens = _tokens(event) or tokens
-                    if event.get("choices"):
-                        played.chunks += 1
-                        last_s = clock()
-                        first_s = first_s or last_s
+                    played.arrived += coming.take(line, clock())
         except (aiohttp.ClientError, TimeoutError, ValueError):
-            tokens = None
-        if tokens is None or first_s is None:
+            coming.whole = False
+        tokens, first_s = coming.tokens, coming.first_s
+        if not coming.whole or tokens is None or first_s is None:
             played.failed += 1
             return
         played.served += 1
         played.tokens += tokens
         played.ttft_s.append(first_s - asked_s)
         if tokens > 1:
-            played.tpot_s.append((last_s - first_s) / (tokens - 1))
+            played.tpot_s.append((coming.last_s - first_s) / (tokens - 1))
+
+
+@dataclass(slots=True)
+class Incoming:
+    """A streamed answer up to now."""
+
+    tokens: int | None = None
+    """Output tokens by the engine's own count; None before it has told one."""
+    whole: bool = False
+    first_s: float | None = None
+    last_s: float = 0.0
+    _came: int = 0
+
+    def take(self, line: bytes, now_s: float) -> int:
+        """How many output tokens have come with the next line of the stream.
+
+        Raises `ValueError` for an event that is no JSON.
+        """
+        if not line.startswith(_DATA):
+            return 0
+        if line[len(_DATA) :].startswith(_DONE):
+            self.whole = True
+            return 0
+        event = json.loads(line[len(_DATA) :])
+        self.tokens = _tokens(event) or self.tokens
+        piece = bool(event.get("choices"))
+        if piece:
+            self.last_s = now_s
+            self.first_s = now_s if self.first_s is None else self.first_s
+        before = self._came
+        self._came = max(before, self.tokens or before + piece)
+        return self._came - before
 
 
 def _tokens(event: dict[str, object]) -> int | None:
-    """Output tokens of the whole answer, in the event that tells of it."""
+    """Output tokens of the answer up to here, in an event that tells of them."""
     usage = event.get("usage")
     found = usage.get("completion_tokens") if isinstance(usage, dict) else None
     return found if isinstance(found, int) else None

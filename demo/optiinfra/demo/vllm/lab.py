@@ -60,11 +60,14 @@ class Lab:
         """A server with `knobs`, under the replay that the demo measures with."""
         return await self._under(self._saturating, knobs)
 
-    async def proposed(self, name: str, knobs: Mapping[str, KnobValue], bus_url: str) -> str:
-        """Proposes to serve other weights, as the performance agent would; the change's id."""
+    async def proposed(
+        self, standing: str, name: str, knobs: Mapping[str, KnobValue], bus_url: str
+    ) -> str:
+        """Proposes to serve other weights than those that stand, as the performance agent would;
+        the change's id."""
         weights: Path = getattr(self._models, name)
         curve = (
-            await self._with_weights(self._models.served, knobs),
+            await self._with_weights(getattr(self._models, standing), knobs),
             await self._with_weights(weights, knobs),
         )
         fleet = load_fleet(self._config)

@@ -121,7 +121,9 @@ def fleet(executable: Path) -> dict[str, Any]:
                 },
             }
         ],
-        "rules": {"name": "demo", "max_vote_rounds": 60, "revote_after_s": 5},
+        "rules": {
+            "name": "demo", "max_vote_rounds": 60, "revote_after_s": 5, "movers_per_hour": None,
+        },
         "timing": {
             "sense_every_s": 2, "heartbeat_s": 5, "stage_soak_s": [5, 5, 5], "hold_limit_s": 240,
             "look_every_s": 2, "apply_timeout_s": 600, "drain_timeout_s": 60, "window_s": 60,

@@ -36,6 +36,7 @@ from optiinfra.events.facts import (
     change_of,
 )
 from optiinfra.runtime.session import Session, read_session
+from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.recommendation import BatchTuning, Recommendation
 from optiinfra.schemas.tuning import KnobValue
@@ -140,14 +141,17 @@ class Story:
         """Weights that answer much worse, a little worse and as well: what becomes of each."""
         found: dict[str, tuple[VariantEnd, ...]] = {}
         users = Users(url, questions())
+        standing = "served"
         for name in ("broken", "worse", "equal"):
             ends = []
             for number in range(1 if name == "broken" else self._wish.runs):
                 self._say(f"proposed: weights that are {name} (run {number + 1})")
-                change = await lab.proposed(name, knobs, session.nats_url or "")
+                weights = name if name != standing else "served"  # as good as those of `equal`
+                change = await lab.proposed(standing, weights, knobs, session.nats_url or "")
                 users.be(_SOME, _THINK_S)
                 state = await self._ended(api, change)
                 await users.leave()
+                standing = weights if state == ChangeState.COMPLETED else standing
                 ends.append(VariantEnd.of(state, self._answers(change)))
                 self._say(f"{name}: {ends[-1].model_dump()}")
             found[name] = tuple(ends)
