@@ -1,0 +1,274 @@
+"""Every route of the description, walked by another tenant and by a viewer: nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import HttpUrl
+from websockets.asyncio.client import connect
+
+from optiinfra.events import facts as f
+from optiinfra.portal_api.app import create_app
+from optiinfra.portal_api.ports import api_ports
+from optiinfra.portal_api.server import running_api
+from optiinfra.schemas.deployment import Deployment
+from optiinfra.schemas.tenant import Role
+from optiinfra.schemas.vote import AgentName
+from optiinfra.storage.embedded.nats import NatsServer
+from optiinfra.storage.letters import Letters
+from optiinfra.storage.postgres.access import AccessTokens
+from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.setup import declare
+from tests import bus_stand
+from tests.factories import AT, recommendation
+from tests.integration.api_stand import Fleet
+
+PATIENCE_S = 20.0
+SAFE = ("get", "head")
+_NOTHING: Any = None
+OPERATIONS: dict[str, tuple[str, str]] = {
+    operation["operationId"]: (method, path)
+    for path, operations in create_app(_NOTHING).openapi()["paths"].items()
+    for method, operation in operations.items()
+}
+"""Name → method and path."""
+OPEN = {
+    "healthz": "says whether the process lives",
+    "readyz": "says whether the process can work",
+    "providers": "what a sign-in page shows",
+    "sign_in": "takes a one-time token alone",
+    "sign_in_browser": "takes a one-time token alone",
+    "open_sign_in_link": "takes a one-time token alone",
+    "refresh": "takes a refresh token alone",
+    "begin_sign_in": "goes to a provider",
+    "end_sign_in": "comes from a provider",
+}
+"""Operations for which nobody has to be signed in, and why."""
+ONES_OWN = {"sign_out", "link", "ticket"}
+"""What a viewer may do that is no GET: it is about the viewer's own session."""
+QUERIES: dict[str, dict[str, str]] = {}
+"""What an operation wants in its query, by its name."""
+REASON = {"reason": "walked"}
+BODIES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("approve", "reject", "retry_letter", "drop_letter"), REASON),
+    **dict.fromkeys(("pause", "resume", "promote", "abort", "rollback"), REASON),
+    "turn": {"stopped": True, **REASON},
+    "add_user": {"email": "walker@globex.example", "name": "walker"},
+    "change_user": {"role": "viewer"},
+    "make_key": {"label": "walker"},
+}
+
+
+@dataclass
+class World:
+    """An API over real servers in which acme has something of everything, globex nothing."""
+
+    url: str
+    bus: bus_stand.Stand
+    database: Database
+    ids: dict[str, str]
+    version: str
+
+    @asynccontextmanager
+    async def client(self, tenant: str, role: Role) -> AsyncIterator[httpx.AsyncClient]:
+        headers = {
+            "Authorization": f"Bearer {await self.token(tenant, role)}",
+            "If-Match": f'"{self.version}"',
+        }
+        async with httpx.AsyncClient(
+            base_url=self.url, headers=headers, trust_env=False, timeout=PATIENCE_S
+        ) as client:
+            yield client
+
+    async def token(self, tenant: str, role: Role) -> str:
+        access = AccessTokens(self.database)
+        return await access.issue(tenant, f"{role}-of-{tenant}", role, lasts_s=600)
+
+    async def call(self, client: httpx.AsyncClient, name: str) -> httpx.Response:
+        """An operation on acme's things."""
+        method, path = OPERATIONS[name]
+        return await client.request(
+            method, path.format(**self.ids), params=QUERIES.get(name), json=BODIES.get(name)
+        )
+
+    async def count(self, query: str, *arguments: object) -> int:
+        async with self.database.connection() as connection:
+            return int(await connection.fetchval(query, *arguments))
+
+    async def audited(self, tenant: str, *, allowed: bool) -> int:
+        query = "SELECT count(*) FROM audit WHERE tenant = $1 AND allowed = $2"
+        return await self.count(query, tenant, allowed)
+
+
+@pytest.fixture
+async def world(database: str, nats_server: Callable[[], NatsServer]) -> AsyncIterator[World]:
+    async with bus_stand.stand(nats_server().url) as bus, open_database(database) as postgres:
+        letters = Letters(bus.bus, postgres, bus.publisher)
+        app = create_app(api_ports(postgres, bus.bus, bus.publisher, letters=letters))
+        async with running_api(app, "127.0.0.1", 0) as url:
+            made = World(url, bus, postgres, {}, "")
+            await furnish(made)
+            yield made
+
+
+async def furnish(world: World) -> None:
+    """Gives acme one of each thing that the API can show."""
+    fleet = Fleet(world.database)
+    proposal = await fleet.awaiting("acme-move", title="acme's plan")
+    rival = recommendation("acme-rival", proposer=AgentName.PERFORMANCE, title="acme's other plan")
+    registered = f.AgentRegistered(
+        tenant="acme",
+        agent="cost",
+        instance="acme-cost-1",
+        version="1",
+        capabilities=("propose",),
+        at=AT,
+    )
+    await fleet.hear(registered, f.RecommendationProposed(recommendation=rival))
+    await fleet.hear(
+        f.SwitchTurned(tenant="acme", stopped=True, by="person:acme", reason="acme's", at=AT)
+    )
+    gateway = HttpUrl("http://acme.example")
+    chat = Deployment(id="acme-chat", tenant="acme", model="acme-model", gateway_url=gateway)
+    await declare(world.database, "acme", (chat,))
+    await world.bus.say(1, by="person:acme")
+    letter = await bus_stand.letter_of(world.bus.bus, 1)
+    publisher = world.bus.publisher
+    await publisher.publish(publisher.event(letter, tenant="acme"))
+    async with world.client("acme", Role.ADMIN) as admin:
+        body = {"email": "ann@acme.example", "name": "ann", "role": "viewer"}
+        user = (await admin.post("/api/v1/users", json=body)).json()["id"]
+        key = (await admin.post("/api/v1/keys", json={"label": "acme's"})).json()["id"]
+    world.version = proposal.version_hash()
+    world.ids = {
+        "change": proposal.id,
+        "number": "1",
+        "user": user,
+        "key": key,
+        "provider": "google",
+    }
+
+
+def signed_in(*, safe: bool) -> list[str]:
+    """Operations for which somebody is signed in; the stream never ends, and is watched apart."""
+    return [
+        name
+        for name, (method, _) in OPERATIONS.items()
+        if name not in OPEN | {"sse": ""} and (method in SAFE) is safe
+    ]
+
+
+async def test_acme_sees_what_the_others_must_not(world: World) -> None:
+    """Without this, the walks below would prove nothing."""
+    async with world.client("acme", Role.ADMIN) as client:
+        for name in signed_in(safe=True):
+            answer = await world.call(client, name)
+            assert answer.status_code == 200, (name, answer.text)
+            if name != "audit_verify":
+                assert "acme" in answer.text, name
+                assert answer.json().get("items") != [], name
+
+
+async def test_another_tenant_sees_nothing_of_it(world: World) -> None:
+    async with world.client("globex", Role.ADMIN) as client:
+        for name in signed_in(safe=True):
+            answer = await world.call(client, name)
+            assert "acme" not in answer.text, name
+            if "{" in OPERATIONS[name][1]:
+                assert answer.status_code == 404, (name, answer.text)
+                continue
+            assert answer.status_code == 200, (name, answer.text)
+            assert answer.json().get("items", []) == [], name
+            for one in (world.ids["change"], world.ids["user"], world.ids["key"]):
+                assert one not in answer.text, name
+        verified = (await world.call(client, "audit_verify")).json()
+        assert (verified["chains"], verified["events"]) == (0, 0)
+
+
+async def test_another_tenant_changes_nothing_of_it(world: World) -> None:
+    before = await world.audited("acme", allowed=True)
+    said = await world.count("SELECT count(*) FROM outbox WHERE event LIKE '%acme%'")
+    async with world.client("globex", Role.ADMIN) as client:
+        for name in signed_in(safe=False):
+            if name == "sign_out":
+                continue
+            answer = await world.call(client, name)
+            if "{" in OPERATIONS[name][1]:
+                assert answer.status_code == 404, (name, answer.text)
+            else:
+                assert answer.is_success, (name, answer.text)
+            assert "acme" not in answer.text, name
+        assert (await world.call(client, "sign_out")).is_success
+    assert await world.audited("acme", allowed=True) == before
+    assert await world.count("SELECT count(*) FROM outbox WHERE event LIKE '%acme%'") == said
+    async with world.client("acme", Role.ADMIN) as client:
+        (user,) = (await world.call(client, "users")).json()["items"]
+        assert user["role"] == "viewer"
+        (key,) = (await world.call(client, "keys")).json()["items"]
+        assert key["id"] == world.ids["key"]
+        assert (await world.call(client, "switch")).json()["reason"] == "acme's"
+        assert (await world.call(client, "dead_letter")).json()["state"] == "new"
+
+
+async def test_a_viewer_changes_nothing_and_each_attempt_is_audited(world: World) -> None:
+    async with world.client("acme", Role.VIEWER) as client:
+        walked = [name for name in signed_in(safe=False) if name not in ONES_OWN]
+        assert len(walked) >= len(BODIES)
+        before = await world.audited("acme", allowed=True)
+        for number, name in enumerate(walked, start=1):
+            answer = await world.call(client, name)
+            assert answer.status_code == 403, (name, answer.text)
+            assert await world.audited("acme", allowed=False) == number, name
+        assert await world.audited("acme", allowed=True) == before
+
+
+async def test_nobody_gets_in_without_signing_in(world: World) -> None:
+    async with httpx.AsyncClient(base_url=world.url, trust_env=False) as client:
+        for name in (*signed_in(safe=True), *signed_in(safe=False), "sse"):
+            answer = await world.call(client, name)
+            assert answer.status_code == 401, (name, answer.text)
+            assert "acme" not in answer.text.replace(answer.request.url.path, ""), name
+
+
+async def test_both_streams_carry_ones_own_events_alone(world: World) -> None:
+    """From the first event on, in which acme's come before globex's."""
+    turned = f.SwitchTurned(tenant="globex", stopped=True, by="person:x", reason="ours", at=AT)
+    publisher = world.bus.publisher
+    await publisher.publish(publisher.event(turned, tenant="globex"))
+    token = await world.token("globex", Role.VIEWER)
+    async with asyncio.timeout(PATIENCE_S):
+        for frames in (over_socket(world.url, token), over_sse(world.url, token)):
+            async for text in frames:
+                assert "acme" not in text
+                frame = json.loads(text)
+                if frame["kind"] == "event":
+                    assert "globex" in text
+                    break
+            await frames.aclose()  # type: ignore[attr-defined]
+
+
+async def over_socket(url: str, token: str) -> AsyncIterator[str]:
+    address = url.replace("http", "ws", 1) + "/api/v1/stream?after=0"
+    headers = {"Authorization": f"Bearer {token}"}
+    async with connect(address, additional_headers=headers, proxy=None) as socket:
+        async for text in socket:
+            yield str(text)
+
+
+async def over_sse(url: str, token: str) -> AsyncIterator[str]:
+    headers = {"Authorization": f"Bearer {token}"}
+    async with (
+        httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client,
+        client.stream("GET", "/api/v1/sse?after=0") as answer,
+    ):
+        assert answer.status_code == 200
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                yield line.removeprefix("data: ")
