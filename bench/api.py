@@ -6,13 +6,12 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -22,6 +21,7 @@ import httpx
 import psutil
 from fastapi import FastAPI
 
+from bench.api_load import Run, fill_figures, mixed
 from optiinfra.coordinator.runner import Runner
 from optiinfra.coordinator.saga.state import Saga
 from optiinfra.events import facts as f
@@ -47,6 +47,7 @@ from optiinfra.schemas.recommendation import (
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import VOTERS, AgentName, Verdict, Vote
+from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.embedded.postgres import PostgresServer
 from optiinfra.storage.postgres.access import AccessTokens
@@ -54,6 +55,7 @@ from optiinfra.storage.postgres.chain import GENESIS
 from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.postgres.journal import link_of
 from optiinfra.storage.postgres.migrate import upgrade
+from optiinfra.storage.redis import RegistryCache
 from optiinfra.storage.testing.servers import reachable_home, running
 
 TENANT = "bench"
@@ -157,25 +159,6 @@ async def copy(database: Database, log: Any, sagas: Any, recs: Any) -> None:
             "proposed_at"))  # fmt: skip
 
 
-@dataclass
-class Run:
-    """Latencies of one target, s; what came back wrong is counted."""
-
-    seconds: list[float] = field(default_factory=list)
-    failed: int = 0
-    cpu_s: float = 0.0
-
-    def summary(self) -> dict[str, float | int]:
-        ordered = sorted(self.seconds)
-        return {
-            "requests": len(ordered),
-            "failed": self.failed,
-            "p50_ms": round(statistics.median(ordered) * 1e3, 2),
-            "p95_ms": round(ordered[int(len(ordered) * 0.95)] * 1e3, 2),
-            "cpu_ms": round(self.cpu_s / len(ordered) * 1e3, 3),
-        }
-
-
 @dataclass(frozen=True)
 class Child:
     """A server in a process of its own."""
@@ -198,7 +181,7 @@ async def offer(client: aiohttp.ClientSession, paths: list[str], rate: float, in
         async with client.get(path) as answer:
             await answer.read()
         into.failed += answer.status != 200
-        into.seconds.append(loop.time() - due)
+        into.add(path, loop.time() - due)
 
     async with asyncio.TaskGroup() as group:
         for number, path in enumerate(paths):
@@ -207,21 +190,7 @@ async def offer(client: aiohttp.ClientSession, paths: list[str], rate: float, in
             group.create_task(one(path, max(due, loop.time() - 0.05)))
 
 
-def mixed(count: int, changes: int, seed: int) -> list[str]:
-    """A page load of the portal and the CLI's reads, in random order."""
-    chosen = random.Random(seed)
-    kinds = (
-        lambda: "/api/v1/changes?limit=50",
-        lambda: "/api/v1/recommendations?limit=50",
-        lambda: "/api/v1/agents",
-        lambda: f"/api/v1/changes/{derived_id('bench', chosen.randrange(changes))}",
-        lambda: f"/api/v1/recommendations/{derived_id('bench', chosen.randrange(changes))}",
-        lambda: f"/api/v1/events?limit=100&after={chosen.randrange(changes * EVENTS_A_CHANGE)}",
-    )
-    return [kinds[n % len(kinds)]() for n in chosen.sample(range(count), count)]
-
-
-async def serve_api(database_url: str, nats_url: str, *, hello: bool) -> None:
+async def serve_api(database_url: str, nats_url: str, clickhouse_url: str, *, hello: bool) -> None:
     """A child process: the API, or one route that answers with nothing."""
 
     def started(url: str) -> None:
@@ -230,7 +199,13 @@ async def serve_api(database_url: str, nats_url: str, *, hello: bool) -> None:
 
     bus = await Bus.connect(nats_url, name="bench-api")
     async with open_database(database_url) as database:
-        ports = api_ports(database, bus, Publisher(bus, "portal-api", now, new_id))
+        ports = api_ports(
+            database,
+            bus,
+            Publisher(bus, "portal-api", now, new_id),
+            metrics=MetricStore(clickhouse_url),
+            cache=RegistryCache("memory://"),
+        )
         app = create_app(ports)
         if hello:
             app = FastAPI(lifespan=app.router.lifespan_context)
@@ -265,11 +240,13 @@ async def reads(serving: Child, bare: Child, token: str, options: argparse.Names
         aiohttp.ClientSession(serving.url, headers=headers) as client,
         aiohttp.ClientSession(bare.url) as greeting,
     ):
-        await offer(client, mixed(60, changes, 0), 50.0, Run())
+        await offer(client, mixed(60, changes, EVENTS_A_CHANGE, 0), 50.0, Run())
         await offer(greeting, ["/"] * 60, 50.0, Run())
         api.cpu_s, hello.cpu_s = -serving.cpu_s(), -bare.cpu_s()
         for number in range(options.rounds):
-            await offer(client, mixed(count, changes, number + 1), options.rate, api)
+            await offer(
+                client, mixed(count, changes, EVENTS_A_CHANGE, number + 1), options.rate, api
+            )
             await offer(greeting, ["/"] * count, options.rate, hello)
     api.cpu_s += serving.cpu_s()
     hello.cpu_s += bare.cpu_s()
@@ -339,14 +316,17 @@ async def bench(options: argparse.Namespace) -> dict[str, Any]:
             bus = await Bus.connect(nats_url, name="bench")
             try:
                 await topology.apply(bus)
+                metrics_url = f"chdb://{home / 'clickhouse'}"
                 async with open_database(database_url) as database:
-                    return await measured(database, bus, (database_url, nats_url), options)
+                    await fill_figures(database, metrics_url, TENANT)
+                    urls = (database_url, nats_url, metrics_url)
+                    return await measured(database, bus, urls, options)
             finally:
                 await bus.close()
 
 
 async def measured(
-    database: Database, bus: Bus, urls: tuple[str, str], options: argparse.Namespace
+    database: Database, bus: Bus, urls: tuple[str, ...], options: argparse.Namespace
 ) -> dict[str, Any]:
     began = time.perf_counter()
     await fill(database, options.events)
@@ -382,8 +362,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--round-s", type=float, default=5.0)
     parser.add_argument("--decisions", type=int, default=20)
-    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--hello", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--hello", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve or options.hello:
         urls = options.serve or options.hello

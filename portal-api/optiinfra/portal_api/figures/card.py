@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, Field
 
+from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.views import ApprovalView
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.money import HOURS_PER_MONTH, Interval, PriceSource
@@ -132,6 +133,8 @@ class DecisionView(BaseModel):
 
 
 class CardView(BaseModel):
+    model_config = shown_as("card")
+
     id: str
     state: ChangeState
     header: Header

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, Field, TypeAdapter
 
+from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.figures import objectives as slo
 from optiinfra.portal_api.figures import spending
 from optiinfra.portal_api.figures.measured import (
@@ -82,6 +83,8 @@ class CostSources(BaseModel):
 
 
 class CostsView(BaseModel):
+    model_config = shown_as("costs")
+
     at: AwareDatetime
     window_s: float
     price_sources: list[str]

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, Field
 
+from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.figures import objectives as slo
 from optiinfra.portal_api.figures.measured import Measured, added, known, unknown
 from optiinfra.portal_api.figures.objectives import Objectives, objectives
@@ -84,6 +85,8 @@ class Attainment(BaseModel):
 
 
 class OverviewView(BaseModel):
+    model_config = shown_as("overview")
+
     at: AwareDatetime
     window_s: float
     spend: Spend

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
 
+from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.figures import objectives as slo
 from optiinfra.portal_api.figures.measured import Measured, known, of_reading, unknown
 from optiinfra.portal_api.figures.objectives import Objectives, objectives
@@ -57,6 +58,8 @@ class Level(BaseModel):
 
 
 class PerformanceView(BaseModel):
+    model_config = shown_as("performance")
+
     deployment: str
     model: str
     at: AwareDatetime

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel
 
+from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.figures.measured import Measured, known, unknown
 from optiinfra.portal_api.figures.seen import Seen
 from optiinfra.schemas.answers import ANSWER_SCORE
@@ -41,6 +42,8 @@ class AnswersOf(BaseModel):
 
 
 class QualityView(BaseModel):
+    model_config = shown_as("quality")
+
     deployment: str
     at: AwareDatetime
     window_s: float
@@ -51,6 +54,8 @@ class QualityView(BaseModel):
 
 class AnswerView(BaseModel):
     """One scored answer as it is stored: its text is not kept."""
+
+    model_config = shown_as("answer")
 
     id: str
     at: AwareDatetime

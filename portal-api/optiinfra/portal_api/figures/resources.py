@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import AwareDatetime, BaseModel, Field
 
+from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.figures import spending
 from optiinfra.portal_api.figures.measured import Measured, added, known, unknown
 from optiinfra.portal_api.figures.seen import NOTHING, Seen
@@ -64,6 +65,8 @@ class GpuView(BaseModel):
 
 
 class ResourcesView(BaseModel):
+    model_config = shown_as("resources")
+
     deployment: str
     at: AwareDatetime
     window_s: float

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Response
 from pydantic import AwareDatetime, BaseModel
 
 from optiinfra.portal_api.auth import Ports, Reader
+from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.figures import performance as speed
 from optiinfra.portal_api.figures import quality as worth
 from optiinfra.portal_api.figures import resources as machinery
@@ -41,6 +42,8 @@ BASELINE_KEPT = timedelta(days=7)
 class GateView(BaseModel):
     """What an assessor answered to one look: each line with observed, threshold and window, and
     the confidence sequence of the quality test."""
+
+    model_config = shown_as("gate")
 
     position: int
     id: str

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime, BaseModel
 
 from optiinfra.portal_api.auth import Ports, Reader
+from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.figures import costs as costing
 from optiinfra.portal_api.figures import overview as overviewing
 from optiinfra.portal_api.figures.costs import CostsView, as_csv
@@ -33,6 +34,8 @@ _AS_CSV: dict[int | str, dict[str, Any]] = {200: {"content": {CSV: {"schema": {"
 
 class OutcomeView(BaseModel):
     """How a finished change turned out: predicted against realised."""
+
+    model_config = shown_as("outcome")
 
     id: str
     title: str | None

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from optiinfra.portal_api.auth import Ports, Reader
+from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.paging import Paged, PageOf
 from optiinfra.portal_api.routes.snapshots import Snapshot
 from optiinfra.schemas.policy_review import undeclared, warnings
@@ -33,6 +34,8 @@ class PolicyView(BaseModel):
 
 
 class PolicyDetail(PolicyView):
+    model_config = shown_as("policy")
+
     policy: dict[str, Any]
     warnings: list[str] = Field(description="parts that never count, as `config check` gives them")
 
@@ -48,6 +51,8 @@ class PolicyBody(BaseModel):
 
 class CheckView(BaseModel):
     """What `optiinfra config check` would say; a wrong policy has no version."""
+
+    model_config = shown_as("check")
 
     ok: bool
     version: str | None

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime, BaseModel, Field
 
 from optiinfra.portal_api.auth import Needs, Permission, Ports, Reader
+from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.measures import MEASURES, Agg, Measure, Plan, measure_of, plan
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.routes.times import Time
@@ -57,6 +58,8 @@ class OneSeries(BaseModel):
 
 
 class SeriesView(BaseModel):
+    model_config = shown_as("series")
+
     deployment: str
     metric: str
     unit: Unit
@@ -68,26 +71,6 @@ class SeriesView(BaseModel):
     how: str = Field(description="how a step's value was made")
     closed: bool = Field(description="the range is over, so that asking again gives the same")
     series: list[OneSeries] = Field(description="empty where nothing was measured at all")
-
-    model_config = {
-        "json_schema_extra": {
-            "examples": [
-                {
-                    "deployment": "chat",
-                    "metric": "ttft_s",
-                    "unit": "s",
-                    "agg": "p95",
-                    "by": None,
-                    "since": "2026-01-05T11:00:00Z",
-                    "until": "2026-01-05T12:00:00Z",
-                    "step_s": 1200.0,
-                    "how": "pooled over all requests of a step",
-                    "closed": True,
-                    "series": [{"of": None, "values": [0.21, None, 0.25], "unknown": [0, 2, 0]}],
-                }
-            ]
-        }
-    }
 
 
 @router.get("/metrics", dependencies=[Depends(Needs(Permission.READ))])

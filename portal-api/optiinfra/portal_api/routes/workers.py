@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 from optiinfra.events.condition import ConsumerCondition
 from optiinfra.portal_api.auth import Ports, Reader
+from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.routes.snapshots import Snapshot
 from optiinfra.portal_api.views import AgentView
@@ -58,6 +59,8 @@ class CoordinatorView(BaseModel):
 
 
 class WorkersView(BaseModel):
+    model_config = shown_as("workers")
+
     agents: list[WorkerView]
     coordinator: CoordinatorView
 
