@@ -15,13 +15,24 @@ from pydantic import HttpUrl
 from websockets.asyncio.client import connect
 
 from optiinfra.events import facts as f
+from optiinfra.events.envelope import Event
 from optiinfra.portal_api.app import create_app
+from optiinfra.portal_api.measures import SPEND
 from optiinfra.portal_api.ports import api_ports
 from optiinfra.portal_api.server import running_api
+from optiinfra.schemas.answers import ANSWER_SCORE
+from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.deployment import Deployment
+from optiinfra.schemas.money import Interval
+from optiinfra.schemas.outcome import Outcome
+from optiinfra.schemas.recommendation import Recommendation
+from optiinfra.schemas.rules import Rules
+from optiinfra.schemas.telemetry import Unit, Unknown, UnknownReason
 from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import AgentName
+from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.embedded.nats import NatsServer
+from optiinfra.storage.embedded.servers import Addresses
 from optiinfra.storage.letters import Letters
 from optiinfra.storage.postgres.access import AccessTokens
 from optiinfra.storage.postgres.database import Database, open_database
@@ -29,6 +40,7 @@ from optiinfra.storage.postgres.setup import declare
 from tests import bus_stand
 from tests.factories import AT, recommendation
 from tests.integration.api_stand import Fleet
+from tests.measured import just_now, metric_store, price, record, sample
 
 PATIENCE_S = 20.0
 SAFE = ("get", "head")
@@ -49,11 +61,16 @@ OPEN = {
     "refresh": "takes a refresh token alone",
     "begin_sign_in": "goes to a provider",
     "end_sign_in": "comes from a provider",
+    "pressed": "comes from Slack, which signs it",
 }
 """Operations for which nobody has to be signed in, and why."""
-ONES_OWN = {"sign_out", "link", "ticket"}
-"""What a viewer may do that is no GET: it is about the viewer's own session."""
-QUERIES: dict[str, dict[str, str]] = {}
+ONES_OWN = {"sign_out", "link", "ticket", "check_policy"}
+"""What a viewer may do that is no GET: it is about the viewer's own session, or writes nothing."""
+WITHOUT_NAMES = {"audit_verify", "metrics", "gates"}
+"""Answers in which nothing of a tenant is named."""
+TOLD_AS_NONE = {"current_policy"}
+"""What is 404 for a tenant that has none, though no id is named."""
+QUERIES: dict[str, dict[str, str]] = {"series": {"deployment": "acme-chat", "metric": SPEND}}
 """What an operation wants in its query, by its name."""
 REASON = {"reason": "walked"}
 BODIES: dict[str, dict[str, Any]] = {
@@ -63,6 +80,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "add_user": {"email": "walker@globex.example", "name": "walker"},
     "change_user": {"role": "viewer"},
     "make_key": {"label": "walker"},
+    "check_policy": {"policy": {"name": "walker"}},
 }
 
 
@@ -108,14 +126,34 @@ class World:
 
 
 @pytest.fixture
-async def world(database: str, nats_server: Callable[[], NatsServer]) -> AsyncIterator[World]:
+async def store(servers: Addresses) -> AsyncIterator[MetricStore]:
+    async with metric_store(servers.clickhouse_url) as made:
+        yield made
+
+
+@pytest.fixture
+async def world(
+    database: str, nats_server: Callable[[], NatsServer], store: MetricStore
+) -> AsyncIterator[World]:
     async with bus_stand.stand(nats_server().url) as bus, open_database(database) as postgres:
         letters = Letters(bus.bus, postgres, bus.publisher)
-        app = create_app(api_ports(postgres, bus.bus, bus.publisher, letters=letters))
-        async with running_api(app, "127.0.0.1", 0) as url:
+        ports = api_ports(postgres, bus.bus, bus.publisher, letters=letters, metrics=store)
+        async with running_api(create_app(ports), "127.0.0.1", 0) as url:
             made = World(url, bus, postgres, {}, "")
             await furnish(made)
+            await measure(store)
             yield made
+
+
+async def measure(store: MetricStore) -> None:
+    """What acme's deployment costs and answers."""
+    now = just_now()
+    answer = sample(
+        ANSWER_SCORE, 1.0, at=now, unit=Unit.SCORE, replica="acme-1", source="live", ok="true",
+        stratum="live",
+    )  # fmt: skip
+    prices = [price(2.0, at=now), price(2.0, at=now, replica="acme-1")]
+    await record(store, [*prices, answer], deployment="acme-chat")
 
 
 async def furnish(world: World) -> None:
@@ -123,6 +161,7 @@ async def furnish(world: World) -> None:
     fleet = Fleet(world.database)
     proposal = await fleet.awaiting("acme-move", title="acme's plan")
     rival = recommendation("acme-rival", proposer=AgentName.PERFORMANCE, title="acme's other plan")
+    done = await fleet.awaiting("acme-done", deployment="acme-chat", title="acme's last plan")
     registered = f.AgentRegistered(
         tenant="acme",
         agent="cost",
@@ -132,9 +171,6 @@ async def furnish(world: World) -> None:
         at=AT,
     )
     await fleet.hear(registered, f.RecommendationProposed(recommendation=rival))
-    await fleet.hear(
-        f.SwitchTurned(tenant="acme", stopped=True, by="person:acme", reason="acme's", at=AT)
-    )
     gateway = HttpUrl("http://acme.example")
     chat = Deployment(id="acme-chat", tenant="acme", model="acme-model", gateway_url=gateway)
     await declare(world.database, "acme", (chat,))
@@ -146,6 +182,10 @@ async def furnish(world: World) -> None:
         body = {"email": "ann@acme.example", "name": "ann", "role": "viewer"}
         user = (await admin.post("/api/v1/users", json=body)).json()["id"]
         key = (await admin.post("/api/v1/keys", json={"label": "acme's"})).json()["id"]
+        await carry_out(world, fleet, admin, done)
+    await fleet.hear(
+        f.SwitchTurned(tenant="acme", stopped=True, by="person:acme", reason="acme's", at=AT)
+    )
     world.version = proposal.version_hash()
     world.ids = {
         "change": proposal.id,
@@ -153,7 +193,38 @@ async def furnish(world: World) -> None:
         "user": user,
         "key": key,
         "provider": "google",
+        "deployment": "acme-chat",
     }
+
+
+async def carry_out(
+    world: World, fleet: Fleet, admin: httpx.AsyncClient, proposal: Recommendation
+) -> None:
+    """Has a change approved and rolled out, past its gates, with what came of it."""
+    answer = await admin.post(
+        f"/api/v1/recommendations/{proposal.id}/approve",
+        json={"reason": "acme's"},
+        headers={"If-Match": f'"{proposal.version_hash()}"'},
+    )
+    assert answer.status_code == 202, answer.text
+    async with world.database.connection() as connection:
+        rows = await connection.fetch("SELECT event FROM outbox WHERE event IS NOT NULL")
+    await fleet.take_in([Event.model_validate_json(row["event"]) for row in rows])
+    await fleet.play()
+    unknown = Unknown(reason=UnknownReason.MISSING, detail="not measured")
+    outcome = Outcome(
+        change=proposal.id, deployment="acme-chat", kind="spot_migration",
+        terminal=ChangeState.COMPLETED,
+        predicted_usd_per_month=Interval(low=500.0, mid=700.0, high=900.0),
+        realised_usd_per_month=unknown, usd_per_hour_before=unknown, usd_per_hour_after=unknown,
+        ttft_p95_s=unknown, tpot_p95_s=unknown, quality_mean=unknown, features={}, at=AT,
+    )  # fmt: skip
+    rules = Rules(name="acme-rules")
+    policy = f.PolicyChanged(
+        tenant="acme", number=1, version=rules.version, sha256=rules.sha256,
+        policy=rules.model_dump(mode="json"), by="file:acme.yaml", written_at=AT, at=AT,
+    )  # fmt: skip
+    await fleet.hear(f.OutcomeRecorded(outcome=outcome), policy)
 
 
 def signed_in(*, safe: bool) -> list[str]:
@@ -171,7 +242,7 @@ async def test_acme_sees_what_the_others_must_not(world: World) -> None:
         for name in signed_in(safe=True):
             answer = await world.call(client, name)
             assert answer.status_code == 200, (name, answer.text)
-            if name != "audit_verify":
+            if name not in WITHOUT_NAMES:
                 assert "acme" in answer.text, name
                 assert answer.json().get("items") != [], name
 
@@ -180,10 +251,18 @@ async def test_another_tenant_sees_nothing_of_it(world: World) -> None:
     async with world.client("globex", Role.ADMIN) as client:
         for name in signed_in(safe=True):
             answer = await world.call(client, name)
-            assert "acme" not in answer.text, name
-            if "{" in OPERATIONS[name][1]:
-                assert answer.status_code == 404, (name, answer.text)
+            if "{" in OPERATIONS[name][1] or name in TOLD_AS_NONE:
+                empty = answer.status_code == 200 and answer.json().get("items") == []
+                assert answer.status_code == 404 or empty, (name, answer.text)
+                said = answer.text.replace(answer.request.url.path, "")
+                assert "acme" not in said.replace("acme-chat", ""), name
                 continue
+            if name == "series":
+                assert answer.json()["series"] == [], answer.text
+                continue
+            if name == "metrics":
+                continue
+            assert "acme" not in answer.text, name
             assert answer.status_code == 200, (name, answer.text)
             assert answer.json().get("items", []) == [], name
             for one in (world.ids["change"], world.ids["user"], world.ids["key"]):
