@@ -328,3 +328,6 @@ async def test_the_address_to_come_back_to_is_never_taken_from_a_stranger(
     ):
         asked = parse_qs(urlsplit(await begun(client)).query)
         assert asked["redirect_uri"] == [f"{public}/api/v1/sign-in/google/callback"]
+        headers = {"Authorization": f"Bearer {await known.token(Role.VIEWER)}"}
+        link = (await client.post("/api/v1/session/link", headers=headers)).json()["url"]
+        assert link.startswith(f"{public}/api/v1/sign-in?token=oi_once-")

@@ -23,7 +23,10 @@ async def made(tenant: str | None = "acme", **given: Any) -> Providers:
 
 
 async def test_without_a_client_id_nobody_signs_in_at_a_provider() -> None:
-    assert (await made()).by_name == {}
+    assert (await made(public_url="https://portal.acme.com/")).by_name == {}
+    assert (
+        await made(public_url="https://portal.acme.com/")
+    ).public_url == "https://portal.acme.com"
     assert (await made(None)).by_name == {}
 
 

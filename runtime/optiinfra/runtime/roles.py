@@ -185,7 +185,8 @@ async def _portal_api(settings: Settings) -> None:
             )
             if tenant is not None:
                 once = await issue_one_time_token(ports.access, tenant, "sign-in")
-                sys.stdout.write(f"sign in, once and within 15 minutes: {SIGN_IN_LINK}{once}\n")
+                link = f"{(settings.public_url or '').rstrip('/')}{SIGN_IN_LINK}{once}"
+                sys.stdout.write(f"sign in, once and within 15 minutes: {link}\n")
                 sys.stdout.flush()
             await serve(
                 create_app(ports, new_id=new_id),

@@ -39,19 +39,21 @@ async def providers(settings: Settings, tenant: str | None, stack: AsyncExitStac
         url = _https(settings.github_url, "github_url")
         api_url = _https(settings.github_api_url, "github_api_url")
         by_name["github"] = github.GithubProvider(url, api_url, flow, http)
+    public = settings.public_url
+    if public is not None:
+        public = _https(public, "public_url").rstrip("/")
     if not by_name:
-        return Providers()
+        return Providers(public_url=public)
     where = settings.sign_in_tenant or tenant
     if where is None:
         raise Rejected(
             "people could sign in, but to no tenant", hint="set OPTIINFRA_SIGN_IN_TENANT"
         )
-    public = settings.public_url
     return Providers(
         by_name,
         token(where),
         {_address(who): role for who, role in settings.sign_in_allow.items()},
-        None if public is None else _https(public, "public_url"),
+        public,
     )
 
 

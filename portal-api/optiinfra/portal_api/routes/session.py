@@ -68,8 +68,8 @@ async def link(who: Reader, request: Request, ports: Ports) -> LinkView:
     if who.scopes is not None:
         raise Denied("a key opens no browser", hint="sign in yourself")
     token = await ports.people.sessions.link(who)
-    url = request.url_for("open_sign_in_link").include_query_params(token=token)
-    return LinkView(url=str(url), expires_in_s=LINK_S)
+    base = ports.providers.public_url or str(request.base_url)
+    return LinkView(url=f"{base.rstrip('/')}{SIGN_IN_LINK}{token}", expires_in_s=LINK_S)
 
 
 @router.get("/session")
