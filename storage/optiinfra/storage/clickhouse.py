@@ -40,6 +40,7 @@ EMBEDDED_SCHEME = "chdb"
 SERVER_THREADS = 4
 MAX_ROWS_PER_INSERT = 100_000
 MAX_ROWS_PER_ANSWER = 200_000
+UNKNOWN_TABLE = "UNKNOWN_TABLE"
 TOUCHED_FOR_S = rollups.QUIET_S / 3
 """For so long an hour that was noted needs no other note: nobody folds it before it is quiet."""
 SETTINGS = {"max_memory_usage": 512 << 20, "max_threads": 2, "max_execution_time": 30}
@@ -268,6 +269,9 @@ class MetricStore:
         except OperationalError as error:
             raise Unavailable(f"ClickHouse does not answer: {error}") from error
         except ClickHouseError as error:
+            if UNKNOWN_TABLE in str(error):
+                hint = "run `optiinfra migrate`"
+                raise Unavailable("the metric store has no tables", hint=hint) from error
             raise Invariant(f"ClickHouse refused: {error}") from error
 
     def _connected(self) -> Client:
