@@ -186,8 +186,13 @@ class MetricStore:
         )
 
     async def summaries(self, query: windows.SummaryQuery) -> list[windows.Summary]:
-        """What the window holds of several metrics, one row for each series."""
+        """What the window holds of several metrics, one row for each series.
+
+        Raises `Rejected` for more than `MAX_ROWS` series.
+        """
         found = await self._rows(windows.summaries(query))
+        if len(found) > windows.MAX_ROWS:
+            raise Rejected(f"over {windows.MAX_ROWS} series", hint="ask for one deployment")
         return [windows.summary_of(*row) for row in found]
 
     async def answers(self, query: windows.AnswersQuery) -> list[MetricRow]:
