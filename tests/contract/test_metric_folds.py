@@ -12,6 +12,7 @@ import pytest
 from optiinfra.schemas.errors import Rejected
 from optiinfra.serving.histograms import Bin, Distribution, pooled
 from optiinfra.storage import clickhouse_folds as folds
+from optiinfra.storage import clickhouse_summaries as windows
 from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.clickhouse_folds import Fold, FoldQuery, Part, PooledQuery, Rows
 from optiinfra.storage.clickhouse_summaries import AnswersQuery, SummaryQuery
@@ -197,7 +198,7 @@ async def test_the_mean_of_a_histogram_is_exact(store: MetricStore) -> None:
 
 
 async def test_a_summary_has_the_newest_reading_and_what_the_window_holds(
-    store: MetricStore,
+    store: MetricStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [
         row(0, "requests_per_s", 2.0, labels={"__window_s": "10.0"}),
@@ -217,6 +218,9 @@ async def test_a_summary_has_the_newest_reading_and_what_the_window_holds(
     assert one.last_at == NOW + timedelta(seconds=20)
     assert (one.mean, one.high, one.total, one.recent) == (3.0, 4.0, 6.0, 4.0)
     assert (one.weighted, one.covered_s, one.known, one.unknown) == (60.0, 20.0, 2, 1)
+    monkeypatch.setattr(windows, "MAX_ROWS", 0)
+    with pytest.raises(Rejected, match="one deployment"):
+        await store.summaries(asked)
 
 
 async def test_answers_come_a_page_at_a_time(store: MetricStore) -> None:

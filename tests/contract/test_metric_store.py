@@ -63,6 +63,14 @@ async def all_of(store: MetricStore, **changes: object) -> list[MetricRow]:
     return await store.window("acme", "chat", "ttft_s", **(window | changes))  # type: ignore[arg-type]
 
 
+async def test_a_store_without_tables_says_how_to_make_them(servers: Addresses) -> None:
+    bare = MetricStore(servers.clickhouse_url, database=f"test_{uuid4().hex}")
+    with pytest.raises(Unavailable, match="optiinfra migrate"):
+        await bare.series(query())
+    await bare.drop_database()
+    await bare.aclose()
+
+
 async def test_a_sample_comes_back_as_it_went_in(store: MetricStore) -> None:
     rows = [
         sample(0.123, 0.25, labels={"engine": "vllm", ODD: ODD}),

@@ -165,12 +165,14 @@ async def test_the_api_of_its_own_serves_and_stops(site: Site) -> None:
     async with site.role("portal-api", portal_port=str(port)) as (process, health):
         await until_ready(health, site)
         await until_ready(f"http://127.0.0.1:{port}", site)
-        async with httpx.AsyncClient(trust_env=False) as http:
-            answer = await http.get(
-                f"http://127.0.0.1:{port}/api/v1/agents",
-                headers={"Authorization": f"Bearer {token}"},
-            )
-        assert answer.status_code == 200
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}/api/v1",
+            headers={"Authorization": f"Bearer {token}"},
+            trust_env=False,
+        ) as http:
+            assert (await http.get("/agents")).status_code == 200
+            overview = await http.get("/overview")
+        assert (overview.status_code, overview.json()["hint"]) == (503, "run `optiinfra migrate`")
         assert await stopped(process) == 0
 
 

@@ -119,6 +119,20 @@ async def count(up: Up, table: str) -> int:
     return found
 
 
+async def figures_are_shown(session: Session) -> None:
+    """The API reads the metrics that the agents leave, and asks the broker who is there."""
+    async with api(session) as client, asyncio.timeout(60):
+        (await client.get("/overview")).raise_for_status()
+        (one,) = (await client.get("/deployments")).raise_for_status().json()["items"]
+        seen, alive = None, "unknown"
+        while seen is None or alive != "alive":
+            await asyncio.sleep(0.5)
+            shown = await client.get(f"/deployments/{one['id']}/performance?window_s=300")
+            seen = shown.raise_for_status().json()["levels"][0]["latest"]["value"]
+            workers = (await client.get("/agents/detail")).raise_for_status().json()
+            alive = workers["coordinator"]["status"]
+
+
 async def test_it_starts_serves_keeps_its_session_private_and_leaves_nothing_behind(
     up: Make,
 ) -> None:
@@ -133,6 +147,7 @@ async def test_it_starts_serves_keeps_its_session_private_and_leaves_nothing_beh
     assert len(one.engines()) == 2
     await until_nothing_is_wrong(one)
     await a_letter_is_sent_again(session)
+    await figures_are_shown(session)
 
     second = Up(one.folder)
     process = await second.spawn()

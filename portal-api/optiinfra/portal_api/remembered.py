@@ -80,6 +80,7 @@ class Forgetting:
             if frames:
                 self._left |= {one for frame in frames if (one := self._about(frame)) is not None}
                 cursor = frames[-1].sequence
+                await asyncio.sleep(0)  # others have their turn between chunks
             elif self._left:
                 await self._forget()
                 await asyncio.sleep(self._rest_s)

@@ -40,6 +40,7 @@ EMBEDDED_SCHEME = "chdb"
 SERVER_THREADS = 4
 MAX_ROWS_PER_INSERT = 100_000
 MAX_ROWS_PER_ANSWER = 200_000
+UNKNOWN_TABLE = "UNKNOWN_TABLE"
 TOUCHED_FOR_S = rollups.QUIET_S / 3
 """For so long an hour that was noted needs no other note: nobody folds it before it is quiet."""
 SETTINGS = {"max_memory_usage": 512 << 20, "max_threads": 2, "max_execution_time": 30}
@@ -185,8 +186,13 @@ class MetricStore:
         )
 
     async def summaries(self, query: windows.SummaryQuery) -> list[windows.Summary]:
-        """What the window holds of several metrics, one row for each series."""
+        """What the window holds of several metrics, one row for each series.
+
+        Raises `Rejected` for more than `MAX_ROWS` series.
+        """
         found = await self._rows(windows.summaries(query))
+        if len(found) > windows.MAX_ROWS:
+            raise Rejected(f"over {windows.MAX_ROWS} series", hint="ask for one deployment")
         return [windows.summary_of(*row) for row in found]
 
     async def answers(self, query: windows.AnswersQuery) -> list[MetricRow]:
@@ -268,6 +274,9 @@ class MetricStore:
         except OperationalError as error:
             raise Unavailable(f"ClickHouse does not answer: {error}") from error
         except ClickHouseError as error:
+            if UNKNOWN_TABLE in str(error):
+                hint = "run `optiinfra migrate`"
+                raise Unavailable("the metric store has no tables", hint=hint) from error
             raise Invariant(f"ClickHouse refused: {error}") from error
 
     def _connected(self) -> Client:

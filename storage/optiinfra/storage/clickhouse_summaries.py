@@ -74,7 +74,7 @@ FROM (
     LIMIT 1 BY deployment, {queries.SAME_SAMPLE}
 )
 GROUP BY deployment, replica, metric, named
-ORDER BY deployment, replica, metric, named LIMIT {MAX_ROWS}
+ORDER BY deployment, replica, metric, named LIMIT {MAX_ROWS + 1}
 """  # noqa: S608, E501 - constants only
 
 
