@@ -66,6 +66,7 @@ class Show:
             await self._spoil(cloud)
             self._say("OptiInfra starts: optiinfra up --config fleet.yaml")
             session = await parts.optiinfra(told)
+            self._say(f"watch it in a browser, signed in: {session.sign_in_url}", "ask")
             api = await stack.enter_async_context(PublicApi(session))
             users = await parts.users(session, self._hear_users)
             self._say("users ask, agents look", "good")

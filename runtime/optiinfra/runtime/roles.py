@@ -162,6 +162,7 @@ async def _portal_api(settings: Settings) -> None:
     from optiinfra.portal_api.app import create_app
     from optiinfra.portal_api.ports import api_ports
     from optiinfra.portal_api.server import serve
+    from optiinfra.runtime.session import sign_in_url
     from optiinfra.storage.postgres.access import issue_one_time_token
 
     async def work(stores: Stores) -> None:
@@ -169,16 +170,23 @@ async def _portal_api(settings: Settings) -> None:
             ports = api_ports(
                 stores.database, stores.bus, stores.publisher("portal-api"), letters=letters
             )
+            once: str | None = None
             if settings.config is not None:
                 once = await issue_one_time_token(ports.access, _fleet(settings).tenant, "sign-in")
-                sys.stdout.write(f"one-time token to sign in with, good for 15 minutes: {once}\n")
-                sys.stdout.flush()
+
+            def started(url: str) -> None:
+                log.info("portal_api.ready", url=url)
+                if once is not None:
+                    link = sign_in_url(url, once)
+                    sys.stdout.write(f"open the pages signed in, once, within 15 minutes: {link}\n")
+                    sys.stdout.flush()
+
             await serve(
                 create_app(ports, new_id=new_id),
                 settings.portal_host,
                 settings.portal_port,
                 beyond_loopback=settings.portal_allow_remote,
-                started=lambda url: log.info("portal_api.ready", url=url),
+                started=started,
             )
 
     await _with_stores(settings, "portal-api", work)

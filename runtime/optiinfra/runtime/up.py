@@ -42,7 +42,7 @@ from optiinfra.runtime.preflight import (
 )
 from optiinfra.runtime.routes import seed_routes
 from optiinfra.runtime.session import FILE as SESSION
-from optiinfra.runtime.session import Session, read_session
+from optiinfra.runtime.session import Session, read_session, sign_in_url
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.shelf import QdrantShelf
 from optiinfra.runtime.stores import Stores, new_id, open_stores
@@ -327,10 +327,11 @@ class _Up:
                 beyond_loopback=self._settings.portal_allow_remote,
             )
         )
-        once = await issue_one_time_token(tokens, self._fleet.tenant, "first sign-in")
+        once = await issue_one_time_token(tokens, self._fleet.tenant, "local operator")
         session = Session(
             url=url,
             token=token,
+            sign_in_url=sign_in_url(url, once),
             gateway_url=front.url,
             gateway_admin_url=front.admin_url,
             gateway_admin_token=front.admin_token,
@@ -341,7 +342,7 @@ class _Up:
         log.info("up.ready", api=url, gateway=front.url, mode=self._fleet.mode)
         sys.stdout.write(
             f"OptiInfra is ready ({self._fleet.mode}): API {url}, gateway {front.url}\n"
-            f"one-time token to sign in with, good for 15 minutes: {once}\n"
+            f"open its pages signed in, once, within 15 minutes: {session.sign_in_url}\n"
         )
         sys.stdout.flush()
         gc.collect()
