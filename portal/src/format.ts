@@ -1,4 +1,5 @@
 /** Numbers with their units, and times; what is unknown is "–", never 0. */
+import type { Measured } from "./api/figures";
 import type { Interval, Reading, Unit } from "./api/types";
 
 export const UNKNOWN = "–";
@@ -48,7 +49,7 @@ export function seconds(value: number | null | undefined): string {
   return `${tenth.format(value / 86_400)} days`;
 }
 
-const OF_UNIT: Record<Unit, (value: number) => string> = {
+const OF_UNIT: Record<Unit | "usd" | "usd_per_month" | "usd_per_million_tokens", (value: number) => string> = {
   s: seconds,
   fraction: (value) => percent(value, 1),
   count,
@@ -57,12 +58,22 @@ const OF_UNIT: Record<Unit, (value: number) => string> = {
   celsius: (value) => `${digits(value)} °C`,
   watts: (value) => `${digits(value)} W`,
   usd_per_hour: usdPerHour,
+  usd_per_month: usdPerMonth,
+  usd: (value) => `$${digits(value)}`,
+  usd_per_million_tokens: (value) => `$${digits(value)} per 1M tokens`,
   score: (value) => value.toFixed(3),
   tokens: (value) => `${whole.format(value)} tokens`,
 };
 
-export function measured(value: number | null | undefined, unit: Unit): string {
-  return value === null || value === undefined ? UNKNOWN : OF_UNIT[unit](value);
+export function measured(value: number | null | undefined, unit: string): string {
+  if (value === null || value === undefined) return UNKNOWN;
+  const told = unit in OF_UNIT ? OF_UNIT[unit as Unit] : undefined;
+  return told ? told(value) : `${digits(value)} ${words(unit)}`;
+}
+
+/** A figure, or "–" with why it is not known. */
+export function figure({ value, unit, reason }: Measured): string {
+  return value === null ? `${UNKNOWN} (${reason ?? "unknown"})` : measured(value, unit);
 }
 
 /** A reading with its error, or "–" with why it is unknown. */

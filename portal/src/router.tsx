@@ -63,6 +63,26 @@ const overview = createRoute({
   path: "/",
   component: lazyRouteComponent(() => import("./pages/Overview"), "Overview"),
 });
+const cost = createRoute({
+  getParentRoute: () => root,
+  path: "/cost",
+  component: lazyRouteComponent(() => import("./pages/Cost"), "Cost"),
+});
+const performance = createRoute({
+  getParentRoute: () => root,
+  path: "/performance",
+  component: lazyRouteComponent(() => import("./pages/Performance"), "Performance"),
+});
+const resources = createRoute({
+  getParentRoute: () => root,
+  path: "/resources",
+  component: lazyRouteComponent(() => import("./pages/Resources"), "Resources"),
+});
+const application = createRoute({
+  getParentRoute: () => root,
+  path: "/application",
+  component: lazyRouteComponent(() => import("./pages/Application"), "Application"),
+});
 const recommendations = createRoute({
   getParentRoute: () => root,
   path: "/recommendations",
@@ -83,7 +103,17 @@ const events = createRoute({
 });
 
 export const router = createRouter({
-  routeTree: root.addChildren([signIn, overview, recommendations, executions, events]),
+  routeTree: root.addChildren([
+    signIn,
+    overview,
+    cost,
+    performance,
+    resources,
+    application,
+    recommendations,
+    executions,
+    events,
+  ]),
   defaultPreload: "intent",
 });
 

@@ -52,7 +52,11 @@ export function useKeys(showHelp: () => void): void {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       if (document.querySelector("dialog[open]") !== null) return;
       if (isTyping(event.target)) {
-        if (key === "Escape") (event.target as HTMLElement).blur();
+        // Escape leaves a field as it is: a search field would be emptied.
+        if (key === "Escape") {
+          (event.target as HTMLElement).blur();
+          event.preventDefault();
+        }
         return;
       }
       if (key !== "Escape" && !lettersAreOn()) return;

@@ -12,7 +12,7 @@ export const RANGE_NAMES: Record<Range, string> = {
   "7d": "last 7 days",
 };
 
-const RANGE_MS: Record<Range, number> = {
+export const RANGE_MS: Record<Range, number> = {
   "15m": 900_000,
   "1h": 3_600_000,
   "6h": 21_600_000,
@@ -27,6 +27,14 @@ export function useScope(): { range: Range; deployment: string } {
     range: range ?? "24h",
     deployment: deployment ?? "",
   }) });
+}
+
+const LONGEST_WINDOW_S = 86_400;
+const SHORTEST_WINDOW_S = 300;
+
+/** A range as the window of a figure, s; figures look back a day at most. */
+export function windowOf(range: Range): number {
+  return Math.max(SHORTEST_WINDOW_S, Math.min(RANGE_MS[range] / 1_000, LONGEST_WINDOW_S));
 }
 
 /** The beginning of a range, on a whole minute so that the same question is asked for a while. */
