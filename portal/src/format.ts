@@ -23,7 +23,7 @@ export function digits(value: number): string {
 
 export function usdPerHour(value: number | null | undefined): string {
   if (value === null || value === undefined) return UNKNOWN;
-  return `$${value >= 100 ? whole.format(value) : value.toFixed(value >= 1 ? 2 : 3)}/h`;
+  return `$${value >= 100 || value === 0 ? whole.format(value) : value.toFixed(value >= 1 ? 2 : 3)}/h`;
 }
 
 export function usdPerMonth(value: number | null | undefined): string {
@@ -51,8 +51,8 @@ export function seconds(value: number | null | undefined): string {
 
 const OF_UNIT: Record<Unit | "usd" | "usd_per_month" | "usd_per_million_tokens", (value: number) => string> = {
   s: seconds,
-  fraction: (value) => percent(value, 1),
-  count,
+  fraction: (value) => `${digits(value * 100)} %`,
+  count: (value) => (Number.isInteger(value) ? count(value) : digits(value)),
   per_s: (value) => `${digits(value)}/s`,
   bytes: (value) => `${digits(value / 2 ** 30)} GiB`,
   celsius: (value) => `${digits(value)} °C`,
@@ -89,6 +89,16 @@ export function reading(value: Reading | null | undefined, unit: Unit): string {
 /** `awaiting_approval` → "awaiting approval" */
 export function words(name: string): string {
   return name.replaceAll("_", " ");
+}
+
+/** A metric without the unit at its end, which stands beside its value: "ttft p95". */
+export function metricName(name: string): string {
+  return words(name.replace(/_(s|fraction|per_s)$/, ""));
+}
+
+/** The day alone, with its year: prices may be old. */
+export function day(at: string): string {
+  return at.slice(0, 10);
 }
 
 export function clock(at: string | number): string {

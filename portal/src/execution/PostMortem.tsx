@@ -1,6 +1,6 @@
 /** What went wrong, in sentences made of the record: reason, and the gate that failed with its numbers. */
 import type { ChangeDetail, GateMetric } from "../api/types";
-import { measured, percent, reading, seconds, words } from "../format";
+import { measured, metricName, percent, reading, seconds, words } from "../format";
 import { Panel } from "../ui/basics";
 
 const WENT_WRONG = ["rolled_back", "rolling_back", "failed", "vetoed", "cancelled"];
@@ -43,7 +43,7 @@ export function PostMortem({ change }: { change: ChangeDetail }) {
 
 function sentence(metric: GateMetric): string {
   return (
-    `${words(metric.name)}: observed ${reading(metric.observed, metric.unit)}, allowed ` +
+    `${metricName(metric.name)}: observed ${reading(metric.observed, metric.unit)}, allowed ` +
     `${measured(metric.threshold, metric.unit)}, over ${seconds(metric.window_s)}` +
     `${metric.detail ? ` (${metric.detail})` : ""}`
   );

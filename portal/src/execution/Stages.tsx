@@ -1,6 +1,6 @@
 /** The rollout as steps: each stage with the looks of its gate, and what every metric showed. */
 import type { ChangeDetail, GateAnswer, GateMetric, Look, Stage } from "../api/types";
-import { count, measured, percent, reading, seconds, words } from "../format";
+import { count, measured, metricName, percent, reading, seconds, words } from "../format";
 import { Ago, Badge, classes, type Tone } from "../ui/basics";
 import { VerdictBadge } from "../ui/states";
 import { Table } from "../ui/table";
@@ -54,7 +54,9 @@ function Looks({ looks }: { looks: Look[] }) {
                 <Ago at={look.closed_at} />
               </span>
             )}
-            <span className="min-w-0 text-sm text-muted">{look.reasons.join("; ")}</span>
+            {look.answers.length === 0 && (
+              <span className="min-w-0 text-sm text-muted">{look.reasons.join("; ")}</span>
+            )}
           </summary>
           <div className="mt-2 space-y-3">
             {look.answers.length === 0 && <p className="text-muted">No assessor has answered yet.</p>}
@@ -98,7 +100,7 @@ function Answer({ answer }: { answer: GateAnswer }) {
 
 function metricRow(metric: GateMetric) {
   return [
-    words(metric.name),
+    metricName(metric.name),
     reading(metric.observed, metric.unit),
     measured(metric.threshold, metric.unit),
     seconds(metric.window_s),

@@ -1,6 +1,7 @@
 /** Is anything wrong, and what should I decide now? */
 import { Link } from "@tanstack/react-router";
 import type { ReactNode } from "react";
+import type { OverviewFigures } from "../api/figures";
 import type { Agent, ChangeRow, Page, RecommendationRow, Switch } from "../api/types";
 import { useEventLog } from "../events/log";
 import { summaryOf } from "../events/words";
@@ -9,6 +10,7 @@ import { useSnapshot } from "../live/context";
 import { keptScope } from "../shell/keys";
 import { useScope } from "../shell/scope";
 import { Ago, Badge, Code, Empty, Panel, useNow } from "../ui/basics";
+import { FigureTile, Tile } from "../ui/figures";
 import { ProblemNote, Shown } from "../ui/problem";
 import { RiskBadge, StateBadge } from "../ui/states";
 import { Table } from "../ui/table";
@@ -16,6 +18,7 @@ import { expectedValue } from "../recommendation/order";
 import { standing } from "./Executions";
 
 const AGENTS_EVERY_MS = 5_000;
+const FIGURES_EVERY_MS = 15_000;
 const ACTIVITY_ROWS = 12;
 
 function useOverview() {
@@ -31,19 +34,21 @@ function useOverview() {
     undone: useSnapshot<Page<ChangeRow>>(["changes"], `/changes?state=rolling_back${of}`),
     failed: useSnapshot<Page<ChangeRow>>(["changes"], `/changes?state=failed&limit=20${of}`),
     stop: useSnapshot<Switch>(["switch"], "/switch"),
+    figures: useSnapshot<OverviewFigures>(["changes", "figures"], "/overview", { every: FIGURES_EVERY_MS }),
   };
 }
 
 export function Overview() {
-  const { agents, asked, running, undone, failed, stop } = useOverview();
+  const { agents, asked, running, undone, failed, stop, figures } = useOverview();
   const moving = [...(undone.data?.items ?? []), ...(running.data?.items ?? [])];
   const error = [running, undone, failed, stop].find((query) => query.isError)?.error;
   return (
     <div className="space-y-4">
       {error !== undefined && <ProblemNote error={error} />}
       <Tiles asked={asked.data} moving={running.data && undone.data ? moving.length : null} agents={agents.data} stop={stop.data} />
-      <Alarms agents={agents.data} failed={failed.data} stop={stop.data} />
-      <div className="grid items-start gap-4 xl:grid-cols-2">
+      <Alarms agents={agents.data} failed={failed.data} stop={stop.data} figures={figures.data} />
+      {figures.data && <Figures found={figures.data} />}
+      <div className="grid grid-cols-1 items-start gap-4 xl:grid-cols-2">
         <Panel title="Needs you">
           <Shown query={asked} lines={3} height="h-14">
             {({ items }) => <NeedsYou rows={items} />}
@@ -102,24 +107,15 @@ function sum(values: number[]): number {
   return values.reduce((total, value) => total + value, 0);
 }
 
-function Tile({ name, value, children }: { name: string; value: string; children: ReactNode }) {
-  return (
-    <div className="rounded-lg border border-line bg-panel p-3">
-      <p className="text-xs text-muted">{name}</p>
-      <p className="text-xl font-semibold">{value}</p>
-      <p className="text-xs text-muted">{children}</p>
-    </div>
-  );
-}
-
 interface AlarmsProps {
   agents: Page<Agent> | undefined;
   failed: Page<ChangeRow> | undefined;
   stop: Switch | undefined;
+  figures: OverviewFigures | undefined;
 }
 
 /** What is wrong, or that nothing is, as far as it is known. */
-function Alarms({ agents, failed, stop }: AlarmsProps) {
+function Alarms({ agents, failed, stop, figures }: AlarmsProps) {
   if (!agents || !failed || !stop) return null;
   const lost = agents.items.filter((agent) => agent.status !== "alive");
   const wrong: [string, ReactNode][] = [
@@ -134,13 +130,16 @@ function Alarms({ agents, failed, stop }: AlarmsProps) {
       </Link>,
     ]),
   ];
+  for (const { deployment, met } of figures?.slo.deployments ?? []) {
+    if (met === false) wrong.push([`slo ${deployment}`, `${deployment} misses its objectives`]);
+  }
   if (stop.stopped) {
     wrong.unshift(["switch", `All changes are stopped by ${stop.by ?? UNKNOWN}: ${stop.reason ?? UNKNOWN}`]);
   }
   if (wrong.length === 0) {
     return (
       <p className="rounded-lg border border-line bg-panel px-4 py-2">
-        <Badge tone="good">nothing is wrong</Badge> No agent is silent, no change has failed, nothing is stopped.
+        <Badge tone="good">nothing is wrong</Badge> No agent is silent, no change has failed, nothing is stopped{figures?.slo.deployments.length ? ", no objective is known to be missed" : ""}.
       </p>
     );
   }
@@ -153,6 +152,27 @@ function Alarms({ agents, failed, stop }: AlarmsProps) {
         </li>
       ))}
     </ul>
+  );
+}
+
+/** Spend, what our changes have saved of it, and whether requests are served as promised. */
+function Figures({ found: { spend, realised, slo } }: { found: OverviewFigures }) {
+  const known = slo.deployments.filter(({ met }) => met !== null);
+  const met = known.filter((one) => one.met).length;
+  const dark = slo.deployments.length - known.length;
+  return (
+    <div className="grid grid-cols-2 gap-3 lg:grid-cols-4">
+      <FigureTile name="Spend" of={spend.usd_per_hour} about="all that is paid for now" />
+      <FigureTile name="At this rate" of={spend.usd_per_month} about="at 730 h a month" />
+      <FigureTile
+        name="Realised savings"
+        of={realised.usd_per_month}
+        about={`of ${realised.changes} changes${realised.unknown > 0 ? `, ${realised.unknown} not known` : ""}`}
+      />
+      <Tile name="Objectives met" value={known.length > 0 ? `${met} of ${known.length}` : UNKNOWN}>
+        {dark > 0 ? `${dark} deployments not known` : "deployments"}
+      </Tile>
+    </div>
   );
 }
 

@@ -1,7 +1,7 @@
 /** What the machines do: replicas, what lies idle, and the GPUs that can be read. */
 import type { GpuFigures, ReplicaFigures, Resources as Figures } from "../api/figures";
 import { SeriesChart } from "../charts/SeriesChart";
-import { figure, measured, UNKNOWN } from "../format";
+import { figure, measured, UNKNOWN, words } from "../format";
 import { useSnapshot } from "../live/context";
 import { useScope, windowOf } from "../shell/scope";
 import { Ago, Badge, Empty, Panel, type Tone } from "../ui/basics";
@@ -69,7 +69,7 @@ function Parts({ found }: { found: Figures }) {
               <Badge key="state" tone={OF_STATE[one.state]}>
                 {one.state}
               </Badge>,
-              `${one.instance_type ?? UNKNOWN}, ${one.market ?? UNKNOWN}`,
+              `${one.instance_type ?? UNKNOWN}, ${words(one.market ?? UNKNOWN)}`,
               figure(one.usd_per_hour),
               figure(one.kv_usage),
               figure(one.kv_capacity_tokens),

@@ -2,7 +2,7 @@
 import { Link, useNavigate } from "@tanstack/react-router";
 import type { ReactNode } from "react";
 import type { EventRow, Page, Recommendation, RecommendationDetail, Vote } from "../api/types";
-import { dayAndClock, percent, relative, savingRange, seconds, UNKNOWN, usdPerHour, usdPerMonth, words } from "../format";
+import { day, dayAndClock, percent, relative, savingRange, seconds, UNKNOWN, usdPerHour, usdPerMonth, words } from "../format";
 import { useSnapshot } from "../live/context";
 import { keptScope } from "../shell/keys";
 import { Ago, Badge, Button, Facts, Raw, useNow } from "../ui/basics";
@@ -129,7 +129,7 @@ function Money({ recommendation }: { recommendation: Recommendation }) {
       </p>
       <p className="text-muted">
         now spends {usdPerHour(recommendation.spend_usd_per_hour)}, which is {usdPerMonth(spend)} at
-        730 h · prices: {source ? `${source.name}, as of ${dayAndClock(source.as_of)}` : UNKNOWN}
+        730 h · prices: {source ? `${source.name}, as of ${day(source.as_of)}` : UNKNOWN}
       </p>
       <PastOutcomes kind={recommendation.spec.kind} />
     </>

@@ -1,6 +1,6 @@
 /** What a decision rests on: readings with threshold, window, sample size and source. */
 import type { Evidence, Recommendation } from "../api/types";
-import { count, measured, reading, seconds, UNKNOWN, words } from "../format";
+import { count, measured, metricName, reading, seconds, UNKNOWN, words } from "../format";
 import { Badge } from "../ui/basics";
 import { Table } from "../ui/table";
 
@@ -21,7 +21,7 @@ export function EvidenceTable({
           label="evidence"
           head={["what", "reading", "threshold", "window", "samples", "source"]}
           rows={evidence.map((one) => [
-            words(one.name),
+            metricName(one.name),
             reading(one.reading, one.unit),
             measured(one.threshold, one.unit),
             seconds(one.window_s),

@@ -51,12 +51,12 @@ export function ScopeBar({ who, showHelp }: { who: SignedIn; showHelp: () => voi
         </select>
       )}
       <Connection />
-      <div className="ml-auto flex flex-wrap items-center gap-2">
+      <div className="ml-auto flex items-center gap-2">
         <ThemeChoice />
         <Button look="quiet" onClick={showHelp} aria-label="keyboard help" title="keyboard help">
           ?
         </Button>
-        <span className="text-xs text-muted">
+        <span className="hidden text-xs text-muted md:inline">
           {who.name} · {who.role}
         </span>
         <Button look="quiet" onClick={() => void signOut()}>

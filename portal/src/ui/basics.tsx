@@ -73,7 +73,7 @@ interface PanelProps {
 
 export function Panel({ title, aside, children, className, dimmed }: PanelProps) {
   return (
-    <section className={classes("rounded-lg border border-line bg-panel", className)}>
+    <section className={classes("min-w-0 rounded-lg border border-line bg-panel", className)}>
       <header className="flex flex-wrap items-center justify-between gap-2 border-b border-line px-4 py-2">
         <h2 className="text-sm font-semibold">{title}</h2>
         {aside}
