@@ -16,7 +16,7 @@ PURE := $(PURE),*/optiinfra/agents/performance/tuning_policy.py
 PURE := $(PURE),*/optiinfra/agents/application/scoring.py,*/optiinfra/agents/application/sequential.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vllm up test faults fuzz check fix bench lock clean ready-demo ready-dev
+.PHONY: help demo demo-vllm up test faults fuzz check fix bench lock clean pages ready-demo ready-dev
 
 help:  ## what this file can do
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +77,11 @@ lock:  ## resolve requirements/*.txt anew after a change in pyproject.toml (need
 	  $(LOCK) pyproject.toml --extra $$role -c requirements/dev.txt -o requirements/$$role.txt \
 	  || exit 1; done
 	@$(LOCK) --group bootstrap $(ARGS) -c requirements/dev.txt -o requirements/bootstrap.txt
+
+pages: ready-dev  ## build the web pages anew after a change in portal/ or in the API (needs Node 20)
+	@command -v npm >/dev/null || { echo "make pages needs Node 20 or newer, with npm"; exit 1; }
+	@$(BIN)/python -m optiinfra.portal_api.openapi portal/openapi.json
+	@cd portal && npm ci --silent && npm run --silent types && npm run --silent build
 
 clean:  ## remove the environment, caches and the data of the demo
 	@rm -rf .venv .optiinfra .coverage .coverage.* htmlcov dist build \

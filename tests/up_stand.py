@@ -17,7 +17,14 @@ import httpx
 import psutil
 import yaml
 
+from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
+from optiinfra.agents.actuators.port import LaunchSpec
+from optiinfra.runtime.clouds import engines_dir
 from optiinfra.runtime.session import Session, read_session
+from optiinfra.runtime.stores import now
+from optiinfra.schemas.deployment import Market, Provider
+from optiinfra.schemas.ids import derived_id
+from optiinfra.schemas.recommendation import Placement
 from optiinfra.storage.embedded.credentials import kept_password
 from optiinfra.storage.postgres.database import Database, open_database
 
@@ -176,6 +183,33 @@ class Up:
             return (self.home / "session.json").stat().st_mtime_ns
         except FileNotFoundError:
             return 0
+
+
+@asynccontextmanager
+async def engines_of_ones_own(up: Up) -> AsyncIterator[None]:
+    """Two engines a deployment, in two zones, that were there before `up`; ended with it."""
+    up.home.mkdir(mode=0o711)
+    declared = [(one["id"], one["model"]) for one in up.content["deployments"]]
+    async with httpx.AsyncClient(trust_env=False) as http:
+        command = EngineCommand(args=ENGINE, emulated=True)
+        actuator = LocalActuator(engines_dir(up.home), command, http, clock=now)
+        for deployment, model in declared:
+            for zone in ("us-east-1a", "us-east-1b"):
+                place = Placement(
+                    provider=Provider.LOCAL,
+                    instance_type="g5.xlarge",
+                    region="us-east-1",
+                    zone=zone,
+                    market=Market.ON_DEMAND,
+                )
+                token = derived_id("mine", deployment, zone)
+                await actuator.launch(LaunchSpec("default", deployment, model, place, token))
+        try:
+            yield
+        finally:
+            await up.close()
+            for deployment, _ in declared:
+                assert await actuator.replicas("default", deployment) == []
 
 
 def api(session: Session) -> httpx.AsyncClient:

@@ -13,13 +13,17 @@ class Proxy:
     """Forwards to one address while `open` is set; what comes in a hole is kept until then."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._address = (parts.hostname or "127.0.0.1", parts.port or 0)
         self._url = url
+        self.moved_to(url)
         self.port = 0
         self.open = asyncio.Event()
         self.open.set()
         self._pipes: set[asyncio.Task[None]] = set()
+
+    def moved_to(self, url: str) -> None:
+        """New connections go there."""
+        parts = urlsplit(url)
+        self._address = (parts.hostname or "127.0.0.1", parts.port or 0)
 
     @property
     def url(self) -> str:

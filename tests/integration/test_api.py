@@ -330,7 +330,7 @@ async def test_a_bad_query_is_a_problem(stand: Stand, query: str) -> None:
 async def test_what_is_not_there_is_a_problem(stand: Stand) -> None:
     async with stand.client() as client:
         is_problem(await client.get("/api/v2/changes"), 404)
-        is_problem(await client.get("/nothing"), 404)
+        is_problem(await client.get("/api/nothing"), 404)
         is_problem(await client.get("/api/v1/changes/nonsense"), 400)
         is_problem(await client.get("/api/v1/changes/" + "0" * 32), 404)
         answer = await client.delete("/api/v1/changes")
@@ -367,7 +367,7 @@ async def test_an_unforeseen_error_is_a_problem_without_its_inside(
 
 async def test_every_answer_carries_security_headers(stand: Stand) -> None:
     async with stand.client() as client:
-        for path in ("/healthz", "/api/v1/agents", "/nothing"):
+        for path in ("/healthz", "/api/v1/agents", "/api/nothing", "/"):
             headers = (await client.get(path)).headers
             assert headers["x-content-type-options"] == "nosniff"
             assert "default-src 'none'" in headers["content-security-policy"]

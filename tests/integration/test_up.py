@@ -6,7 +6,7 @@ import asyncio
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
@@ -14,8 +14,6 @@ import httpx
 import psutil
 import pytest
 
-from optiinfra.agents.actuators.local import EngineCommand, LocalActuator
-from optiinfra.agents.actuators.port import LaunchSpec
 from optiinfra.events.bus import Bus
 from optiinfra.events.publish import Publisher
 from optiinfra.runtime.clouds import engines_dir
@@ -25,14 +23,12 @@ from optiinfra.runtime.findings import Finding, Level
 from optiinfra.runtime.session import Session
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.stores import new_id, now
-from optiinfra.schemas.deployment import Market, Provider
-from optiinfra.schemas.ids import derived_id
-from optiinfra.schemas.recommendation import Placement, Recommendation
+from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.vote import AgentName
 from optiinfra.storage.postgres.verification import verify
 from optiinfra.storage.testing.servers import reachable_home
 from tests.bus_stand import letter_of
-from tests.up_stand import ENGINE, Up, api, fleet, until
+from tests.up_stand import Up, api, engines_of_ones_own, fleet, until
 
 Make = Callable[..., Up]
 
@@ -234,36 +230,6 @@ async def reason_of_refusal(http: httpx.AsyncClient, change: str) -> str:
                 return str(one["fact"]["reason"])
         await asyncio.sleep(0.2)
     raise AssertionError([(one["kind"], one["at"]) for one in told])
-
-
-@asynccontextmanager
-async def engines_of_ones_own(up: Up) -> AsyncIterator[None]:
-    """Two engines that were there before `up`, in the same folder; ended with it."""
-    up.home.mkdir(mode=0o711)
-    async with httpx.AsyncClient(trust_env=False) as http:
-        command = EngineCommand(args=ENGINE, emulated=True)
-        actuator = LocalActuator(engines_dir(up.home), command, http, clock=now)
-        for number in range(2):
-            await actuator.launch(
-                LaunchSpec(
-                    tenant="default",
-                    deployment="chat",
-                    model="emulated-8b",
-                    placement=Placement(
-                        provider=Provider.LOCAL,
-                        instance_type="g5.xlarge",
-                        region="us-east-1",
-                        zone=f"us-east-1{'ab'[number]}",
-                        market=Market.ON_DEMAND,
-                    ),
-                    token=derived_id("mine", number),
-                )
-            )
-        try:
-            yield
-        finally:
-            await up.close()
-            assert await actuator.replicas("default", "chat") == []
 
 
 async def proposed(http: httpx.AsyncClient) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from optiinfra.agents.actuators.traffic import TrafficCounters
 from optiinfra.events.facts import FACT, Fact
 from optiinfra.runtime.session import Session
 from optiinfra.schemas.base import Value
+from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.errors import Denied, Rejected, Unavailable
 
 _PAGE = 200
@@ -67,6 +68,11 @@ class PublicApi:
             headers={"If-Match": f'"{version_hash}"'},
             json={"reason": reason},
         )
+
+    async def is_awaited(self, change: str) -> bool:
+        """Whether a person's word on a recommendation is still waited for."""
+        found = await self._get(f"/api/v1/recommendations/{change}")
+        return bool(found["state"] == ChangeState.AWAITING_APPROVAL)
 
     async def verify(self) -> Verified:
         """Whether every chain of the log holds."""

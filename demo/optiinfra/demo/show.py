@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class Show:
             await self._spoil(cloud)
             self._say("OptiInfra starts: optiinfra up --config fleet.yaml")
             session = await parts.optiinfra(told)
+            self._view.link(f"watch it in a browser, signed in: {session.sign_in_url}")
             api = await stack.enter_async_context(PublicApi(session))
             users = await parts.users(session, self._hear_users)
             self._say("users ask, agents look", "good")
@@ -133,9 +134,33 @@ class Show:
 
     async def _decide(self, action: AskPerson, api: PublicApi, *, approve_all: bool) -> None:
         proposal = action.proposal
-        approve = approve_all or await self._view.ask(f"{proposal.title}: approve?")
+        approve = True if approve_all else await self._asked(proposal.id, proposal.title, api)
+        if approve is None:
+            self._say("decided in the browser")
+            return
         reason = "--yes was given" if approve_all else "decided at the terminal"
         await api.decide(proposal.id, action.version_hash, approve=approve, reason=reason)
+
+    async def _asked(self, change: str, title: str, api: PublicApi) -> bool | None:
+        """The answer at the terminal; None when it was given elsewhere meanwhile."""
+        asking = asyncio.ensure_future(self._view.ask(f"{title}: approve?"))
+        elsewhere = asyncio.ensure_future(self._decided(change, api))
+        waiting: set[asyncio.Future[Any]] = {asking, elsewhere}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            return asking.result() if asking.done() else elsewhere.result()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+
+    async def _decided(self, change: str, api: PublicApi) -> None:
+        """Until nobody is asked about a change any more."""
+        while True:
+            with suppress(Unavailable):
+                if not await api.is_awaited(change):
+                    return
+            await asyncio.sleep(_POLL_S)
 
     async def _verdict(self, api: PublicApi) -> Verdict:
         await self._news(api)

@@ -56,6 +56,10 @@ class View:
         if self._live is None:
             self._console.print(_line(at_s, spoken), soft_wrap=True)
 
+    def link(self, text: str) -> None:
+        """A line that stays above whatever is repainted, and is never cut: it is to be opened."""
+        self._console.print(Text(text, style="bold"), soft_wrap=True)
+
     def plays(self, states: Mapping[Play, str]) -> None:
         """How the plays stand."""
         self._states = dict(states)

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 
 from optiinfra.portal_api import problems
 from optiinfra.portal_api.edge import Edge
+from optiinfra.portal_api.pages import Pages
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.remembered import Forgetting
 from optiinfra.portal_api.routes import (
@@ -67,6 +68,7 @@ def create_app(ports: ApiPorts, *, new_id: Callable[[], str] = _new_id) -> FastA
     app.include_router(health.router)
     for router in _version_1(new_id):
         app.include_router(router, prefix="/api/v1")
+    app.router.default = Pages(app.router.default)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -162,9 +162,9 @@ async def _collector(settings: Settings) -> None:
 async def _portal_api(settings: Settings) -> None:
     from optiinfra.portal_api.app import create_app
     from optiinfra.portal_api.ports import api_ports
-    from optiinfra.portal_api.routes.session import SIGN_IN_LINK
     from optiinfra.portal_api.server import serve
     from optiinfra.runtime.notifications import slack_desk
+    from optiinfra.runtime.session import sign_in_url
     from optiinfra.runtime.sign_in import providers, rates
     from optiinfra.storage.postgres.access import issue_one_time_token
 
@@ -183,17 +183,23 @@ async def _portal_api(settings: Settings) -> None:
                 metrics=stores.metrics,
                 cache=stores.cache,
             )
+            once: str | None = None
             if tenant is not None:
-                once = await issue_one_time_token(ports.access, tenant, "sign-in")
-                link = f"{(settings.public_url or '').rstrip('/')}{SIGN_IN_LINK}{once}"
-                sys.stdout.write(f"sign in, once and within 15 minutes: {link}\n")
-                sys.stdout.flush()
+                once = await issue_one_time_token(ports.access, tenant, LOCAL_OPERATOR)
+
+            def started(url: str) -> None:
+                log.info("portal_api.ready", url=url)
+                if once is not None:
+                    link = sign_in_url(settings.public_url or url, once)
+                    sys.stdout.write(f"open the pages signed in, once, within 15 minutes: {link}\n")
+                    sys.stdout.flush()
+
             await serve(
                 create_app(ports, new_id=new_id),
                 settings.portal_host,
                 settings.portal_port,
                 beyond_loopback=settings.portal_allow_remote,
-                started=lambda url: log.info("portal_api.ready", url=url),
+                started=started,
             )
 
     await _with_stores(settings, "portal-api", work)

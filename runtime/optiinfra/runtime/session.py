@@ -18,12 +18,19 @@ class Session(Value):
 
     url: str
     token: str
+    sign_in_url: str | None = None
+    """Opens the pages signed in, once, within 15 minutes of the start."""
     gateway_url: str | None = None
     gateway_admin_url: str | None = None
     gateway_admin_token: str | None = None
     nats_url: str | None = None
     """The bus, as an operator signs in there."""
     postgres_url: str | None = None
+
+
+def sign_in_url(url: str, once: str) -> str:
+    """The link that opens the pages signed in; a fragment is sent to no server."""
+    return f"{url}/sign-in#token={once}"
 
 
 def read_session(home: Path) -> Session | None:

@@ -23,7 +23,6 @@ from optiinfra.events import topology
 from optiinfra.events.bus_roles import AGENTS, BusRole
 from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.ports import api_ports
-from optiinfra.portal_api.routes.session import SIGN_IN_LINK
 from optiinfra.portal_api.server import running_api
 from optiinfra.runtime import up_record
 from optiinfra.runtime.clouds import SplitTraffic, WholeFleet, engines_dir
@@ -44,7 +43,7 @@ from optiinfra.runtime.preflight import (
 )
 from optiinfra.runtime.routes import seed_routes
 from optiinfra.runtime.session import FILE as SESSION
-from optiinfra.runtime.session import Session, read_session
+from optiinfra.runtime.session import Session, read_session, sign_in_url
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.shelf import QdrantShelf
 from optiinfra.runtime.sign_in import providers, rates
@@ -344,6 +343,7 @@ class _Up:
         session = Session(
             url=url,
             token=token,
+            sign_in_url=sign_in_url(url, once),
             gateway_url=front.url,
             gateway_admin_url=front.admin_url,
             gateway_admin_token=front.admin_token,
@@ -354,7 +354,7 @@ class _Up:
         log.info("up.ready", api=url, gateway=front.url, mode=self._fleet.mode)
         sys.stdout.write(
             f"OptiInfra is ready ({self._fleet.mode}): API {url}, gateway {front.url}\n"
-            f"sign in, once and within 15 minutes: {url}{SIGN_IN_LINK}{once}\n"
+            f"open its pages signed in, once, within 15 minutes: {session.sign_in_url}\n"
         )
         sys.stdout.flush()
         gc.collect()

@@ -1,0 +1,38 @@
+/** The API's shapes by their names; `schema.ts` is generated from its OpenAPI document. */
+import type { components } from "./schema";
+
+type Schemas = components["schemas"];
+
+export type Problem = Omit<Schemas["Problem"], "hint"> & { hint?: string | null };
+export type Me = Schemas["MeView"];
+export type Session = Schemas["SessionView"];
+export type Ticket = Schemas["TicketView"];
+export type Accepted = Schemas["AcceptedView"];
+export type Agent = Schemas["AgentView"];
+export type DeploymentRow = Schemas["DeploymentView"];
+export type Recommendation = Schemas["Recommendation"];
+export type RecommendationRow = Schemas["RecommendationView"];
+export type RecommendationDetail = Schemas["RecommendationDetail"];
+export type ChangeRow = Schemas["ChangeView"];
+export type ChangeDetail = Omit<Schemas["ChangeDetail"], "stages"> & { stages: Stage[] };
+export type ChangeState = Schemas["ChangeState"];
+export type EventRow = Schemas["EventView"];
+export type AuditRow = Schemas["AuditView"];
+export type Stage = Schemas["StageView"] & { looks: Look[] };
+export type Look = Schemas["LookView"];
+export type GateAnswer = Schemas["GateAnswer"];
+export type GateMetric = Schemas["GateMetric"];
+export type Evidence = Schemas["Evidence"];
+export type Vote = Schemas["Vote"];
+export type Switch = Schemas["SwitchView"];
+export type Risk = Schemas["Risk"];
+export type Role = Schemas["Role"];
+export type Unit = Schemas["Unit"];
+export type Reading = Schemas["Known"] | Schemas["Unknown"];
+export type Verification = Schemas["VerificationView"];
+export type Interval = Schemas["Interval"];
+
+export interface Page<T> {
+  items: T[];
+  next?: string | null;
+}

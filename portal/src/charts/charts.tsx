@@ -1,0 +1,152 @@
+/** The drawings, loaded together where one is shown first. Colours follow the theme. */
+import {
+  Bar,
+  BarChart,
+  CartesianGrid,
+  ComposedChart,
+  Legend,
+  Line,
+  ReferenceLine,
+  ResponsiveContainer,
+  Scatter,
+  ScatterChart,
+  Tooltip,
+  XAxis,
+  YAxis,
+} from "recharts";
+import { clock } from "../format";
+
+const TEXT = { fill: "var(--muted)", fontSize: 12 };
+const COLOURS = ["var(--accent)", "var(--warn)", "var(--good)", "var(--bad)", "var(--muted)", "var(--ink)"];
+const DASHES = ["0", "6 3", "2 3", "8 3 2 3", "1 4", "10 4"];
+const BOX = { background: "var(--panel)", borderColor: "var(--line)", color: "var(--ink)" };
+
+function inInk(name: string) {
+  return <span className="text-ink">{name}</span>;
+}
+
+export interface Marker {
+  at: number;
+  name: string;
+}
+
+interface LinesProps {
+  data: Record<string, number | null>[];
+  names: string[];
+  /** How a number reads, with its unit. */
+  told: (value: number) => string;
+  limit?: { value: number; name: string } | undefined;
+  markers?: Marker[];
+}
+
+/** Lines over time; each has a colour and a dash of its own, and breaks where nothing is known. */
+export function Lines({ data, names, told, limit, markers = [] }: LinesProps) {
+  return (
+    <ResponsiveContainer width="100%" height="100%">
+      <ComposedChart data={data} margin={{ top: 12, right: 8, bottom: 0, left: 0 }} accessibilityLayer={false}>
+        <CartesianGrid stroke="var(--line)" vertical={false} />
+        <XAxis
+          dataKey="at"
+          type="number"
+          scale="time"
+          domain={["dataMin", "dataMax"]}
+          tick={TEXT}
+          tickFormatter={(at: number) => clock(at).slice(0, 5)}
+          stroke="var(--line)"
+          minTickGap={32}
+        />
+        <YAxis tick={TEXT} tickFormatter={told} stroke="var(--line)" width={64} domain={[0, "auto"]} />
+        <Tooltip
+          isAnimationActive={false}
+          contentStyle={BOX}
+          labelFormatter={(at) => clock(Number(at))}
+          formatter={(value) => told(Number(value))}
+        />
+        {names.length > 1 && <Legend formatter={inInk} />}
+        {limit && (
+          <ReferenceLine
+            y={limit.value}
+            stroke="var(--bad)"
+            strokeDasharray="4 3"
+            ifOverflow="extendDomain"
+            label={{ value: limit.name, fill: "var(--bad)", fontSize: 12, position: "insideTopLeft" }}
+          />
+        )}
+        {markers.map(({ at, name }) => (
+          <ReferenceLine
+            key={`${at} ${name}`}
+            x={at}
+            stroke="var(--muted)"
+            label={{ value: name, fill: "var(--muted)", fontSize: 11, position: "top" }}
+          />
+        ))}
+        {names.map((name, number) => (
+          <Line
+            key={name}
+            dataKey={name}
+            dot={false}
+            stroke={COLOURS[number % COLOURS.length] ?? "var(--ink)"}
+            strokeDasharray={DASHES[number % DASHES.length] ?? "0"}
+            strokeWidth={2}
+            isAnimationActive={false}
+            connectNulls={false}
+          />
+        ))}
+      </ComposedChart>
+    </ResponsiveContainer>
+  );
+}
+
+interface StackProps {
+  data: Record<string, number | string>[];
+  names: string[];
+  told: (value: number) => string;
+}
+
+/** Bars that add up, one for each row. */
+export function Stack({ data, names, told }: StackProps) {
+  return (
+    <ResponsiveContainer width="100%" height="100%">
+      <BarChart data={data} layout="vertical" margin={{ top: 4, right: 8, bottom: 0, left: 0 }} accessibilityLayer={false}>
+        <XAxis type="number" tick={TEXT} tickFormatter={told} stroke="var(--line)" />
+        <YAxis type="category" dataKey="name" tick={TEXT} stroke="var(--line)" width={88} />
+        <Tooltip isAnimationActive={false} contentStyle={BOX} formatter={(value) => told(Number(value))} />
+        <Legend formatter={inInk} />
+        {names.map((name, number) => (
+          <Bar
+            key={name}
+            dataKey={name}
+            stackId="whole"
+            fill={COLOURS[number % COLOURS.length] ?? "var(--ink)"}
+            stroke="var(--panel)"
+            isAnimationActive={false}
+          />
+        ))}
+      </BarChart>
+    </ResponsiveContainer>
+  );
+}
+
+interface DotsProps {
+  data: { predicted: number; realised: number; name: string }[];
+  told: (value: number) => string;
+}
+
+/** Predicted against realised; on the line a prediction came true. */
+export function Dots({ data, told }: DotsProps) {
+  const ends = data.flatMap(({ predicted, realised }) => [predicted, realised]);
+  const low = Math.min(0, ...ends);
+  const high = Math.max(0, ...ends) * 1.1;
+  return (
+    <ResponsiveContainer width="100%" height="100%">
+      <ScatterChart margin={{ top: 8, right: 16, bottom: 4, left: 0 }} accessibilityLayer={false}>
+        <CartesianGrid stroke="var(--line)" />
+        <XAxis type="number" dataKey="predicted" name="predicted" domain={[low, high]} tick={TEXT} tickFormatter={told} stroke="var(--line)" />
+        <YAxis type="number" dataKey="realised" name="realised" domain={[low, high]} tick={TEXT} tickFormatter={told} stroke="var(--line)" width={72} />
+        <ReferenceLine segment={[{ x: low, y: low }, { x: high, y: high }]} stroke="var(--muted)" strokeDasharray="4 3" />
+        <Tooltip isAnimationActive={false} contentStyle={BOX} formatter={(value) => told(Number(value))} />
+        <Scatter data={data} fill="var(--accent)" isAnimationActive={false} />
+      </ScatterChart>
+    </ResponsiveContainer>
+  );
+}

@@ -1,0 +1,6 @@
+/** The drawings without their weight: it comes with the first chart. */
+import { lazy } from "react";
+
+export const Lines = lazy(async () => ({ default: (await import("./charts")).Lines }));
+export const Stack = lazy(async () => ({ default: (await import("./charts")).Stack }));
+export const Dots = lazy(async () => ({ default: (await import("./charts")).Dots }));

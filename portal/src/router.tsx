@@ -1,0 +1,124 @@
+/** The addresses of the pages. What is looked at stands in the address, so that it can be sent. */
+import {
+  createRootRoute,
+  createRoute,
+  createRouter,
+  lazyRouteComponent,
+} from "@tanstack/react-router";
+import { NotFound, Shell } from "./shell/Shell";
+import { RANGES, type Range } from "./shell/scope";
+
+export interface Scope {
+  range?: Range;
+  deployment?: string;
+}
+
+function text(value: unknown): string | undefined {
+  return typeof value === "string" && value !== "" ? value : undefined;
+}
+
+function scopeIn(search: Record<string, unknown>): Scope {
+  const range = RANGES.find((one) => one === search["range"]);
+  const deployment = text(search["deployment"]);
+  return { ...(range && { range }), ...(deployment && { deployment }) };
+}
+
+const root = createRootRoute({
+  component: Shell,
+  notFoundComponent: NotFound,
+  validateSearch: scopeIn,
+});
+
+function chosenIn(search: Record<string, unknown>): { tab?: string; id?: string } {
+  const tab = text(search["tab"]);
+  const id = text(search["id"]);
+  return { ...(tab && { tab }), ...(id && { id }) };
+}
+
+export interface EventSearch {
+  kind?: string;
+  change?: string;
+  find?: string;
+  event?: string;
+  view?: "audit";
+}
+
+function eventsIn(search: Record<string, unknown>): EventSearch {
+  const found: EventSearch = {};
+  for (const name of ["kind", "change", "find", "event"] as const) {
+    const given = text(search[name]);
+    if (given) found[name] = given;
+  }
+  if (search["view"] === "audit") found.view = "audit";
+  return found;
+}
+
+const signIn = createRoute({
+  getParentRoute: () => root,
+  path: "/sign-in",
+  component: lazyRouteComponent(() => import("./pages/SignIn"), "SignIn"),
+});
+const overview = createRoute({
+  getParentRoute: () => root,
+  path: "/",
+  component: lazyRouteComponent(() => import("./pages/Overview"), "Overview"),
+});
+const cost = createRoute({
+  getParentRoute: () => root,
+  path: "/cost",
+  component: lazyRouteComponent(() => import("./pages/Cost"), "Cost"),
+});
+const performance = createRoute({
+  getParentRoute: () => root,
+  path: "/performance",
+  component: lazyRouteComponent(() => import("./pages/Performance"), "Performance"),
+});
+const resources = createRoute({
+  getParentRoute: () => root,
+  path: "/resources",
+  component: lazyRouteComponent(() => import("./pages/Resources"), "Resources"),
+});
+const application = createRoute({
+  getParentRoute: () => root,
+  path: "/application",
+  component: lazyRouteComponent(() => import("./pages/Application"), "Application"),
+});
+const recommendations = createRoute({
+  getParentRoute: () => root,
+  path: "/recommendations",
+  validateSearch: chosenIn,
+  component: lazyRouteComponent(() => import("./pages/Recommendations"), "Recommendations"),
+});
+const executions = createRoute({
+  getParentRoute: () => root,
+  path: "/executions",
+  validateSearch: chosenIn,
+  component: lazyRouteComponent(() => import("./pages/Executions"), "Executions"),
+});
+const events = createRoute({
+  getParentRoute: () => root,
+  path: "/events",
+  validateSearch: eventsIn,
+  component: lazyRouteComponent(() => import("./pages/Events"), "Events"),
+});
+
+export const router = createRouter({
+  routeTree: root.addChildren([
+    signIn,
+    overview,
+    cost,
+    performance,
+    resources,
+    application,
+    recommendations,
+    executions,
+    events,
+  ]),
+  defaultPreload: "intent",
+});
+
+declare module "@tanstack/react-router" {
+  interface Register {
+    router: typeof router;
+  }
+}

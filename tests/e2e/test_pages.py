@@ -1,0 +1,313 @@
+"""The web pages in a real browser, before a real `optiinfra up`: what a person sees and does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
+
+from optiinfra.runtime.session import Session
+from optiinfra.storage.testing.servers import reachable_home
+from tests.faults.proxy import Proxy, proxied
+from tests.up_stand import Up, api, engines_of_ones_own, fleet
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine to show pages in"),
+]
+SLOW_MS = 90_000
+"""How long a change may take to its end where the machine is shared."""
+expect.set_options(timeout=20_000)
+WIDE = {"width": 1280, "height": 900}
+NARROW = {"width": 390, "height": 844}
+FIGURES = ("overview", "costs", "outcomes", "metrics", "series", "deployments/")
+"""Routes that an API may lack; the pages say so in their place."""
+CONNECTION = "[data-connection]"
+WCAG = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"]}}
+
+
+@dataclass
+class Stand:
+    """`up` with a proxy before its API, and a browser; `complaints` are what pages logged."""
+
+    up: Up
+    session: Session
+    proxy: Proxy
+    browser: Browser
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.proxy.port}"
+
+    @asynccontextmanager
+    async def page(
+        self, path: str = "/", *, size: Any = WIDE, theme: Any = "light"
+    ) -> AsyncIterator[Page]:
+        """A page of somebody who is signed in, live."""
+        kept = {"token": self.session.token, "name": "local operator", "role": "admin"}
+        signed_in = json.dumps(json.dumps({**kept, "tenant": "default"}))
+        async with await self.browser.new_context(viewport=size, color_scheme=theme) as context:
+            page = await context.new_page()
+            await page.add_init_script(f"sessionStorage['optiinfra.session'] = {signed_in}")
+            page.on("console", self._logged)
+            page.on("pageerror", lambda error: self.complaints.append(str(error)))
+            await page.goto(self.url + path)
+            await expect(page.locator(CONNECTION)).to_have_attribute("data-status", "live")
+            yield page
+
+    def _logged(self, said: ConsoleMessage) -> None:
+        asked = said.location["url"].partition("/api/v1/")[2]
+        absent = "404" in said.text and asked.startswith(FIGURES)
+        if said.type == "error" and not absent:
+            self.complaints.append(f"{said.text} {asked}")
+
+
+async def users(gateway_url: str, models: list[str]) -> None:
+    """Asks each model again and again, so that there is something to measure."""
+    async with aiohttp.ClientSession() as http:
+        while True:
+            for model in models:
+                body = {"model": model, "prompt": "Question: why?\nAnswer:", "max_tokens": 8}
+                with suppress(aiohttp.ClientError):
+                    async with http.post(f"{gateway_url}/v1/completions", json=body) as answer:
+                        await answer.read()
+            await asyncio.sleep(0.1)
+
+
+def two_deployments() -> dict[str, Any]:
+    """One to be decided on with the mouse, one with the keyboard; people are always asked."""
+    content = fleet(rules={"revote_after_s": 1, "max_vote_rounds": 200})
+    (chat,) = content["deployments"]
+    search = {**chat, "id": "search", "model": "emulated-search"}
+    return {**content, "deployments": [chat, search]}
+
+
+@pytest.fixture(scope="module")
+async def stand() -> AsyncIterator[Stand]:
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(reachable_home())
+        up = Up(folder, two_deployments())
+        await stack.enter_async_context(engines_of_ones_own(up))
+        session = await up.start()
+        proxy = await stack.enter_async_context(proxied(session.url))
+        play = await stack.enter_async_context(async_playwright())
+        browser = await play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        stack.push_async_callback(browser.close)
+        asking = asyncio.create_task(
+            users((session.gateway_url or "").rstrip("/"), ["emulated-8b", "emulated-search"])
+        )
+        yield Stand(up, session, proxy, browser)
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+
+
+async def test_the_printed_link_signs_in_once_and_leaves_no_token_in_the_address(
+    stand: Stand,
+) -> None:
+    assert stand.session.sign_in_url is not None
+    link = stand.session.sign_in_url.replace(stand.session.url, stand.url)
+    page = await stand.browser.new_page()
+    await page.goto(link)
+    await expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    assert page.url == f"{stand.url}/"
+    assert await page.evaluate("history.length") <= 2
+    again = await stand.browser.new_page()
+    await again.goto(link)
+    await expect(again.get_by_role("alert")).to_contain_text("unknown, expired or used")
+    assert "oi_once" not in again.url
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_label("One-time token")).to_be_visible()
+
+
+async def open_card(page: Page, deployment: str) -> None:
+    """The card of a deployment's proposal once a person is asked about it."""
+    row = page.locator("a[data-row]", has_text=f"of {deployment} to spot")
+    await expect(row).to_contain_text("awaiting approval", timeout=SLOW_MS)
+    await row.click()
+    await expect(page.get_by_role("article")).to_contain_text("Rollback")
+
+
+async def test_a_person_approves_with_the_mouse_and_types_the_target_of_a_high_risk(
+    stand: Stand,
+) -> None:
+    async with stand.page("/recommendations") as page:
+        await open_card(page, "chat")
+        card = page.get_by_role("article")
+        for part in ("Money", "Risk", "Blast radius", "Votes", "Evidence", "Rollout", "Rollback"):
+            await expect(card.get_by_role("heading", name=part, exact=True)).to_be_visible()
+        await card.get_by_role("button", name="Approve").click()
+        dialog = page.get_by_role("dialog")
+        send = dialog.get_by_role("button", name="Approve")
+        await expect(send).to_have_attribute("aria-disabled", "true")
+        await expect(dialog).to_contain_text("type chat to go on")
+        await dialog.get_by_label("Type the target").fill("chat")
+        await send.click()
+        await expect(dialog).to_have_count(0, timeout=3_000)
+        await expect(card).to_contain_text("person:local operator", timeout=10_000)
+
+
+async def test_a_decision_on_what_has_changed_meanwhile_is_to_be_reviewed_again(
+    stand: Stand,
+) -> None:
+    async def older(route: Any) -> None:
+        await route.continue_(headers={**route.request.headers, "if-match": '"0123456789abcdef"'})
+
+    async with stand.page("/recommendations") as page:
+        await page.route("**/reject", older)
+        await open_card(page, "search")
+        await page.get_by_role("article").get_by_role("button", name="Reject").click()
+        dialog = page.get_by_role("dialog")
+        await dialog.get_by_label("Reason").fill("not now")
+        await dialog.get_by_role("button", name="Reject").click()
+        await expect(dialog.get_by_role("alert")).to_contain_text("this changed, review again")
+        await expect(dialog.get_by_role("alert")).to_contain_text("request")
+        await dialog.get_by_role("button", name="This changed: review it again").click()
+        await expect(dialog).to_have_count(0)
+    stand.complaints.clear()  # the browser logs the 412 that was provoked
+
+
+async def test_another_approves_with_the_keyboard_alone(stand: Stand) -> None:
+    async with stand.page() as page:
+        await page.keyboard.press("?")
+        await expect(page.get_by_role("dialog")).to_contain_text("approve / reject")
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("g")
+        await page.keyboard.press("r")
+        await expect(page.get_by_role("heading", name="Recommendations")).to_be_visible()
+        await page.keyboard.press("/")
+        await page.keyboard.type("of search to spot")
+        await page.keyboard.press("Escape")
+        row = page.locator("a[data-row]")
+        await expect(row).to_have_count(1)
+        await expect(row).to_contain_text("awaiting approval", timeout=SLOW_MS)
+        await page.keyboard.press("j")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("[data-action=approve]:not([aria-disabled])")).to_be_visible()
+        await page.keyboard.press("a")
+        await page.keyboard.type("search")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("dialog")).to_have_count(0, timeout=3_000)
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("article")).to_have_count(0)
+
+
+async def test_the_change_is_watched_to_its_end_without_a_reload(stand: Stand) -> None:
+    async with stand.page("/executions") as page:
+        row = page.locator("a[data-row]", has_text="of chat to spot")
+        await row.click()
+        story = page.get_by_role("article")
+        await expect(story.get_by_text("completed", exact=True).first).to_be_visible(
+            timeout=SLOW_MS
+        )
+        await expect(story.locator("h3", has_text="passed")).to_have_count(2)
+        for column in ("metric", "observed", "threshold", "window", "verdict"):
+            await expect(story.get_by_role("columnheader", name=column).first).to_be_attached()
+        await expect(story).to_contain_text("nothing more can be asked of it")
+        await expect(story).to_contain_text("approved by local operator")
+
+
+async def test_the_log_is_searched_and_an_event_names_its_cause(stand: Stand) -> None:
+    async with stand.page("/events?kind=vote.cast") as page:
+        await page.locator("button[data-row]").first.click()
+        drawer = page.get_by_role("complementary", name="event")
+        await expect(drawer).to_contain_text("vote.cast")
+        await drawer.get_by_role("button", name="the agents are asked").last.click()
+        await expect(drawer).to_contain_text("vote.requested")
+        await page.get_by_role("button", name="Audit trail").click()
+        await expect(page.get_by_role("table")).to_contain_text("recommendation.approve")
+        await page.get_by_role("button", name="Verify the log").click()
+        await expect(page.get_by_role("status").filter(has_text="whole")).to_contain_text("chains")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280", "390"])
+async def test_every_page_is_accessible_and_fits(stand: Stand, size: Any, theme: str) -> None:
+    found = []
+    async with stand.page(size=size, theme=theme) as page:
+        for path, row in (
+            ("/", False),
+            ("/recommendations?tab=done", True),
+            ("/executions", True),
+            ("/events", True),
+            ("/events?view=audit", False),
+            ("/cost", False),
+            ("/performance", False),
+            ("/resources", False),
+            ("/application", False),
+        ):
+            await page.goto(stand.url + path)
+            await expect(page.locator(CONNECTION)).to_have_attribute("data-status", "live")
+            await expect(page.get_by_label("loading")).to_have_count(0)
+            if row:
+                await page.locator("[data-row]").first.click()
+                await expect(page.locator("[data-action=close]")).to_be_visible()
+                await expect(page.get_by_label("loading")).to_have_count(0)
+            seen = await Axe().run(page, options=WCAG)
+            found += [
+                f"{path}: {one['id']} {one['nodes'][0]['target']} {one['nodes'][0]['html'][:150]}"
+                for one in seen.response["violations"]
+            ]
+            wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            if await page.evaluate(wide) > 0:
+                found.append(f"{path}: wider than the window")
+    assert found == []
+
+
+async def test_no_page_has_logged_an_error(stand: Stand) -> None:
+    assert stand.complaints == []
+
+
+async def turned(stand: Stand, *, stopped: bool) -> None:
+    async with api(stand.session) as http:
+        answer = await http.post("/switch", json={"stopped": stopped, "reason": "a test"})
+        assert answer.status_code == 202, answer.text
+
+
+async def test_a_silent_network_is_told_within_3_s_and_nothing_is_missed_after_it(
+    stand: Stand,
+) -> None:
+    async with stand.page() as page:
+        chip = page.locator(CONNECTION)
+        await expect(page.get_by_text("nothing is wrong")).to_be_visible()
+        stand.proxy.open.clear()
+        await expect(chip).not_to_have_attribute("data-status", "live", timeout=3_500)
+        await expect(chip).to_contain_text(re.compile(r"data as of \d\d:\d\d:\d\d"))
+        await turned(stand, stopped=True)
+        await expect(chip).to_have_attribute("data-status", "disconnected", timeout=3_500)
+        stand.proxy.open.set()
+        await expect(chip).to_have_attribute("data-status", "live", timeout=15_000)
+        await expect(page.get_by_text("All changes are stopped")).to_be_visible(timeout=5_000)
+        await expect(chip).to_have_attribute("data-gaps", "0")
+        await turned(stand, stopped=False)
+        await expect(page.get_by_text("nothing is wrong")).to_be_visible(timeout=5_000)
+
+
+async def test_a_killed_api_is_told_within_3_s_and_the_stream_goes_on_where_it_was(
+    stand: Stand,
+) -> None:
+    async with stand.page("/executions") as page:
+        chip = page.locator(CONNECTION)
+        await page.locator("a[data-row]", has_text="of chat to spot").click()
+        await expect(page.get_by_role("article")).to_contain_text("completed")
+        await stand.up.kill()
+        await expect(chip).to_have_attribute("data-status", "disconnected", timeout=3_500)
+        await expect(page.get_by_role("article")).to_contain_text("completed")
+        session = await stand.up.start()
+        stand.proxy.moved_to(session.url)
+        await expect(chip).to_have_attribute("data-status", "live", timeout=15_000)
+        await expect(chip).to_have_attribute("data-gaps", "0")
+        await expect(chip).not_to_have_attribute("data-resumed", "0")
+        await expect(page.get_by_role("alert")).to_have_count(0)
