@@ -23,10 +23,10 @@ from tests.up_stand import Up, api, engines_of_ones_own, fleet
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = [
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine to show pages in"),
 ]
-SLOW_MS = 90_000
+SLOW_MS = 150_000
 """How long a change may take to its end where the machine is shared."""
 expect.set_options(timeout=20_000)
 WIDE = {"width": 1280, "height": 900}

@@ -79,7 +79,7 @@ function Answer({ answer }: { answer: GateAnswer }) {
       {answer.metrics.length > 0 && (
         <Table
           label={`metrics of ${answer.assessor}`}
-          head={["metric", "observed", "threshold", "window", "samples", "verdict", ""]}
+          head={["metric", "observed", "threshold", "window", "samples", "verdict", "detail"]}
           rows={answer.metrics.map(metricRow)}
         />
       )}

@@ -71,6 +71,7 @@ export class LiveStream {
   start(): void {
     if (this.running) return;
     this.running = true;
+    this.put({ status: "connecting" });
     this.lostAt = Date.now();
     this.watch = window.setInterval(() => this.look(), 500);
     window.addEventListener("offline", this.dropped);

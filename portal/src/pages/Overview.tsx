@@ -167,7 +167,7 @@ function Figures({ found: { spend, realised, slo } }: { found: OverviewFigures }
       <FigureTile
         name="Realised savings"
         of={realised.usd_per_month}
-        about={`of ${realised.changes} changes${realised.unknown > 0 ? `, ${realised.unknown} not known` : ""}`}
+        about={`by ${realised.changes} ${realised.changes === 1 ? "change" : "changes"}${realised.unknown > 0 ? `, ${realised.unknown} not known` : ""}`}
       />
       <Tile name="Objectives met" value={known.length > 0 ? `${met} of ${known.length}` : UNKNOWN}>
         {dark > 0 ? `${dark} deployments not known` : "deployments"}

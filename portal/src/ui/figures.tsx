@@ -13,7 +13,7 @@ export function Tile({ name, value, children }: { name: string; value: string; c
   return (
     <div className="min-w-0 rounded-lg border border-line bg-panel p-3">
       <p className="text-xs text-muted">{name}</p>
-      <p className="text-xl font-semibold break-words">{value}</p>
+      <p className="text-lg font-semibold break-words md:text-xl">{value}</p>
       {children && <p className="text-xs text-muted">{children}</p>}
     </div>
   );
