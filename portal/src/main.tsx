@@ -1,4 +1,4 @@
-/** Opens the pages: signs in with the token of a link, if there is one, then shows the router. */
+/** Opens the pages: goes on with the session, or signs in with the token of a link, then shows the router. */
 import { QueryClientProvider } from "@tanstack/react-query";
 import { RouterProvider } from "@tanstack/react-router";
 import { StrictMode } from "react";

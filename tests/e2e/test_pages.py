@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import shutil
 from collections.abc import AsyncIterator
@@ -16,6 +15,7 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
+from optiinfra.portal_api.cookies import ACCESS
 from optiinfra.runtime.session import Session
 from optiinfra.storage.testing.servers import reachable_home
 from tests.faults.proxy import Proxy, proxied
@@ -56,11 +56,10 @@ class Stand:
         self, path: str = "/", *, size: Any = WIDE, theme: Any = "light"
     ) -> AsyncIterator[Page]:
         """A page of somebody who is signed in, live."""
-        kept = {"token": self.session.token, "name": "local operator", "role": "admin"}
-        signed_in = json.dumps(json.dumps({**kept, "tenant": "default"}))
         async with await self.browser.new_context(viewport=size, color_scheme=theme) as context:
+            session = {"name": ACCESS, "value": self.session.token, "url": self.url}
+            await context.add_cookies([session])
             page = await context.new_page()
-            await page.add_init_script(f"sessionStorage['optiinfra.session'] = {signed_in}")
             page.on("console", self._logged)
             page.on("pageerror", lambda error: self.complaints.append(str(error)))
             await page.goto(self.url + path)

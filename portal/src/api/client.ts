@@ -1,6 +1,6 @@
-/** One call of the API: the bearer token goes along, and every error is a problem document. */
+/** One call of the API: the session's cookie goes along, and every error is a problem document. */
 import { session } from "./session";
-import type { Problem, Session } from "./types";
+import type { Me, Problem } from "./types";
 
 const TIMEOUT_MS = 10_000;
 
@@ -24,7 +24,10 @@ export interface Options {
 }
 
 export async function call<T>(path: string, options: Options = {}): Promise<Answer<T>> {
-  const answer = await send(path, options);
+  let answer = await send(path, options);
+  if (answer.status === 401 && options.token === undefined && (await goOn())) {
+    answer = await send(path, options);
+  }
   if (!answer.ok) {
     const problem = await problemOf(answer, path);
     if (answer.status === 401 && options.token === undefined) session.end(problem.detail);
@@ -36,14 +39,46 @@ export async function call<T>(path: string, options: Options = {}): Promise<Answ
 }
 
 export async function signIn(oneTimeToken: string): Promise<void> {
-  const { data } = await call<Session>("/session", { method: "POST", token: oneTimeToken });
+  const { data } = await call<Me>("/session/browser", { method: "POST", token: oneTimeToken });
   session.begin(data);
 }
 
+/** Takes up the session that this browser has, if it has one. */
+export async function takeUp(): Promise<void> {
+  try {
+    session.begin((await call<Me>("/session")).data);
+  } catch (failed) {
+    if (!(failed instanceof ProblemError)) throw failed;
+  }
+}
+
+let going: Promise<boolean> | null = null;
+
+/**
+ * Has the session go on for another while, once for all calls that found it over.
+ *
+ * One tab at a time: the renewal works once, and whoever repeats it is taken for a thief. A tab
+ * that waited for another finds the session renewed.
+ */
+function goOn(): Promise<boolean> {
+  going ??= oneTab(async () => {
+    if ((await send("/session", {})).ok) return true;
+    return (await send("/session/refresh", { method: "POST" })).ok;
+  }).finally(() => {
+    going = null;
+  });
+  return going;
+}
+
+/** `locks` is there on this machine and behind TLS, which is where sessions are. */
+async function oneTab(work: () => Promise<boolean>): Promise<boolean> {
+  const locks = navigator.locks as LockManager | undefined;
+  return locks === undefined ? await work() : await locks.request("optiinfra.session", work);
+}
+
 async function send(path: string, options: Options): Promise<Response> {
-  const token = options.token ?? session.get()?.token;
   const headers: Record<string, string> = { ...options.headers };
-  if (token !== undefined) headers["Authorization"] = `Bearer ${token}`;
+  if (options.token !== undefined) headers["Authorization"] = `Bearer ${options.token}`;
   if (options.body !== undefined) headers["Content-Type"] = "application/json";
   try {
     return await fetch(path.startsWith("/api/") ? path : `/api/v1${path}`, {
@@ -51,6 +86,7 @@ async function send(path: string, options: Options): Promise<Response> {
       headers,
       body: options.body === undefined ? null : JSON.stringify(options.body),
       signal: AbortSignal.timeout(TIMEOUT_MS),
+      credentials: "same-origin",
       cache: "no-store",
     });
   } catch {

@@ -1,10 +1,7 @@
-/** Who is signed in here: kept for this tab, and given up when the API says so. */
-import type { Role, Session } from "./types";
-
-const KEPT = "optiinfra.session";
+/** Who is signed in here. The session itself is a cookie that no script can read. */
+import type { Me, Role } from "./types";
 
 export interface SignedIn {
-  token: string;
   name: string;
   role: Role;
   tenant: string;
@@ -13,18 +10,16 @@ export interface SignedIn {
 type Listener = () => void;
 
 class SessionStore {
-  private current: SignedIn | null = read();
+  private current: SignedIn | null = null;
   private listeners = new Set<Listener>();
   /** Why the person was signed out, to be said on the sign-in page. */
   ended: string | null = null;
 
   get = (): SignedIn | null => this.current;
 
-  begin(session: Session): void {
-    const { token, name, role, tenant } = session;
-    this.current = { token, name, role, tenant };
+  begin({ name, role, tenant }: Me): void {
+    this.current = { name, role, tenant };
     this.ended = null;
-    sessionStorage.setItem(KEPT, JSON.stringify(this.current));
     this.tell();
   }
 
@@ -32,7 +27,6 @@ class SessionStore {
     if (this.current === null) return;
     this.current = null;
     this.ended = why;
-    sessionStorage.removeItem(KEPT);
     this.tell();
   }
 
@@ -43,15 +37,6 @@ class SessionStore {
 
   private tell(): void {
     for (const listener of this.listeners) listener();
-  }
-}
-
-function read(): SignedIn | null {
-  try {
-    const kept = sessionStorage.getItem(KEPT);
-    return kept === null ? null : (JSON.parse(kept) as SignedIn);
-  } catch {
-    return null;
   }
 }
 

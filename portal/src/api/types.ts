@@ -5,7 +5,6 @@ type Schemas = components["schemas"];
 
 export type Problem = Omit<Schemas["Problem"], "hint"> & { hint?: string | null };
 export type Me = Schemas["MeView"];
-export type Session = Schemas["SessionView"];
 export type Ticket = Schemas["TicketView"];
 export type Accepted = Schemas["AcceptedView"];
 export type Agent = Schemas["AgentView"];

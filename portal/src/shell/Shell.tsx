@@ -31,8 +31,8 @@ function SignedInShell({ who, path }: { who: SignedIn; path: string }) {
   useEffect(() => {
     stream.start();
     return () => stream.stop();
-  }, [stream, who.token]);
-  useEffect(() => () => queryClient.clear(), [who.token]);
+  }, [stream, who]);
+  useEffect(() => () => queryClient.clear(), [who]);
   const name = PAGES.find((page) => page.to === path)?.name;
   useEffect(() => {
     document.title = name ? `${name} · OptiInfra` : "OptiInfra";

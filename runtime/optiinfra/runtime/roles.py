@@ -164,7 +164,7 @@ async def _portal_api(settings: Settings) -> None:
     from optiinfra.portal_api.ports import api_ports
     from optiinfra.portal_api.server import serve
     from optiinfra.runtime.notifications import slack_desk
-    from optiinfra.runtime.session import sign_in_url
+    from optiinfra.runtime.session import LOCAL_OPERATOR, sign_in_url
     from optiinfra.runtime.sign_in import providers, rates
     from optiinfra.storage.postgres.access import issue_one_time_token
 

@@ -28,6 +28,10 @@ class Session(Value):
     postgres_url: str | None = None
 
 
+LOCAL_OPERATOR = "local operator"
+"""Whoever runs this: one person for the policy, on the command line as in a browser."""
+
+
 def sign_in_url(url: str, once: str) -> str:
     """The link that opens the pages signed in; a fragment is sent to no server."""
     return f"{url}/sign-in#token={once}"

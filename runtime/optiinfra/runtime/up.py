@@ -43,7 +43,7 @@ from optiinfra.runtime.preflight import (
 )
 from optiinfra.runtime.routes import seed_routes
 from optiinfra.runtime.session import FILE as SESSION
-from optiinfra.runtime.session import Session, read_session, sign_in_url
+from optiinfra.runtime.session import LOCAL_OPERATOR, Session, read_session, sign_in_url
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.shelf import QdrantShelf
 from optiinfra.runtime.sign_in import providers, rates
@@ -71,8 +71,6 @@ _ROLES = (
     BusRole.OPERATOR,
 )
 _URLS = ("nats_url", "postgres_url", "clickhouse_url", "qdrant_url", "redis_url")
-LOCAL_OPERATOR = "local operator"
-"""Whoever runs this: one person for the policy, on the command line as in a browser."""
 _SESSION_S = 30 * 86_400.0
 _SEED_EVERY_S = 2.0
 _STOP_S = 30.0
