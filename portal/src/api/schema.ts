@@ -64,9 +64,89 @@ export interface paths {
         post: operations["sign_in"];
         /**
          * Sign Out
-         * @description Revokes the token of this very request.
+         * @description Ends the session of this very request, and what its browser could go on with.
          */
         delete: operations["sign_out"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/session/browser": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Sign In Browser
+         * @description The same for a page: the session comes as cookies that no script can read.
+         */
+        post: operations["sign_in_browser"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sign-in": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Open Sign In Link
+         * @description The link that `optiinfra up` prints: uses the one-time token up and shows the pages.
+         */
+        get: operations["open_sign_in_link"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/session/refresh": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Refresh
+         * @description New cookies for the old. A refresh token that is used twice ends the whole session.
+         */
+        post: operations["refresh"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/session/link": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Link
+         * @description A link that signs the caller's browser in, once, within 15 minutes.
+         */
+        post: operations["link"];
+        delete?: never;
         options?: never;
         head?: never;
         patch?: never;
@@ -144,6 +224,26 @@ export interface paths {
          * @description One, with its votes and decisions; the `ETag` is what a decision's `If-Match` names.
          */
         get: operations["recommendation"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/recommendations/{change}/card": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Recommendation Card
+         * @description All that a person decides on, in the order in which it is read, with the same `ETag`.
+         */
+        get: operations["recommendation_card"];
         put?: never;
         post?: never;
         delete?: never;
@@ -346,6 +446,330 @@ export interface paths {
         get: operations["conflicts"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/metrics": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Metrics
+         * @description All metrics that a series can be asked of. Those of machines are of deployment `host`.
+         */
+        get: operations["metrics"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/series": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Series
+         * @description A metric in at most `points` steps, put together by the store; gaps stay gaps.
+         */
+        get: operations["series"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/overview": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Overview
+         * @description Whether anything is wrong, and what there is to decide; each part names its source.
+         */
+        get: operations["overview"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/costs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Costs
+         * @description What each deployment costs now, for what, and per million tokens of the window.
+         *
+         *     With `Accept: text/csv` the table; what is not known is an empty cell.
+         */
+        get: operations["costs"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/outcomes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Outcomes
+         * @description The latest first; `state` is how the change ended.
+         */
+        get: operations["outcomes"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/deployments/{deployment}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Deployment
+         * @description What was declared.
+         */
+        get: operations["deployment"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/deployments/{deployment}/performance": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Performance
+         * @description Latencies, load and goodput, in the last minute and over the window, with the objectives.
+         */
+        get: operations["performance"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/deployments/{deployment}/resources": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Resources
+         * @description Replicas with what they do and cost, those that idle, and the GPUs of our machines.
+         */
+        get: operations["resources"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/deployments/{deployment}/quality": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Quality
+         * @description The stored baseline, and what answers of the window scored.
+         */
+        get: operations["quality"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/deployments/{deployment}/gates": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Gates
+         * @description The latest first.
+         */
+        get: operations["gates"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/deployments/{deployment}/answers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Answers
+         * @description Scored answers as they are stored, the latest first, of a day when no time is named.
+         *
+         *     Prompts and answers themselves are not stored, so there is nothing to redact.
+         */
+        get: operations["answers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/agents/detail": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Workers
+         * @description What each has handled, what it is at, and what waits for it.
+         */
+        get: operations["workers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/policies": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Policies
+         * @description All that a coordinator has recorded, the newest first.
+         */
+        get: operations["policies"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/policies/current": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Current Policy
+         * @description The one in force, whole.
+         */
+        get: operations["current_policy"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/policies/{number}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Policy
+         * @description One of them, whole.
+         */
+        get: operations["policy"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/policies/check": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Check Policy
+         * @description Whether a policy is right and fits the fleet. Nothing is written.
+         */
+        post: operations["check_policy"];
         delete?: never;
         options?: never;
         head?: never;
@@ -556,6 +980,174 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/users": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Users
+         * @description By e-mail, with those who may not sign in any more.
+         */
+        get: operations["users"];
+        put?: never;
+        /**
+         * Add User
+         * @description Lets somebody sign in at a provider with this verified e-mail.
+         */
+        post: operations["add_user"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/users/{user}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        /**
+         * Change User
+         * @description Another role, or disabled; the last admin stays one.
+         */
+        patch: operations["change_user"];
+        trace?: never;
+    };
+    "/api/v1/keys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Keys
+         * @description The caller's keys, an admin sees everybody's; the newest first, without the secrets.
+         */
+        get: operations["keys"];
+        put?: never;
+        /**
+         * Make Key
+         * @description A key with some of the caller's own permissions.
+         */
+        post: operations["make_key"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/keys/{key}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Revoke Key
+         * @description Ends a key of the caller's; an admin may end everybody's.
+         */
+        delete: operations["revoke_key"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/session/providers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Providers
+         * @description Where people may sign in, each at `/api/v1/sign-in/<provider>`; none: by a link alone.
+         */
+        get: operations["providers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sign-in/{provider}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Begin Sign In
+         * @description Sends the browser to the provider.
+         */
+        get: operations["begin_sign_in"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sign-in/{provider}/callback": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * End Sign In
+         * @description Where the provider sends the browser back to; sets the session's cookies.
+         */
+        get: operations["end_sign_in"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/slack/actions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Pressed
+         * @description What Slack sends when a button is pressed: a signed form. What came of it is said there.
+         */
+        post: operations["pressed"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -614,6 +1206,76 @@ export interface components {
             /** Silent S */
             silent_s: number;
         };
+        /**
+         * Agg
+         * @description What becomes of the samples of a step.
+         * @enum {string}
+         */
+        Agg: "sum" | "mean" | "max" | "p50" | "p95" | "p99";
+        /**
+         * AnswerView
+         * @description One scored answer as it is stored: its text is not kept.
+         * @example {
+         *       "at": "2026-11-28T02:02:46Z",
+         *       "id": "c02d4a2dc6314752a672ce0822063195-0",
+         *       "ok": true,
+         *       "refusal": false,
+         *       "replica": "r1",
+         *       "score": {
+         *         "unit": "score",
+         *         "value": 0.9
+         *       },
+         *       "scorer": "overall/3",
+         *       "source": "live",
+         *       "stratum": "live"
+         *     }
+         */
+        AnswerView: {
+            /** Id */
+            id: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Replica */
+            replica: string | null;
+            score: components["schemas"]["Measured"];
+            /** Source */
+            source: string | null;
+            /** Stratum */
+            stratum: string | null;
+            /** Unit */
+            unit: string | null;
+            /** Scorer */
+            scorer: string | null;
+            /** Ok */
+            ok: boolean | null;
+            /** Fault */
+            fault: string | null;
+            /** Refusal */
+            refusal: boolean;
+        };
+        /**
+         * AnswersOf
+         * @description Answers of one kind in the window; one without a score is missing, never 0.
+         */
+        AnswersOf: {
+            /**
+             * Source
+             * @enum {string}
+             */
+            source: "live" | "golden";
+            /** Count */
+            count: number;
+            /** Scored */
+            scored: number;
+            mean: components["schemas"]["Measured"];
+            /** Failed */
+            failed: number;
+            /** Refused */
+            refused: number;
+        };
         /** ApprovalView */
         ApprovalView: {
             /** Granted */
@@ -658,6 +1320,13 @@ export interface components {
              */
             baseline: string[];
         };
+        /** Attainment */
+        Attainment: {
+            /** Deployments */
+            deployments: components["schemas"]["Objectives"][];
+            /** Source */
+            source: string;
+        };
         /** AuditView */
         AuditView: {
             /** Position */
@@ -681,6 +1350,37 @@ export interface components {
             };
         };
         /**
+         * Band
+         * @description A figure of which only the bounds are known; both null where nothing is.
+         */
+        Band: {
+            /** Low */
+            low: number | null;
+            /** High */
+            high: number | null;
+            /** Reason */
+            reason?: string | null;
+        };
+        /**
+         * BaselineView
+         * @description The golden prompts' scores, answered twice each by the deployment as it is.
+         */
+        BaselineView: {
+            /** Mean */
+            mean: number;
+            /** Stdev */
+            stdev: number;
+            /** Units */
+            units: number;
+            /** Scorer */
+            scorer: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+        };
+        /**
          * BatchTuning
          * @description Change the scheduler's limits.
          */
@@ -697,6 +1397,20 @@ export interface components {
             /** Chunked Prefill */
             chunked_prefill?: boolean | null;
         };
+        /** BlastRadius */
+        BlastRadius: {
+            /** Model */
+            model: string | null;
+            /** Replicas */
+            replicas: string[];
+            /** Stages */
+            stages: components["schemas"]["StageExposure"][];
+            /**
+             * Exposure S
+             * @description of the widest stage
+             */
+            exposure_s: number;
+        };
         /** BreakView */
         BreakView: {
             /** Chain */
@@ -709,6 +1423,197 @@ export interface components {
             what: string;
             /** Position */
             position: number;
+        };
+        /**
+         * CardView
+         * @example {
+         *       "blast_radius": {
+         *         "exposure_s": 5,
+         *         "model": "8b",
+         *         "replicas": [
+         *           "chat-b2202355"
+         *         ],
+         *         "stages": [
+         *           {
+         *             "exposure_s": 0.5,
+         *             "share": 0.1
+         *           },
+         *           {
+         *             "exposure_s": 2.5,
+         *             "share": 0.5
+         *           }
+         *         ]
+         *       },
+         *       "change": {
+         *         "spec": {
+         *           "kind": "spot_migration",
+         *           "replicas": [
+         *             "chat-b2202355"
+         *           ],
+         *           "to": {
+         *             "instance_type": "g5.xlarge",
+         *             "market": "spot",
+         *             "provider": "aws",
+         *             "region": "us-east-1"
+         *           }
+         *         },
+         *         "values": [
+         *           {
+         *             "after": [
+         *               "chat-b2202355"
+         *             ],
+         *             "name": "replicas"
+         *           },
+         *           {
+         *             "after": {
+         *               "instance_type": "g5.xlarge",
+         *               "market": "spot",
+         *               "provider": "aws",
+         *               "region": "us-east-1"
+         *             },
+         *             "name": "to"
+         *           }
+         *         ]
+         *       },
+         *       "decision": {
+         *         "approvals": [],
+         *         "approvals_left": 1,
+         *         "approvals_needed": 1,
+         *         "awaited": true,
+         *         "type_to_confirm": "chat"
+         *       },
+         *       "evidence": {
+         *         "curve": [],
+         *         "rows": [],
+         *         "similar": [
+         *           {
+         *             "at": "2026-01-05T12:00:00Z",
+         *             "deployment": "chat",
+         *             "id": "3f0faa99d682513a865865f3489d0e00",
+         *             "predicted_usd_per_month": {
+         *               "confidence": 0.9,
+         *               "high": 900,
+         *               "low": 500,
+         *               "mid": 700
+         *             },
+         *             "realised_usd_per_month": {
+         *               "error": 0,
+         *               "state": "known",
+         *               "value": 730
+         *             },
+         *             "terminal": "completed",
+         *             "title": "Move chat-1 to spot"
+         *           }
+         *         ]
+         *       },
+         *       "header": {
+         *         "age_s": 28216968.7655,
+         *         "deployment": "chat",
+         *         "expires_at": "2026-11-29T02:02:47.905779Z",
+         *         "kind": "spot_migration",
+         *         "proposed_at": "2026-01-05T12:00:00Z",
+         *         "proposer": "cost",
+         *         "title": "Move chat-2 to spot",
+         *         "version_hash": "970f90107bb4bfe7"
+         *       },
+         *       "id": "595c6345d4e35840ac209383dea7250f",
+         *       "money": {
+         *         "price_source": {
+         *           "as_of": "2026-01-05T12:00:00Z",
+         *           "name": "list"
+         *         },
+         *         "saving_usd_per_month": {
+         *           "confidence": 0.9,
+         *           "high": 500,
+         *           "low": 300,
+         *           "mid": 400
+         *         },
+         *         "spend_usd_per_hour": 2,
+         *         "spend_usd_per_month": 1460,
+         *         "track_record": {
+         *           "finished": 1,
+         *           "kind": "spot_migration",
+         *           "known": 1,
+         *           "predicted_usd_per_month": 700,
+         *           "realised_usd_per_month": 730,
+         *           "within": 1
+         *         }
+         *       },
+         *       "risk": {
+         *         "level": "high",
+         *         "reasons": [
+         *           "spot can be reclaimed"
+         *         ]
+         *       },
+         *       "rollback": {
+         *         "cannot_be_undone": [],
+         *         "seconds": 5
+         *       },
+         *       "rollout": {
+         *         "apply_timeout_s": 900,
+         *         "gates": [
+         *           "performance",
+         *           "application"
+         *         ],
+         *         "look_every_s": 0.1,
+         *         "stages": [
+         *           {
+         *             "hold_limit_s": 60,
+         *             "share": 0.1,
+         *             "soak_s": 0
+         *           },
+         *           {
+         *             "hold_limit_s": 60,
+         *             "share": 0.5,
+         *             "soak_s": 0
+         *           }
+         *         ]
+         *       },
+         *       "state": "awaiting_approval",
+         *       "unknown": {
+         *         "change.values.before": "the proposal tells what it sets, not what is set now"
+         *       },
+         *       "votes": [
+         *         {
+         *           "agent": "application",
+         *           "cast_at": "2026-01-05T12:00:00Z",
+         *           "change": "595c6345d4e35840ac209383dea7250f",
+         *           "conditions": [],
+         *           "evidence": [],
+         *           "reasons": [
+         *             "application says approve"
+         *           ],
+         *           "round": 1,
+         *           "verdict": "approve"
+         *         }
+         *       ]
+         *     }
+         */
+        CardView: {
+            /** Id */
+            id: string;
+            state: components["schemas"]["ChangeState"];
+            header: components["schemas"]["Header"];
+            money: components["schemas"]["Money"];
+            risk: components["schemas"]["RiskView"];
+            blast_radius: components["schemas"]["BlastRadius"];
+            /**
+             * Votes
+             * @description dissent first
+             */
+            votes: components["schemas"]["Vote"][];
+            evidence: components["schemas"]["EvidenceView"];
+            change: components["schemas"]["ChangeValues"];
+            rollout: components["schemas"]["Rollout"];
+            rollback: components["schemas"]["Rollback"];
+            decision: components["schemas"]["DecisionView"];
+            /**
+             * Unknown
+             * @description what is null above, and why
+             */
+            unknown: {
+                [key: string]: string;
+            };
         };
         /** ChangeDetail */
         ChangeDetail: {
@@ -772,6 +1677,15 @@ export interface components {
          * @enum {string}
          */
         ChangeState: "proposed" | "deferred" | "voting" | "awaiting_approval" | "approved" | "executing" | "rolling_back" | "completed" | "rolled_back" | "vetoed" | "rejected" | "expired" | "superseded" | "cancelled" | "failed";
+        /** ChangeValues */
+        ChangeValues: {
+            /** Values */
+            values: components["schemas"]["ChangedValue"][];
+            /** Spec */
+            spec: {
+                [key: string]: unknown;
+            };
+        };
         /** ChangeView */
         ChangeView: {
             /** Id */
@@ -810,6 +1724,41 @@ export interface components {
             updated_at: string;
         };
         /**
+         * ChangedValue
+         * @description `before` is null where the proposal does not tell it.
+         */
+        ChangedValue: {
+            /** Name */
+            name: string;
+            /** Before */
+            before: unknown;
+            /** After */
+            after: unknown;
+        };
+        /**
+         * CheckView
+         * @description What `optiinfra config check` would say; a wrong policy has no version.
+         * @example {
+         *       "errors": [
+         *         "max_movin: there is no such key; did you mean 'max_moving'?"
+         *       ],
+         *       "ok": false,
+         *       "warnings": []
+         *     }
+         */
+        CheckView: {
+            /** Ok */
+            ok: boolean;
+            /** Version */
+            version: string | null;
+            /** Sha256 */
+            sha256: string | null;
+            /** Errors */
+            errors: string[];
+            /** Warnings */
+            warnings: string[];
+        };
+        /**
          * CommitmentPurchase
          * @description Buy reserved capacity; irreversible, so always a person's decision.
          */
@@ -836,6 +1785,16 @@ export interface components {
              * @enum {string}
              */
             payment: "no_upfront" | "partial_upfront" | "all_upfront";
+        };
+        /**
+         * Component
+         * @description Busy replicas by market; idle and unmeasured ones apart.
+         */
+        Component: {
+            /** Component */
+            component: string;
+            /** Usd Per Hour */
+            usd_per_hour: number;
         };
         /**
          * ConflictView
@@ -893,6 +1852,174 @@ export interface components {
              */
             reason: string;
         };
+        /** CoordinatorView */
+        CoordinatorView: {
+            /**
+             * Status
+             * @description alive: it waits for events at the broker now
+             * @enum {string}
+             */
+            status: "alive" | "unknown";
+            /** Policy */
+            policy: string | null;
+            /**
+             * Last Written At
+             * @description the newest event of the log
+             */
+            last_written_at: string | null;
+            /** Open Changes */
+            open_changes: number;
+            /** Overdue Timers */
+            overdue_timers: number;
+            lag: components["schemas"]["LagView"] | null;
+            /** Lag Reason */
+            lag_reason: string | null;
+        };
+        /** CostOf */
+        CostOf: {
+            /** Deployment */
+            deployment: string;
+            /**
+             * Model
+             * @description null for what is paid for and not declared
+             */
+            model: string | null;
+            usd_per_hour: components["schemas"]["Measured"];
+            usd_per_month: components["schemas"]["Measured"];
+            idle_usd_per_hour: components["schemas"]["Measured"];
+            /**
+             * Components
+             * @description busy replicas by market, `idle` and `unmeasured` ones apart; they add up to the whole where every replica has a price
+             */
+            components: components["schemas"]["Component"][];
+            /** Unpriced Replicas */
+            unpriced_replicas: number;
+            tokens: components["schemas"]["TokensView"];
+            usd_per_million_tokens: components["schemas"]["Measured"];
+            usd_per_million_good_tokens: components["schemas"]["Band"];
+            waterfall: components["schemas"]["Waterfall"];
+        };
+        /** CostSources */
+        CostSources: {
+            /** Spend */
+            spend: string;
+            /** Tokens */
+            tokens: string;
+            /** Realised */
+            realised: string;
+        };
+        /**
+         * CostsView
+         * @example {
+         *       "at": "2026-11-28T02:02:48.048704Z",
+         *       "deployments": [
+         *         {
+         *           "components": [
+         *             {
+         *               "component": "idle",
+         *               "usd_per_hour": 1
+         *             },
+         *             {
+         *               "component": "spot",
+         *               "usd_per_hour": 2
+         *             }
+         *           ],
+         *           "deployment": "chat",
+         *           "idle_usd_per_hour": {
+         *             "at": "2026-11-28T02:02:43Z",
+         *             "unit": "usd_per_hour",
+         *             "value": 1
+         *           },
+         *           "model": "8b",
+         *           "tokens": {
+         *             "generated": 30000,
+         *             "prompt": 15000
+         *           },
+         *           "unpriced_replicas": 0,
+         *           "usd_per_hour": {
+         *             "at": "2026-11-28T02:02:43Z",
+         *             "unit": "usd_per_hour",
+         *             "value": 3
+         *           },
+         *           "usd_per_million_good_tokens": {
+         *             "high": 5.5556,
+         *             "low": 5.5556
+         *           },
+         *           "usd_per_million_tokens": {
+         *             "unit": "usd_per_million_tokens",
+         *             "value": 5.5556
+         *           },
+         *           "usd_per_month": {
+         *             "at": "2026-11-28T02:02:43Z",
+         *             "unit": "usd_per_month",
+         *             "value": 2190
+         *           },
+         *           "waterfall": {
+         *             "baseline_usd_per_hour": {
+         *               "unit": "usd_per_hour",
+         *               "value": 5
+         *             },
+         *             "changes": 1,
+         *             "current_usd_per_hour": {
+         *               "at": "2026-11-28T02:02:43Z",
+         *               "unit": "usd_per_hour",
+         *               "value": 3
+         *             },
+         *             "other_usd_per_hour": {
+         *               "unit": "usd_per_hour",
+         *               "value": -1
+         *             },
+         *             "realised_usd_per_hour": {
+         *               "unit": "usd_per_hour",
+         *               "value": 1
+         *             },
+         *             "unknown": 0
+         *           }
+         *         }
+         *       ],
+         *       "price_sources": [
+         *         "list of 2026-01-01"
+         *       ],
+         *       "sources": {
+         *         "realised": "event log: outcome.recorded of completed changes, at 730 h a month",
+         *         "spend": "metric store: the newest usd_per_hour of each deployment as a whole",
+         *         "tokens": "metric store: prompt_tokens_per_s and generation_tokens_per_s of the window"
+         *       },
+         *       "total": {
+         *         "idle_usd_per_hour": {
+         *           "at": "2026-11-28T02:02:43Z",
+         *           "unit": "usd_per_hour",
+         *           "value": 1
+         *         },
+         *         "usd_per_hour": {
+         *           "at": "2026-11-28T02:02:43Z",
+         *           "unit": "usd_per_hour",
+         *           "value": 3
+         *         },
+         *         "usd_per_month": {
+         *           "at": "2026-11-28T02:02:43Z",
+         *           "unit": "usd_per_month",
+         *           "value": 2190
+         *         }
+         *       },
+         *       "window_s": 300
+         *     }
+         */
+        CostsView: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Window S */
+            window_s: number;
+            /** Price Sources */
+            price_sources: string[];
+            total: components["schemas"]["TotalCost"];
+            /** Deployments */
+            deployments: components["schemas"]["CostOf"][];
+            sources: components["schemas"]["CostSources"];
+        };
         /**
          * DealtView
          * @description What was done with a letter; `sequence` is that of the message that was sent just now.
@@ -928,6 +2055,25 @@ export interface components {
              * @default
              */
             reason: string;
+        };
+        /**
+         * DecisionView
+         * @description `type_to_confirm` is what a person types where the risk is high; `reason` says why nothing
+         *     can be decided now.
+         */
+        DecisionView: {
+            /** Awaited */
+            awaited: boolean;
+            /** Approvals */
+            approvals: components["schemas"]["ApprovalView"][];
+            /** Approvals Needed */
+            approvals_needed: number;
+            /** Approvals Left */
+            approvals_left: number;
+            /** Type To Confirm */
+            type_to_confirm: string | null;
+            /** Reason */
+            reason: string | null;
         };
         /**
          * Deployment
@@ -1070,6 +2216,15 @@ export interface components {
             /** Source */
             source: string;
         };
+        /** EvidenceView */
+        EvidenceView: {
+            /** Rows */
+            rows: components["schemas"]["Evidence"][];
+            /** Curve */
+            curve: components["schemas"]["TuningTrial"][];
+            /** Similar */
+            similar: components["schemas"]["Similar"][];
+        };
         /** ExecutionView */
         ExecutionView: {
             kind: components["schemas"]["StepKind"];
@@ -1162,6 +2317,79 @@ export interface components {
          * @enum {string}
          */
         GateVerdict: "pass" | "hold" | "roll_back";
+        /**
+         * GateView
+         * @description What an assessor answered to one look: each line with observed, threshold and window, and
+         *     the confidence sequence of the quality test.
+         * @example {
+         *       "answer": {
+         *         "assessor": "application",
+         *         "at": "2026-01-05T12:00:00Z",
+         *         "change": "3f0faa99d682513a865865f3489d0e00",
+         *         "look": 1,
+         *         "metrics": [],
+         *         "reason": "application says pass",
+         *         "stage": 2,
+         *         "verdict": "pass"
+         *       },
+         *       "at": "2026-11-28T02:02:47.875535+00:00",
+         *       "change": "3f0faa99d682513a865865f3489d0e00",
+         *       "id": "b8cdd72dfe4855e8bd7f40524a7051a3",
+         *       "position": 38
+         *     }
+         */
+        GateView: {
+            /** Position */
+            position: number;
+            /** Id */
+            id: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Change */
+            change: string;
+            answer: components["schemas"]["GateAnswer"];
+        };
+        /** GpuView */
+        GpuView: {
+            /** Host */
+            host: string;
+            /** Gpu */
+            gpu: string;
+            /** Name */
+            name: string | null;
+            /** @description time with a kernel running: no measure of work done */
+            busy: components["schemas"]["Measured"];
+            memory_used: components["schemas"]["Measured"];
+            temperature: components["schemas"]["Measured"];
+            power: components["schemas"]["Measured"];
+        };
+        /** Header */
+        Header: {
+            /** Title */
+            title: string;
+            /** Deployment */
+            deployment: string;
+            /** Kind */
+            kind: string;
+            /** Proposer */
+            proposer: string;
+            /**
+             * Proposed At
+             * Format: date-time
+             */
+            proposed_at: string;
+            /** Age S */
+            age_s: number;
+            /** Expires At */
+            expires_at: string | null;
+            /** Urgent Until */
+            urgent_until: string | null;
+            /** Version Hash */
+            version_hash: string;
+        };
         /** HealthView */
         HealthView: {
             /**
@@ -1173,6 +2401,16 @@ export interface components {
             checks?: {
                 [key: string]: string;
             };
+        };
+        /**
+         * Idle
+         * @description Replicas that had no request in the whole window.
+         */
+        Idle: {
+            /** Replicas */
+            replicas: string[];
+            usd_per_hour: components["schemas"]["Measured"];
+            usd_in_window: components["schemas"]["Measured"];
         };
         /**
          * IdleShutdown
@@ -1203,6 +2441,86 @@ export interface components {
              * @default 0.9
              */
             confidence: number;
+        };
+        /** KeyBody */
+        KeyBody: {
+            /** Label */
+            label: string;
+            /**
+             * Scopes
+             * @description what it may do
+             * @default [
+             *       "read"
+             *     ]
+             */
+            scopes: components["schemas"]["Permission"][];
+            /**
+             * Days
+             * @description how long it is good for
+             * @default 90
+             */
+            days: number;
+        };
+        /** KeyMade */
+        KeyMade: {
+            /** Id */
+            id: string;
+            /** Label */
+            label: string;
+            /**
+             * Owner
+             * @description who made it; what it does is done in this name
+             */
+            owner: string;
+            /** @description its maker's when it was made; a lower one since then counts */
+            role: components["schemas"]["Role"];
+            /** Scopes */
+            scopes: components["schemas"]["Permission"][];
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /**
+             * Expires At
+             * Format: date-time
+             */
+            expires_at: string;
+            /** Last Used At */
+            last_used_at: string | null;
+            /**
+             * Key
+             * @description `oi_<id>_<secret>`; nobody can show it again
+             */
+            key: string;
+        };
+        /** KeyView */
+        KeyView: {
+            /** Id */
+            id: string;
+            /** Label */
+            label: string;
+            /**
+             * Owner
+             * @description who made it; what it does is done in this name
+             */
+            owner: string;
+            /** @description its maker's when it was made; a lower one since then counts */
+            role: components["schemas"]["Role"];
+            /** Scopes */
+            scopes: components["schemas"]["Permission"][];
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /**
+             * Expires At
+             * Format: date-time
+             */
+            expires_at: string;
+            /** Last Used At */
+            last_used_at: string | null;
         };
         /**
          * Known
@@ -1255,6 +2573,32 @@ export interface components {
             prefix_caching?: boolean | null;
             /** Max Num Seqs */
             max_num_seqs?: number | null;
+        };
+        /**
+         * LagView
+         * @description What waits for all instances of a role together.
+         */
+        LagView: {
+            /** Waiting */
+            waiting: number;
+            /** In Hand */
+            in_hand: number;
+            /** Redelivered */
+            redelivered: number;
+        };
+        /**
+         * Latency
+         * @description `exact`: over all requests; else the slowest replica's, which all requests keep within.
+         */
+        Latency: {
+            /** Metric */
+            metric: string;
+            /** Objective S */
+            objective_s: number | null;
+            /** Exact */
+            exact: boolean;
+            latest: components["schemas"]["Quantiles"];
+            window: components["schemas"]["Quantiles"];
         };
         /** LetterDetail */
         LetterDetail: {
@@ -1340,6 +2684,32 @@ export interface components {
              */
             at: string;
         };
+        /** Level */
+        Level: {
+            /** Metric */
+            metric: string;
+            /** Unit */
+            unit: string;
+            /**
+             * Fold
+             * @description over the replicas
+             * @enum {string}
+             */
+            fold: "sum" | "mean";
+            latest: components["schemas"]["Measured"];
+            /** @description the mean over the window */
+            window: components["schemas"]["Measured"];
+        };
+        /**
+         * LinkView
+         * @description Whoever opens it is signed in as the one who asked: show it to nobody else.
+         */
+        LinkView: {
+            /** Url */
+            url: string;
+            /** Expires In S */
+            expires_in_s: number;
+        };
         /**
          * LookView
          * @description One look at a stage: what the assessors answered, and how it was read.
@@ -1373,10 +2743,352 @@ export interface components {
             /** Expires At */
             expires_at: string | null;
         };
+        /**
+         * Measured
+         * @description `value` is null where it is not known; then, and only then, `reason` says why.
+         */
+        Measured: {
+            /** Value */
+            value: number | null;
+            /** Unit */
+            unit: string;
+            /**
+             * At
+             * @description when it was read
+             */
+            at?: string | null;
+            /** Reason */
+            reason?: string | null;
+        };
+        /** MetricList */
+        MetricList: {
+            /** Items */
+            items: components["schemas"]["MetricView"][];
+        };
+        /**
+         * MetricView
+         * @description What can be asked of one metric; the first of `aggs` is what is meant when none is named.
+         */
+        MetricView: {
+            /** Metric */
+            metric: string;
+            unit: components["schemas"]["Unit"];
+            /** Meaning */
+            meaning: string;
+            /** Aggs */
+            aggs: components["schemas"]["Agg"][];
+            /**
+             * By
+             * @description what it can be told apart by
+             */
+            by: ("replica" | "gpu") | null;
+            /** Longest Days */
+            longest_days: number;
+        };
+        /**
+         * Money
+         * @description The range is never above what is spent now.
+         */
+        Money: {
+            saving_usd_per_month: components["schemas"]["Interval"] | null;
+            /** Spend Usd Per Hour */
+            spend_usd_per_hour: number | null;
+            /** Spend Usd Per Month */
+            spend_usd_per_month: number | null;
+            price_source: components["schemas"]["PriceSource"] | null;
+            track_record: components["schemas"]["TrackRecord"];
+        };
+        /**
+         * Objective
+         * @description An objective and what was observed over the window.
+         */
+        Objective: {
+            /** Objective */
+            objective: number;
+            /** Unit */
+            unit: string;
+            /** @description the p95, or the share of requests that failed */
+            observed: components["schemas"]["Measured"];
+            /**
+             * Within
+             * @description share of requests that keep it
+             */
+            within: number | null;
+            /** Requests */
+            requests: number | null;
+            /**
+             * Met
+             * @description null where it is not known
+             */
+            met: boolean | null;
+        };
+        /** Objectives */
+        Objectives: {
+            /** Deployment */
+            deployment: string;
+            ttft: components["schemas"]["Objective"];
+            tpot: components["schemas"]["Objective"];
+            errors: components["schemas"]["Objective"];
+            /** @description share of requests that keep both latencies: histograms bound it only */
+            goodput: components["schemas"]["Band"];
+            /**
+             * Met
+             * @description all three; null where none is broken but one is unknown
+             */
+            met: boolean | null;
+        };
+        /**
+         * OneSeries
+         * @description `values[i]` belongs to the step that begins at `since` + i × `step_s`; a gap is null.
+         */
+        OneSeries: {
+            /**
+             * Of
+             * @description a replica or GPU; null where all are put together
+             */
+            of: string | null;
+            /** Values */
+            values: (number | null)[];
+            /**
+             * Unknown
+             * @description readings of each step that were unknown
+             */
+            unknown: number[];
+        };
+        /**
+         * Outcome
+         * @description What is remembered and found again for similar proposals.
+         */
+        Outcome: {
+            /** Change */
+            change: string;
+            /** Deployment */
+            deployment: string;
+            /** Kind */
+            kind: string;
+            terminal: components["schemas"]["ChangeState"];
+            predicted_usd_per_month?: components["schemas"]["Interval"] | null;
+            /** Realised Usd Per Month */
+            realised_usd_per_month: components["schemas"]["Known"] | components["schemas"]["Unknown"];
+            /** Usd Per Hour Before */
+            usd_per_hour_before: components["schemas"]["Known"] | components["schemas"]["Unknown"];
+            /** Usd Per Hour After */
+            usd_per_hour_after: components["schemas"]["Known"] | components["schemas"]["Unknown"];
+            /** Ttft P95 S */
+            ttft_p95_s: components["schemas"]["Known"] | components["schemas"]["Unknown"];
+            /** Tpot P95 S */
+            tpot_p95_s: components["schemas"]["Known"] | components["schemas"]["Unknown"];
+            /** Quality Mean */
+            quality_mean: components["schemas"]["Known"] | components["schemas"]["Unknown"];
+            /** Features */
+            features: {
+                [key: string]: number;
+            };
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+        };
+        /**
+         * OutcomeView
+         * @description How a finished change turned out: predicted against realised.
+         * @example {
+         *       "at": "2026-01-05T12:00:00+00:00",
+         *       "id": "3f0faa99d682513a865865f3489d0e00",
+         *       "outcome": {
+         *         "at": "2026-01-05T12:00:00Z",
+         *         "change": "3f0faa99d682513a865865f3489d0e00",
+         *         "deployment": "chat",
+         *         "features": {},
+         *         "kind": "spot_migration",
+         *         "predicted_usd_per_month": {
+         *           "confidence": 0.9,
+         *           "high": 900,
+         *           "low": 500,
+         *           "mid": 700
+         *         },
+         *         "quality_mean": {
+         *           "detail": "not asked",
+         *           "reason": "missing",
+         *           "state": "unknown"
+         *         },
+         *         "realised_usd_per_month": {
+         *           "error": 0,
+         *           "state": "known",
+         *           "value": 730
+         *         },
+         *         "terminal": "completed",
+         *         "tpot_p95_s": {
+         *           "detail": "not asked",
+         *           "reason": "missing",
+         *           "state": "unknown"
+         *         },
+         *         "ttft_p95_s": {
+         *           "detail": "not asked",
+         *           "reason": "missing",
+         *           "state": "unknown"
+         *         },
+         *         "usd_per_hour_after": {
+         *           "detail": "not asked",
+         *           "reason": "missing",
+         *           "state": "unknown"
+         *         },
+         *         "usd_per_hour_before": {
+         *           "error": 0,
+         *           "state": "known",
+         *           "value": 5
+         *         }
+         *       },
+         *       "title": "Move chat-1 to spot"
+         *     }
+         */
+        OutcomeView: {
+            /** Id */
+            id: string;
+            /** Title */
+            title: string | null;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            outcome: components["schemas"]["Outcome"];
+        };
+        /**
+         * OverviewView
+         * @example {
+         *       "at": "2026-11-28T02:02:47.964253Z",
+         *       "pending": {
+         *         "count": 1,
+         *         "items": [
+         *           {
+         *             "asked_at": "2026-11-28T02:02:47.905779Z",
+         *             "deployment": "chat",
+         *             "expires_at": "2026-11-29T02:02:47.905779Z",
+         *             "id": "595c6345d4e35840ac209383dea7250f",
+         *             "risk": "high",
+         *             "title": "Move chat-2 to spot"
+         *           }
+         *         ],
+         *         "oldest_age_s": 0.06,
+         *         "source": "changes that are awaiting_approval; asked_at is when approval.requested was said"
+         *       },
+         *       "realised": {
+         *         "changes": 1,
+         *         "event_position": 44,
+         *         "source": "event log: outcome.recorded of completed changes, at 730 h a month",
+         *         "unknown": 0,
+         *         "usd_per_month": {
+         *           "unit": "usd_per_month",
+         *           "value": 730
+         *         }
+         *       },
+         *       "running": {
+         *         "count": 0,
+         *         "items": [],
+         *         "source": "changes that are approved, executing or rolling_back"
+         *       },
+         *       "slo": {
+         *         "deployments": [
+         *           {
+         *             "deployment": "chat",
+         *             "errors": {
+         *               "met": true,
+         *               "objective": 0.01,
+         *               "observed": {
+         *                 "unit": "fraction",
+         *                 "value": 0
+         *               },
+         *               "requests": 1200,
+         *               "unit": "fraction",
+         *               "within": 1
+         *             },
+         *             "goodput": {
+         *               "high": 1,
+         *               "low": 1
+         *             },
+         *             "met": true,
+         *             "tpot": {
+         *               "met": true,
+         *               "objective": 0.05,
+         *               "observed": {
+         *                 "unit": "s",
+         *                 "value": 0.0201
+         *               },
+         *               "requests": 1200,
+         *               "unit": "s",
+         *               "within": 1
+         *             },
+         *             "ttft": {
+         *               "met": true,
+         *               "objective": 0.5,
+         *               "observed": {
+         *                 "unit": "s",
+         *                 "value": 0.2009
+         *               },
+         *               "requests": 1200,
+         *               "unit": "s",
+         *               "within": 1
+         *             }
+         *           }
+         *         ],
+         *         "source": "metric store: histogram buckets and rates of the window, all replicas together"
+         *       },
+         *       "spend": {
+         *         "deployments": [
+         *           {
+         *             "deployment": "chat",
+         *             "usd_per_hour": {
+         *               "at": "2026-11-28T02:02:43Z",
+         *               "unit": "usd_per_hour",
+         *               "value": 3
+         *             }
+         *           }
+         *         ],
+         *         "source": "metric store: the newest usd_per_hour of each deployment as a whole",
+         *         "usd_per_hour": {
+         *           "at": "2026-11-28T02:02:43Z",
+         *           "unit": "usd_per_hour",
+         *           "value": 3
+         *         },
+         *         "usd_per_month": {
+         *           "at": "2026-11-28T02:02:43Z",
+         *           "unit": "usd_per_month",
+         *           "value": 2190
+         *         }
+         *       },
+         *       "window_s": 300
+         *     }
+         */
+        OverviewView: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Window S */
+            window_s: number;
+            spend: components["schemas"]["Spend"];
+            realised: components["schemas"]["Realised"];
+            pending: components["schemas"]["Pending"];
+            running: components["schemas"]["Running"];
+            slo: components["schemas"]["Attainment"];
+        };
         /** PageOf[AgentView] */
         PageOf_AgentView_: {
             /** Items */
             items: components["schemas"]["AgentView"][];
+            /**
+             * Next
+             * @description path and query of the next page
+             */
+            next?: string | null;
+        };
+        /** PageOf[AnswerView] */
+        PageOf_AnswerView_: {
+            /** Items */
+            items: components["schemas"]["AnswerView"][];
             /**
              * Next
              * @description path and query of the next page
@@ -1433,6 +3145,26 @@ export interface components {
              */
             next?: string | null;
         };
+        /** PageOf[GateView] */
+        PageOf_GateView_: {
+            /** Items */
+            items: components["schemas"]["GateView"][];
+            /**
+             * Next
+             * @description path and query of the next page
+             */
+            next?: string | null;
+        };
+        /** PageOf[KeyView] */
+        PageOf_KeyView_: {
+            /** Items */
+            items: components["schemas"]["KeyView"][];
+            /**
+             * Next
+             * @description path and query of the next page
+             */
+            next?: string | null;
+        };
         /** PageOf[LetterView] */
         PageOf_LetterView_: {
             /** Items */
@@ -1443,10 +3175,40 @@ export interface components {
              */
             next?: string | null;
         };
+        /** PageOf[OutcomeView] */
+        PageOf_OutcomeView_: {
+            /** Items */
+            items: components["schemas"]["OutcomeView"][];
+            /**
+             * Next
+             * @description path and query of the next page
+             */
+            next?: string | null;
+        };
+        /** PageOf[PolicyView] */
+        PageOf_PolicyView_: {
+            /** Items */
+            items: components["schemas"]["PolicyView"][];
+            /**
+             * Next
+             * @description path and query of the next page
+             */
+            next?: string | null;
+        };
         /** PageOf[RecommendationView] */
         PageOf_RecommendationView_: {
             /** Items */
             items: components["schemas"]["RecommendationView"][];
+            /**
+             * Next
+             * @description path and query of the next page
+             */
+            next?: string | null;
+        };
+        /** PageOf[UserView] */
+        PageOf_UserView_: {
+            /** Items */
+            items: components["schemas"]["UserView"][];
             /**
              * Next
              * @description path and query of the next page
@@ -1484,6 +3246,173 @@ export interface components {
             deployment: string | null;
             state: components["schemas"]["ChangeState"] | null;
         };
+        /** Pending */
+        Pending: {
+            /** Count */
+            count: number;
+            /** Oldest Age S */
+            oldest_age_s: number | null;
+            /**
+             * Items
+             * @description the oldest ones
+             */
+            items: components["schemas"]["PendingChange"][];
+            /** Source */
+            source: string;
+        };
+        /** PendingChange */
+        PendingChange: {
+            /** Id */
+            id: string;
+            /** Title */
+            title: string;
+            /** Deployment */
+            deployment: string | null;
+            risk: components["schemas"]["Risk"];
+            /** Asked At */
+            asked_at: string | null;
+            /** Expires At */
+            expires_at: string | null;
+        };
+        /**
+         * PerformanceView
+         * @example {
+         *       "at": "2026-11-28T02:02:48.102122Z",
+         *       "deployment": "chat",
+         *       "latencies": [
+         *         {
+         *           "exact": true,
+         *           "latest": {
+         *             "p50": {
+         *               "unit": "s",
+         *               "value": 0.191
+         *             },
+         *             "p95": {
+         *               "unit": "s",
+         *               "value": 0.2009
+         *             },
+         *             "p99": {
+         *               "unit": "s",
+         *               "value": 0.2018
+         *             }
+         *           },
+         *           "metric": "ttft_s",
+         *           "objective_s": 0.5,
+         *           "window": {
+         *             "p50": {
+         *               "unit": "s",
+         *               "value": 0.191
+         *             },
+         *             "p95": {
+         *               "unit": "s",
+         *               "value": 0.2009
+         *             },
+         *             "p99": {
+         *               "unit": "s",
+         *               "value": 0.2018
+         *             }
+         *           }
+         *         }
+         *       ],
+         *       "latest_s": 60,
+         *       "levels": [
+         *         {
+         *           "fold": "sum",
+         *           "latest": {
+         *             "at": "2026-11-28T02:02:43Z",
+         *             "unit": "count",
+         *             "value": 4
+         *           },
+         *           "metric": "requests_running",
+         *           "unit": "count",
+         *           "window": {
+         *             "unit": "count",
+         *             "value": 4
+         *           }
+         *         }
+         *       ],
+         *       "model": "8b",
+         *       "objectives": {
+         *         "deployment": "chat",
+         *         "errors": {
+         *           "met": true,
+         *           "objective": 0.01,
+         *           "observed": {
+         *             "unit": "fraction",
+         *             "value": 0
+         *           },
+         *           "requests": 1200,
+         *           "unit": "fraction",
+         *           "within": 1
+         *         },
+         *         "goodput": {
+         *           "high": 1,
+         *           "low": 1
+         *         },
+         *         "met": true,
+         *         "tpot": {
+         *           "met": true,
+         *           "objective": 0.05,
+         *           "observed": {
+         *             "unit": "s",
+         *             "value": 0.0201
+         *           },
+         *           "requests": 1200,
+         *           "unit": "s",
+         *           "within": 1
+         *         },
+         *         "ttft": {
+         *           "met": true,
+         *           "objective": 0.5,
+         *           "observed": {
+         *             "unit": "s",
+         *             "value": 0.2009
+         *           },
+         *           "requests": 1200,
+         *           "unit": "s",
+         *           "within": 1
+         *         }
+         *       },
+         *       "simulated": false,
+         *       "slo": {
+         *         "error_rate": 0.01,
+         *         "tpot_p95_s": 0.05,
+         *         "ttft_p95_s": 0.5
+         *       },
+         *       "window_s": 300
+         *     }
+         */
+        PerformanceView: {
+            /** Deployment */
+            deployment: string;
+            /** Model */
+            model: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Window S */
+            window_s: number;
+            /** Latest S */
+            latest_s: number;
+            /**
+             * Simulated
+             * @description part of the telemetry comes from an emulator
+             */
+            simulated: boolean;
+            slo: components["schemas"]["SLO"];
+            objectives: components["schemas"]["Objectives"];
+            /** Latencies */
+            latencies: components["schemas"]["Latency"][];
+            /** Levels */
+            levels: components["schemas"]["Level"][];
+        };
+        /**
+         * Permission
+         * @enum {string}
+         */
+        Permission: "read" | "audit" | "control" | "switch" | "letters" | "decide" | "keys" | "users";
         /**
          * Phase
          * @description Where an executing change stands within its stage.
@@ -1504,6 +3433,104 @@ export interface components {
             zone?: string | null;
             market: components["schemas"]["Market"];
             fallback_market?: components["schemas"]["Market"] | null;
+        };
+        /** PlannedStage */
+        PlannedStage: {
+            /** Share */
+            share: number;
+            /** Soak S */
+            soak_s: number;
+            /** Hold Limit S */
+            hold_limit_s: number;
+        };
+        /**
+         * PolicyBody
+         * @example {
+         *       "policy": {
+         *         "max_moving": 1,
+         *         "name": "careful"
+         *       }
+         *     }
+         */
+        PolicyBody: {
+            /** Policy */
+            policy: {
+                [key: string]: unknown;
+            };
+        };
+        /**
+         * PolicyDetail
+         * @example {
+         *       "at": "2026-01-05T12:00:00Z",
+         *       "by": "file:policy.yaml",
+         *       "in_force": true,
+         *       "number": 1,
+         *       "policy": {
+         *         "max_moving": 1,
+         *         "name": "careful"
+         *       },
+         *       "sha256": "348d6c329b5bdb8015d57c840a37a6e97c8fdfb2b5a2ad6867c085a408ecb426",
+         *       "version": "careful@348d6c329b5b",
+         *       "warnings": [],
+         *       "written_at": "2026-01-05T12:00:00Z"
+         *     }
+         */
+        PolicyDetail: {
+            /** Number */
+            number: number;
+            /** Version */
+            version: string;
+            /** Sha256 */
+            sha256: string;
+            /** By */
+            by: string;
+            /**
+             * Written At
+             * Format: date-time
+             */
+            written_at: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** In Force */
+            in_force: boolean;
+            /** Policy */
+            policy: {
+                [key: string]: unknown;
+            };
+            /**
+             * Warnings
+             * @description parts that never count, as `config check` gives them
+             */
+            warnings: string[];
+        };
+        /**
+         * PolicyView
+         * @description One recorded policy; `number` counts the tenant's, the greatest is in force.
+         */
+        PolicyView: {
+            /** Number */
+            number: number;
+            /** Version */
+            version: string;
+            /** Sha256 */
+            sha256: string;
+            /** By */
+            by: string;
+            /**
+             * Written At
+             * Format: date-time
+             */
+            written_at: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** In Force */
+            in_force: boolean;
         };
         /**
          * Precision
@@ -1543,6 +3570,11 @@ export interface components {
          * @enum {string}
          */
         Provider: "aws" | "gcp" | "azure" | "local" | "kubernetes";
+        /** ProvidersView */
+        ProvidersView: {
+            /** Providers */
+            providers: string[];
+        };
         /**
          * QualityFloor
          * @description How much worse answers may become, and how sure a gate has to be: docs/quality-gate.md.
@@ -1568,6 +3600,71 @@ export interface components {
             beta: number;
         };
         /**
+         * QualityView
+         * @example {
+         *       "answers": [
+         *         {
+         *           "count": 1,
+         *           "failed": 0,
+         *           "mean": {
+         *             "unit": "score",
+         *             "value": 0.9
+         *           },
+         *           "refused": 0,
+         *           "scored": 1,
+         *           "source": "live"
+         *         },
+         *         {
+         *           "count": 0,
+         *           "failed": 0,
+         *           "mean": {
+         *             "reason": "no answer was scored",
+         *             "unit": "score"
+         *           },
+         *           "refused": 0,
+         *           "scored": 0,
+         *           "source": "golden"
+         *         }
+         *       ],
+         *       "at": "2026-11-28T02:02:48.284493Z",
+         *       "baseline": {
+         *         "at": "2026-11-28T02:02:46Z",
+         *         "mean": 0.9,
+         *         "scorer": "overall/3",
+         *         "stdev": 0.1,
+         *         "units": 60
+         *       },
+         *       "deployment": "chat",
+         *       "floor": {
+         *         "alpha": 0.05,
+         *         "beta": 0.05,
+         *         "max_relative_drop": 0.05
+         *       },
+         *       "window_s": 86400
+         *     }
+         */
+        QualityView: {
+            /** Deployment */
+            deployment: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Window S */
+            window_s: number;
+            floor: components["schemas"]["QualityFloor"];
+            baseline: components["schemas"]["BaselineView"] | null;
+            /** Answers */
+            answers: components["schemas"]["AnswersOf"][];
+        };
+        /** Quantiles */
+        Quantiles: {
+            p50: components["schemas"]["Measured"];
+            p95: components["schemas"]["Measured"];
+            p99: components["schemas"]["Measured"];
+        };
+        /**
          * Quantisation
          * @description Serve the model in another precision.
          */
@@ -1581,6 +3678,27 @@ export interface components {
             to_precision: components["schemas"]["Precision"];
             /** Weights */
             weights?: string | null;
+        };
+        /** Realised */
+        Realised: {
+            usd_per_month: components["schemas"]["Measured"];
+            /**
+             * Changes
+             * @description changes that have completed
+             */
+            changes: number;
+            /**
+             * Unknown
+             * @description those of them whose saving is not known: not in the sum
+             */
+            unknown: number;
+            /**
+             * Event Position
+             * @description of the newest outcome in the log
+             */
+            event_position: number | null;
+            /** Source */
+            source: string;
         };
         /**
          * Recommendation
@@ -1683,6 +3801,179 @@ export interface components {
             /** Reason */
             reason: string;
         };
+        /**
+         * ReplicaView
+         * @description One replica that was priced or scraped in the window.
+         */
+        ReplicaView: {
+            /** Replica */
+            replica: string;
+            /** @description over the window; unknown where it was not watched throughout */
+            state: components["schemas"]["Use"];
+            /** Instance Type */
+            instance_type: string | null;
+            /** Market */
+            market: string | null;
+            /**
+             * Last Seen At
+             * Format: date-time
+             */
+            last_seen_at: string;
+            usd_per_hour: components["schemas"]["Measured"];
+            kv_usage: components["schemas"]["Measured"];
+            kv_capacity_tokens: components["schemas"]["Measured"];
+            running: components["schemas"]["Measured"];
+            waiting: components["schemas"]["Measured"];
+            requests_per_s: components["schemas"]["Measured"];
+        };
+        /**
+         * ResourcesView
+         * @example {
+         *       "at": "2026-11-28T02:02:48.137809Z",
+         *       "deployment": "chat",
+         *       "gpus": [
+         *         {
+         *           "busy": {
+         *             "at": "2026-11-28T02:02:46Z",
+         *             "unit": "fraction",
+         *             "value": 0.5
+         *           },
+         *           "gpu": "0",
+         *           "host": "a",
+         *           "memory_used": {
+         *             "reason": "nothing was measured in this time",
+         *             "unit": "fraction"
+         *           },
+         *           "name": "NVIDIA L4",
+         *           "power": {
+         *             "reason": "nothing was measured in this time",
+         *             "unit": "watts"
+         *           },
+         *           "temperature": {
+         *             "reason": "nothing was measured in this time",
+         *             "unit": "celsius"
+         *           }
+         *         }
+         *       ],
+         *       "idle": {
+         *         "replicas": [
+         *           "r2"
+         *         ],
+         *         "usd_in_window": {
+         *           "at": "2026-11-28T02:02:43Z",
+         *           "unit": "usd",
+         *           "value": 0.0833
+         *         },
+         *         "usd_per_hour": {
+         *           "at": "2026-11-28T02:02:43Z",
+         *           "unit": "usd_per_hour",
+         *           "value": 1
+         *         }
+         *       },
+         *       "offered_rps": {
+         *         "at": "2026-11-28T02:02:46Z",
+         *         "unit": "per_s",
+         *         "value": 4
+         *       },
+         *       "replicas": [
+         *         {
+         *           "instance_type": "g5.xlarge",
+         *           "kv_capacity_tokens": {
+         *             "reason": "nothing was measured in this time",
+         *             "unit": "tokens"
+         *           },
+         *           "kv_usage": {
+         *             "at": "2026-11-28T02:02:46Z",
+         *             "unit": "fraction",
+         *             "value": 0.4
+         *           },
+         *           "last_seen_at": "2026-11-28T02:02:46Z",
+         *           "market": "spot",
+         *           "replica": "r1",
+         *           "requests_per_s": {
+         *             "at": "2026-11-28T02:02:43Z",
+         *             "unit": "per_s",
+         *             "value": 4
+         *           },
+         *           "running": {
+         *             "at": "2026-11-28T02:02:43Z",
+         *             "unit": "count",
+         *             "value": 4
+         *           },
+         *           "state": "busy",
+         *           "usd_per_hour": {
+         *             "at": "2026-11-28T02:02:43Z",
+         *             "unit": "usd_per_hour",
+         *             "value": 2
+         *           },
+         *           "waiting": {
+         *             "at": "2026-11-28T02:02:43Z",
+         *             "unit": "count",
+         *             "value": 0
+         *           }
+         *         },
+         *         {
+         *           "instance_type": "g5.xlarge",
+         *           "kv_capacity_tokens": {
+         *             "reason": "nothing was measured in this time",
+         *             "unit": "tokens"
+         *           },
+         *           "kv_usage": {
+         *             "reason": "nothing was measured in this time",
+         *             "unit": "fraction"
+         *           },
+         *           "last_seen_at": "2026-11-28T02:02:43Z",
+         *           "market": "on_demand",
+         *           "replica": "r2",
+         *           "requests_per_s": {
+         *             "at": "2026-11-28T02:02:43Z",
+         *             "unit": "per_s",
+         *             "value": 0
+         *           },
+         *           "running": {
+         *             "at": "2026-11-28T02:02:43Z",
+         *             "unit": "count",
+         *             "value": 0
+         *           },
+         *           "state": "idle",
+         *           "usd_per_hour": {
+         *             "at": "2026-11-28T02:02:43Z",
+         *             "unit": "usd_per_hour",
+         *             "value": 1
+         *           },
+         *           "waiting": {
+         *             "at": "2026-11-28T02:02:43Z",
+         *             "unit": "count",
+         *             "value": 0
+         *           }
+         *         }
+         *       ],
+         *       "simulated": false,
+         *       "window_s": 300
+         *     }
+         */
+        ResourcesView: {
+            /** Deployment */
+            deployment: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Window S */
+            window_s: number;
+            /** Simulated */
+            simulated: boolean;
+            /** Replicas */
+            replicas: components["schemas"]["ReplicaView"][];
+            idle: components["schemas"]["Idle"];
+            /**
+             * Gpus
+             * @description of the machines that agents run on
+             */
+            gpus: components["schemas"]["GpuView"][];
+            offered_rps: components["schemas"]["Measured"];
+        };
         /** RetryBody */
         RetryBody: {
             /**
@@ -1725,12 +4016,39 @@ export interface components {
          * @enum {string}
          */
         Risk: "low" | "medium" | "high" | "critical";
+        /** RiskView */
+        RiskView: {
+            level: components["schemas"]["Risk"];
+            /** Reasons */
+            reasons: string[];
+        };
         /**
          * Role
          * @description What a person or a key may do; each role may do all that the ones before it may.
          * @enum {string}
          */
         Role: "viewer" | "operator" | "approver" | "admin";
+        /** Rollback */
+        Rollback: {
+            /** Seconds */
+            seconds: number;
+            /** Cannot Be Undone */
+            cannot_be_undone: string[];
+        };
+        /** Rollout */
+        Rollout: {
+            /** Stages */
+            stages: components["schemas"]["PlannedStage"][];
+            /**
+             * Gates
+             * @description who is asked at the end of each stage
+             */
+            gates: string[];
+            /** Look Every S */
+            look_every_s: number;
+            /** Apply Timeout S */
+            apply_timeout_s: number;
+        };
         /**
          * RolloutPlan
          * @description Shares rise strictly and end at 1.
@@ -1756,6 +4074,32 @@ export interface components {
              * @default 15
              */
             look_every_s: number;
+        };
+        /** Running */
+        Running: {
+            /** Count */
+            count: number;
+            /**
+             * Items
+             * @description the oldest ones
+             */
+            items: components["schemas"]["RunningChange"][];
+            /** Source */
+            source: string;
+        };
+        /** RunningChange */
+        RunningChange: {
+            /** Id */
+            id: string;
+            /** Title */
+            title: string;
+            /** Deployment */
+            deployment: string | null;
+            state: components["schemas"]["ChangeState"];
+            /** Phase */
+            phase: string | null;
+            /** Paused By */
+            paused_by: string | null;
         };
         /**
          * SLO
@@ -1817,6 +4161,71 @@ export interface components {
             /** Twin Stdev */
             twin_stdev?: number | null;
         };
+        /**
+         * SeriesView
+         * @example {
+         *       "agg": "p95",
+         *       "closed": true,
+         *       "deployment": "chat",
+         *       "how": "pooled over all requests of a step",
+         *       "metric": "ttft_s",
+         *       "series": [
+         *         {
+         *           "unknown": [
+         *             0,
+         *             2,
+         *             0
+         *           ],
+         *           "values": [
+         *             0.21,
+         *             null,
+         *             0.25
+         *           ]
+         *         }
+         *       ],
+         *       "since": "2026-01-05T11:00:00Z",
+         *       "step_s": 1200,
+         *       "unit": "s",
+         *       "until": "2026-01-05T12:00:00Z"
+         *     }
+         */
+        SeriesView: {
+            /** Deployment */
+            deployment: string;
+            /** Metric */
+            metric: string;
+            unit: components["schemas"]["Unit"];
+            agg: components["schemas"]["Agg"];
+            /** By */
+            by: ("replica" | "gpu") | null;
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            /**
+             * Until
+             * Format: date-time
+             */
+            until: string;
+            /** Step S */
+            step_s: number;
+            /**
+             * How
+             * @description how a step's value was made
+             */
+            how: string;
+            /**
+             * Closed
+             * @description the range is over, so that asking again gives the same
+             */
+            closed: boolean;
+            /**
+             * Series
+             * @description empty where nothing was measured at all
+             */
+            series: components["schemas"]["OneSeries"][];
+        };
         /** SessionView */
         SessionView: {
             /** Token */
@@ -1828,6 +4237,45 @@ export interface components {
             role: components["schemas"]["Role"];
             /** Expires In S */
             expires_in_s: number;
+        };
+        /**
+         * Similar
+         * @description A finished change of the same kind.
+         */
+        Similar: {
+            /** Id */
+            id: string;
+            /** Title */
+            title: string | null;
+            /** Deployment */
+            deployment: string;
+            terminal: components["schemas"]["ChangeState"];
+            predicted_usd_per_month: components["schemas"]["Interval"] | null;
+            /** Realised Usd Per Month */
+            realised_usd_per_month: components["schemas"]["Known"] | components["schemas"]["Unknown"];
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+        };
+        /**
+         * Spend
+         * @description Unknown as soon as one deployment is; the list says which.
+         */
+        Spend: {
+            usd_per_hour: components["schemas"]["Measured"];
+            usd_per_month: components["schemas"]["Measured"];
+            /** Deployments */
+            deployments: components["schemas"]["SpendOf"][];
+            /** Source */
+            source: string;
+        };
+        /** SpendOf */
+        SpendOf: {
+            /** Deployment */
+            deployment: string;
+            usd_per_hour: components["schemas"]["Measured"];
         };
         /**
          * SpotMigration
@@ -1861,6 +4309,16 @@ export interface components {
              * Format: date-time
              */
             reclaim_at: string;
+        };
+        /** StageExposure */
+        StageExposure: {
+            /** Share */
+            share: number;
+            /**
+             * Exposure S
+             * @description share of traffic × rollback seconds
+             */
+            exposure_s: number;
         };
         /**
          * StagePlan
@@ -1946,6 +4404,43 @@ export interface components {
             ticket: string;
             /** Expires In S */
             expires_in_s: number;
+        };
+        /**
+         * TokensView
+         * @description Tokens of the window; null where a replica does not tell.
+         */
+        TokensView: {
+            /** Prompt */
+            prompt: number | null;
+            /** Generated */
+            generated: number | null;
+        };
+        /** TotalCost */
+        TotalCost: {
+            usd_per_hour: components["schemas"]["Measured"];
+            usd_per_month: components["schemas"]["Measured"];
+            idle_usd_per_hour: components["schemas"]["Measured"];
+        };
+        /**
+         * TrackRecord
+         * @description How completed changes of this kind turned out; sums are over those with both numbers.
+         */
+        TrackRecord: {
+            /** Kind */
+            kind: string;
+            /** Finished */
+            finished: number;
+            /** Known */
+            known: number;
+            /** Predicted Usd Per Month */
+            predicted_usd_per_month: number | null;
+            /** Realised Usd Per Month */
+            realised_usd_per_month: number | null;
+            /**
+             * Within
+             * @description realised within the predicted range
+             */
+            within: number;
         };
         /**
          * TrialOutcome
@@ -2051,6 +4546,52 @@ export interface components {
          */
         UnknownReason: "missing" | "renamed" | "unreachable" | "stale" | "implausible" | "no_traffic" | "not_supported" | "not_configured";
         /**
+         * Use
+         * @description What a replica did in the window; unknown where it was not watched throughout.
+         * @enum {string}
+         */
+        Use: "busy" | "idle" | "unknown";
+        /** UserBody */
+        UserBody: {
+            /** Email */
+            email: string;
+            /** Name */
+            name: string;
+            /** @default viewer */
+            role: components["schemas"]["Role"];
+        };
+        /**
+         * UserChange
+         * @description What is left out stays as it is.
+         */
+        UserChange: {
+            role?: components["schemas"]["Role"] | null;
+            /**
+             * Disabled
+             * @description true ends all sessions and keys of this user for good
+             */
+            disabled?: boolean | null;
+        };
+        /** UserView */
+        UserView: {
+            /** Id */
+            id: string;
+            /** Email */
+            email: string;
+            /** Name */
+            name: string;
+            role: components["schemas"]["Role"];
+            /** Disabled */
+            disabled: boolean;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
+            /** Last Signed In At */
+            last_signed_in_at: string | null;
+        };
+        /**
          * Verdict
          * @enum {string}
          */
@@ -2095,6 +4636,109 @@ export interface components {
              * Format: date-time
              */
             cast_at: string;
+        };
+        /**
+         * Waterfall
+         * @description baseline − realised + other = current.
+         */
+        Waterfall: {
+            /** @description before the first completed change */
+            baseline_usd_per_hour: components["schemas"]["Measured"];
+            realised_usd_per_hour: components["schemas"]["Measured"];
+            /** @description what no change of ours explains */
+            other_usd_per_hour: components["schemas"]["Measured"];
+            current_usd_per_hour: components["schemas"]["Measured"];
+            /** Changes */
+            changes: number;
+            /**
+             * Unknown
+             * @description completed changes whose saving is not known
+             */
+            unknown: number;
+        };
+        /**
+         * WorkView
+         * @description The change that an instance is at.
+         */
+        WorkView: {
+            /** Title */
+            title: string | null;
+            /** Deployment */
+            deployment: string | null;
+            state: components["schemas"]["ChangeState"];
+        };
+        /**
+         * WorkerView
+         * @description An instance with its present work; `lag` is null where the broker does not tell it.
+         */
+        WorkerView: {
+            /** Agent */
+            agent: string;
+            /** Instance */
+            instance: string;
+            /** Version */
+            version: string;
+            /** Capabilities */
+            capabilities: string[];
+            /** Status */
+            status: string;
+            /** Busy With */
+            busy_with: string | null;
+            /** Handled */
+            handled: number;
+            /** Failed */
+            failed: number;
+            /**
+             * Registered At
+             * Format: date-time
+             */
+            registered_at: string;
+            /**
+             * Last Seen At
+             * Format: date-time
+             */
+            last_seen_at: string;
+            /** Silent S */
+            silent_s: number;
+            work: components["schemas"]["WorkView"] | null;
+            lag: components["schemas"]["LagView"] | null;
+            /** Lag Reason */
+            lag_reason: string | null;
+        };
+        /**
+         * WorkersView
+         * @example {
+         *       "agents": [
+         *         {
+         *           "agent": "cost",
+         *           "capabilities": [
+         *             "propose"
+         *           ],
+         *           "failed": 0,
+         *           "handled": 0,
+         *           "instance": "cost-1",
+         *           "lag_reason": "this API has no broker to ask",
+         *           "last_seen_at": "2026-11-28T02:02:47.898021Z",
+         *           "registered_at": "2026-01-05T12:00:00Z",
+         *           "silent_s": 0.4372,
+         *           "status": "alive",
+         *           "version": "0.2"
+         *         }
+         *       ],
+         *       "coordinator": {
+         *         "lag_reason": "this API has no broker to ask",
+         *         "last_written_at": "2026-11-28T02:02:47.905779Z",
+         *         "open_changes": 1,
+         *         "overdue_timers": 0,
+         *         "policy": "careful@348d6c329b5b",
+         *         "status": "unknown"
+         *       }
+         *     }
+         */
+        WorkersView: {
+            /** Agents */
+            agents: components["schemas"]["WorkerView"][];
+            coordinator: components["schemas"]["CoordinatorView"];
         };
         /**
          * Problem
@@ -2284,6 +4928,122 @@ export interface operations {
             };
         };
     };
+    sign_in_browser: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MeView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    open_sign_in_link: {
+        parameters: {
+            query: {
+                token: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            303: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    refresh: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MeView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    link: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LinkView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     agents: {
         parameters: {
             query?: never;
@@ -2398,6 +5158,37 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["RecommendationDetail"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    recommendation_card: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                change: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CardView"];
                 };
             };
             /** @description What went wrong, as RFC 9457 says */
@@ -2784,6 +5575,541 @@ export interface operations {
             };
         };
     };
+    metrics: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MetricList"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    series: {
+        parameters: {
+            query: {
+                /** @description `host`: machines */
+                deployment: string;
+                /** @description one of `/metrics` */
+                metric: string;
+                /** @description the metric's first when left out */
+                agg?: components["schemas"]["Agg"] | null;
+                /** @description all put together when left out */
+                by?: ("replica" | "gpu") | null;
+                from?: string | null;
+                to?: string | null;
+                /** @description steps at most */
+                points?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SeriesView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    overview: {
+        parameters: {
+            query?: {
+                /** @description how far to look back, s */
+                window_s?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OverviewView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    costs: {
+        parameters: {
+            query?: {
+                /** @description how far to look back, s */
+                window_s?: number;
+                deployment?: string | null;
+            };
+            header?: {
+                accept?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CostsView"];
+                    "text/csv": string;
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    outcomes: {
+        parameters: {
+            query?: {
+                deployment?: string | null;
+                kind?: string | null;
+                state?: components["schemas"]["ChangeState"] | null;
+                since?: string | null;
+                limit?: number;
+                cursor?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PageOf_OutcomeView_"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    deployment: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                deployment: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeploymentView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    performance: {
+        parameters: {
+            query?: {
+                /** @description how far to look back, s */
+                window_s?: number;
+            };
+            header?: never;
+            path: {
+                deployment: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PerformanceView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    resources: {
+        parameters: {
+            query?: {
+                /** @description how far to look back, s */
+                window_s?: number;
+            };
+            header?: never;
+            path: {
+                deployment: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ResourcesView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    quality: {
+        parameters: {
+            query?: {
+                /** @description how far to look back, s */
+                window_s?: number;
+            };
+            header?: never;
+            path: {
+                deployment: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["QualityView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    gates: {
+        parameters: {
+            query?: {
+                assessor?: components["schemas"]["AgentName"] | null;
+                verdict?: components["schemas"]["GateVerdict"] | null;
+                limit?: number;
+                cursor?: string | null;
+            };
+            header?: never;
+            path: {
+                deployment: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PageOf_GateView_"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    answers: {
+        parameters: {
+            query?: {
+                source?: ("live" | "golden") | null;
+                since?: string | null;
+                until?: string | null;
+                limit?: number;
+                cursor?: string | null;
+            };
+            header?: never;
+            path: {
+                deployment: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PageOf_AnswerView_"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    workers: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WorkersView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    policies: {
+        parameters: {
+            query?: {
+                limit?: number;
+                cursor?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PageOf_PolicyView_"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    current_policy: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PolicyDetail"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    policy: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                number: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PolicyDetail"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    check_policy: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PolicyBody"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CheckView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     events: {
         parameters: {
             query?: {
@@ -3148,6 +6474,322 @@ export interface operations {
                 };
                 content: {
                     "text/event-stream": unknown;
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    users: {
+        parameters: {
+            query?: {
+                limit?: number;
+                cursor?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PageOf_UserView_"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    add_user: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["UserBody"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UserView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    change_user: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                user: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["UserChange"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UserView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    keys: {
+        parameters: {
+            query?: {
+                limit?: number;
+                cursor?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PageOf_KeyView_"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    make_key: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["KeyBody"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["KeyMade"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    revoke_key: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                key: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    providers: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ProvidersView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    begin_sign_in: {
+        parameters: {
+            query?: {
+                tenant?: string | null;
+            };
+            header?: never;
+            path: {
+                provider: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            303: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    end_sign_in: {
+        parameters: {
+            query?: {
+                code?: string | null;
+                state?: string | null;
+                error?: string | null;
+            };
+            header?: never;
+            path: {
+                provider: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            303: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    pressed: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": unknown;
                 };
             };
             /** @description What went wrong, as RFC 9457 says */

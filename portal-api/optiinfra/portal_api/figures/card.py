@@ -102,14 +102,14 @@ class ChangeValues(BaseModel):
     spec: dict[str, Any]
 
 
-class StageView(BaseModel):
+class PlannedStage(BaseModel):
     share: float
     soak_s: float
     hold_limit_s: float
 
 
 class Rollout(BaseModel):
-    stages: list[StageView]
+    stages: list[PlannedStage]
     gates: list[str] = Field(description="who is asked at the end of each stage")
     look_every_s: float
     apply_timeout_s: float
@@ -170,7 +170,7 @@ def card(told: Any) -> CardView:
         ),
         change=ChangeValues(values=values, spec=proposal.spec.model_dump(mode="json")),
         rollout=Rollout(
-            stages=[StageView(**stage.model_dump()) for stage in proposal.rollout.stages],
+            stages=[PlannedStage(**stage.model_dump()) for stage in proposal.rollout.stages],
             gates=[gate.value for gate in proposal.rollout.gates],
             look_every_s=proposal.rollout.look_every_s,
             apply_timeout_s=proposal.rollout.apply_timeout_s,

@@ -1,1 +1,0 @@
-import{h as e}from"./basics-BhYG3psS.js";var t=null;async function n(){let n=new URLSearchParams(window.location.hash.slice(1)).get(`token`);if(n!==null){window.history.replaceState(null,``,window.location.pathname);try{await e(n)}catch(e){t=e}}}export{n,t};
