@@ -55,8 +55,9 @@ class Stand:
     ) -> AsyncIterator[Page]:
         """A page of somebody who is signed in, live."""
         async with await self.browser.new_context(viewport=size, color_scheme=theme) as context:
-            session = {"name": ACCESS, "value": self.session.token, "url": self.url}
-            await context.add_cookies([session])
+            await context.add_cookies(
+                [{"name": ACCESS, "value": self.session.token, "url": self.url}]
+            )
             page = await context.new_page()
             page.on("console", self._logged)
             page.on("pageerror", lambda error: self.complaints.append(str(error)))
