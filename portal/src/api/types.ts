@@ -5,6 +5,7 @@ type Schemas = components["schemas"];
 
 export type Problem = Omit<Schemas["Problem"], "hint"> & { hint?: string | null };
 export type Me = Schemas["MeView"];
+export type Providers = Schemas["ProvidersView"];
 export type Ticket = Schemas["TicketView"];
 export type Accepted = Schemas["AcceptedView"];
 export type Agent = Schemas["AgentView"];

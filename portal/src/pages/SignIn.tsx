@@ -1,7 +1,9 @@
-/** Signing in with the one-time token that `optiinfra up` prints. */
+/** Signing in at a provider, or with the one-time token that `optiinfra up` prints. */
+import { useQuery } from "@tanstack/react-query";
 import { useState, type FormEvent } from "react";
-import { signIn } from "../api/client";
+import { call, signIn } from "../api/client";
 import { session } from "../api/session";
+import type { Providers } from "../api/types";
 import { linkRefused } from "../signin";
 import { Button, Code } from "../ui/basics";
 import { ProblemNote } from "../ui/problem";
@@ -29,9 +31,10 @@ export function SignIn() {
     <main className="mx-auto flex min-h-full max-w-md flex-col justify-center gap-4 p-4">
       <h1 className="text-2xl font-bold">OptiInfra</h1>
       {session.ended && <p role="status">You were signed out: {session.ended}.</p>}
+      <Elsewhere />
       <p>
-        <Code>optiinfra up</Code> prints a link that opens these pages signed in. It works once,
-        for 15 minutes; start it again to get a new one.
+        <Code>optiinfra up</Code> prints a link that opens these pages signed in, and{" "}
+        <Code>optiinfra login</Code> a new one at any time. Each works once, for 15 minutes.
       </p>
       <form onSubmit={(event) => void submit(event)} className="space-y-3">
         <label className="block">
@@ -54,3 +57,23 @@ export function SignIn() {
     </main>
   );
 }
+
+/** Where else one has an account; nothing where nobody has set that up. */
+function Elsewhere() {
+  const { data } = useQuery({
+    queryKey: ["sign-in providers"],
+    queryFn: async () => (await call<Providers>("/session/providers")).data.providers,
+    staleTime: Infinity,
+  });
+  return data?.map((name) => (
+    <a
+      key={name}
+      href={`/api/v1/sign-in/${name}`}
+      className="block rounded-md border border-line bg-panel px-3 py-2 text-center font-medium"
+    >
+      Sign in with {NAMES[name] ?? name}
+    </a>
+  ));
+}
+
+const NAMES: Record<string, string> = { google: "Google", github: "GitHub" };

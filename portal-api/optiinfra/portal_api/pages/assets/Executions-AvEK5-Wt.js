@@ -1,1 +1,0 @@
-export{t as Executions,n as standing}from"./Executions-ne5MfkQT.js";
