@@ -99,6 +99,10 @@ class Fleet:
     urls: dict[str, str | None]
     now: datetime = AT
     is_lost: bool = False
+    is_moving: bool = False
+
+    async def are_under_way(self, tenant: str, deployment: str) -> bool:
+        return self.is_moving
 
     def clock(self) -> datetime:
         self.now += timedelta(milliseconds=1)
@@ -193,7 +197,7 @@ def world(engines: dict[str, EmulatorServer]) -> World:
     store = Store()
     policy = ApplicationPolicy(golden_per_look=60, baseline_prompts=30)
     runner = GoldenRunner(httpx.AsyncClient)
-    senses = Senses(fleet, store, load_golden(), runner, fleet.clock, policy)
+    senses = Senses(fleet, store, load_golden(), runner, fleet, fleet.clock, policy)
     return World(fleet, store, ApplicationAgent([DEPLOYMENT], senses))
 
 
@@ -370,6 +374,17 @@ async def test_a_canary_on_trial_does_not_spoil_the_baseline(
     assert facts[1].mean > 0.9
     assert isinstance(facts[0], MetricsMeasured)
     assert {row.replica for row in facts[0].samples} == {"old", None}
+
+
+async def test_a_canary_that_no_gate_has_asked_yet_does_not_spoil_the_baseline(
+    world: World, engines: dict[str, EmulatorServer]
+) -> None:
+    engines["new"].degrade(Defect(wrong_answer_rate=1.0))
+    world.fleet.is_moving = True
+    assert await world.agent.sense() == []
+    world.fleet.is_moving = False
+    facts = await world.agent.sense()
+    assert isinstance(facts[1], QualityAssessed)
 
 
 async def test_when_nobody_can_name_the_replicas_the_baseline_is_unknown(world: World) -> None:

@@ -7,7 +7,7 @@ from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.stores import Stores
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.recommendation import RolloutPlan, StagePlan
-from optiinfra.storage.postgres.changes import recent_changes
+from optiinfra.storage.postgres.changes import is_moving, recent_changes
 
 
 class RecentChangesInPostgres:
@@ -21,6 +21,16 @@ class RecentChangesInPostgres:
             RecentChange(change.id, ChangeState(change.state), change.ended_at)
             for change in await recent_changes(self._stores.database, tenant, deployment, kind)
         ]
+
+
+class RolloutsInPostgres:
+    """What is under way, as the coordinator has written it down."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+
+    async def are_under_way(self, tenant: str, deployment: str) -> bool:
+        return await is_moving(self._stores.database, tenant, deployment)
 
 
 def rollout(fleet: Fleet) -> RolloutPlan:

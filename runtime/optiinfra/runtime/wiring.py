@@ -47,7 +47,7 @@ from optiinfra.runtime.clouds import (
 )
 from optiinfra.runtime.engine_file import declared_engines
 from optiinfra.runtime.fleet import Fleet
-from optiinfra.runtime.plans import RecentChangesInPostgres, rollout
+from optiinfra.runtime.plans import RecentChangesInPostgres, RolloutsInPostgres, rollout
 from optiinfra.runtime.stores import Stores, instance_name, jitter, new_id, now, version
 from optiinfra.runtime.tuning import studies
 from optiinfra.schemas.vote import AgentName
@@ -217,6 +217,7 @@ class Wiring:
             telemetry=self._stores.telemetry,
             golden=load_golden(self._fleet.golden),
             runner=GoldenRunner(http_client),
+            rollouts=RolloutsInPostgres(self._stores),
             clock=now,
             policy=policy,
         )

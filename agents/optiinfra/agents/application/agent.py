@@ -92,8 +92,10 @@ class ApplicationAgent:
         ]
 
     async def sense(self) -> Sequence[Fact]:
-        """Refreshes the baseline of every deployment, of all at once."""
-        deployments = tuple(self._deployments.values())
+        """Refreshes the baseline of every deployment that nothing is moving, of all at once."""
+        deployments = [
+            one for one in self._deployments.values() if await self._senses.are_equals(one)
+        ]
         runs = await asyncio.gather(*(self._senses.baseline_run(one) for one in deployments))
         return [
             fact

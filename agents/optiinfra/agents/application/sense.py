@@ -46,6 +46,14 @@ class ReplicaSource(Protocol):
         ...
 
 
+class Rollouts(Protocol):
+    """Where it is known what is being carried out."""
+
+    async def are_under_way(self, tenant: str, deployment: str) -> bool:
+        """Whether a change is being carried out or undone. Raises `Unavailable`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """One replica to put golden prompts to, and as what."""
@@ -82,6 +90,7 @@ class Senses:
     telemetry: Telemetry
     golden: GoldenSet
     runner: GoldenRunner
+    rollouts: Rollouts
     clock: Clock
     policy: ApplicationPolicy
 
@@ -133,6 +142,11 @@ class Senses:
             for row in golden_samples(reply, at, {**labels, **named})
         ]
         return GoldenLook(at, tuple(rows), _unreached(asked, replies))
+
+    async def are_equals(self, deployment: Deployment) -> bool:
+        """Whether all replicas that serve are of one kind: while a change is under way, a canary
+        serves beside them, and its answers would become the measure of its like."""
+        return not await self.rollouts.are_under_way(deployment.tenant, deployment.id)
 
     async def baseline_run(self, deployment: Deployment) -> BaselineRun:
         """Two answers to each of a few golden prompts, in turn from the replicas that serve.

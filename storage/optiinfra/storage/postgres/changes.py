@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from optiinfra.schemas.change import TERMINAL_STATES
+from optiinfra.schemas.change import TERMINAL_STATES, ChangeState
 from optiinfra.storage.postgres.database import Database
 
 
@@ -16,6 +16,19 @@ class ChangeSummary:
     id: str
     state: str
     ended_at: datetime | None
+
+
+async def is_moving(database: Database, tenant: str, deployment: str) -> bool:
+    """Whether a change is being carried out or undone on a deployment."""
+    async with database.connection() as connection:
+        found: bool = await connection.fetchval(
+            "SELECT EXISTS (SELECT 1 FROM sagas WHERE tenant = $1 AND deployment = $2"
+            " AND state = ANY($3))",
+            tenant,
+            deployment,
+            [ChangeState.EXECUTING.value, ChangeState.ROLLING_BACK.value],
+        )
+    return found
 
 
 async def recent_changes(
