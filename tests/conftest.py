@@ -16,6 +16,7 @@ from hypothesis import settings
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.embedded.postgres import PostgresServer
 from optiinfra.storage.embedded.servers import Addresses
+from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.testing.databases import Databases
 from optiinfra.storage.testing.servers import (
     RedisServer,
@@ -134,3 +135,10 @@ async def database(databases: Databases) -> AsyncIterator[str]:
     """The URL of a migrated, empty database of this test's own."""
     async with databases.fresh() as url:
         yield url
+
+
+@pytest.fixture
+async def postgres(database: str) -> AsyncIterator[Database]:
+    """The fresh database, opened."""
+    async with open_database(database) as opened:
+        yield opened

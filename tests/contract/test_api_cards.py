@@ -17,19 +17,13 @@ from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.telemetry import Known, Reading, Unknown, UnknownReason
 from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import Verdict
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.setup import declare
 from tests.factories import AT, recommendation, rollout, vote
 from tests.integration.api_stand import Stand, standing
 from tests.telemetry import deployment
 
 MISSING = Unknown(reason=UnknownReason.MISSING, detail="not asked")
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from optiinfra.schemas.telemetry import Known, Reading, Sample, Unit, Unknown, U
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.embedded.servers import Addresses
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.setup import declare
 from tests.factories import AT
 from tests.integration.api_stand import Stand, standing
@@ -33,12 +33,6 @@ MISSING = Unknown(reason=UnknownReason.MISSING, detail="not asked")
 async def store(servers: Addresses) -> AsyncIterator[MetricStore]:
     async with metric_store(servers.clickhouse_url) as made:
         yield made
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 @pytest.fixture

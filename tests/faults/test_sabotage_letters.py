@@ -15,7 +15,7 @@ from optiinfra.events.publish import Publisher
 from optiinfra.schemas.errors import Conflict, Rejected
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.letters import Letter, Letters, Wanted
-from optiinfra.storage.postgres.database import Connection, Database, open_database
+from optiinfra.storage.postgres.database import Connection, Database
 from optiinfra.storage.postgres.letters import Order
 from tests.bus_stand import Stand, new_id, now, running, stand, until
 
@@ -65,12 +65,6 @@ class Moody:
 async def s(nats_server: Make) -> AsyncIterator[Stand]:
     async with stand(nats_server().url) as made:
         yield made
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("kept", [True, False])

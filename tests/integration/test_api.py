@@ -17,16 +17,10 @@ from optiinfra.storage.postgres.access import (
     AccessTokens,
     issue_one_time_token,
 )
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.outbox import unsent
 from tests.factories import AT, recommendation
 from tests.integration.api_stand import Stand, is_problem, standing
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -11,14 +11,8 @@ from optiinfra.coordinator.runner import Runner
 from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import Role
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from tests.integration.api_stand import Stand, is_problem, standing
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -10,14 +10,8 @@ import pytest
 
 from optiinfra.portal_api.routes.socket import Close
 from optiinfra.schemas.tenant import Role
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from tests.integration.api_stand import Stand, is_problem, standing
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 @pytest.fixture

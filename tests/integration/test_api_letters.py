@@ -17,7 +17,7 @@ from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.letters import Letters
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.inbox import PostgresInbox
 from tests import bus_stand
 from tests.bus_stand import new_id, now, running, until
@@ -49,12 +49,6 @@ class Ward:
 
     async def sequence(self) -> int:
         return (await self.bus.bus.js.stream_info("CHANGES")).state.last_seq
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 @pytest.fixture

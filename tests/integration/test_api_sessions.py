@@ -14,18 +14,12 @@ from optiinfra.portal_api.cookies import ACCESS, REFRESH
 from optiinfra.portal_api.routes.socket import Close
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.postgres.access import issue_one_time_token
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from tests.integration.api_stand import Stand, is_problem, standing
 
 PAGE = "http://localhost:8088"
 OWN = {"Origin": PAGE}
 STOP = {"stopped": True, "reason": "drill"}
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from optiinfra.portal_api.providers.github import GithubProvider
 from optiinfra.portal_api.providers.oidc import SCOPE, OidcProvider
 from optiinfra.portal_api.providers.port import Provider, Providers
 from optiinfra.schemas.tenant import Role
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from tests.integration.api_stand import Stand, is_problem, standing
 from tests.integration.mock_provider import CLIENT_ID, SECRET, MockProvider, new_key, providing
 
@@ -30,12 +30,6 @@ ALLOWED = {"ann@acme.example": Role.ADMIN, "@acme.example": Role.VIEWER}
 async def mock() -> AsyncIterator[MockProvider]:
     async with providing() as made:
         yield made
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 @asynccontextmanager

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from optiinfra.events import facts as f
 from optiinfra.events.bus import Bus
@@ -18,7 +16,7 @@ from optiinfra.events.subjects import Stream
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.embedded.nats import NatsServer
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.registry import saw
 from tests import bus_stand
 from tests.bus_stand import running, until
@@ -30,12 +28,6 @@ REGISTERED = f.AgentRegistered(
     tenant="acme", agent="cost", instance="cost-1", version="0.2", capabilities=("propose",), at=AT
 )
 COST = ConsumerSpec(name="cost", stream=Stream.CHANGES, prefixes=("change.resumed",))
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 async def detail(stand: Stand, tenant: str = "acme") -> Any:

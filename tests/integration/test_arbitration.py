@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -20,7 +20,7 @@ from optiinfra.schemas.errors import OptiInfraError
 from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import VOTERS, AgentName, Verdict
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from tests.factories import event, gate_answer, recommendation, rollout, step_result, vote
 
 ASK = Rules(max_moving=9, movers_per_hour=99, retry_turn_s=3_600)
@@ -83,12 +83,6 @@ class Story:
     def records(self) -> list[tuple[str, str, str, str]]:
         facts = [e.fact for e in self.bus.said if isinstance(e.fact, f.ConflictResolved)]
         return [(one.change, one.against, one.verdict, one.rule) for one in facts]
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations((QUALITY, SPEED, MONEY))))

@@ -14,7 +14,7 @@ from optiinfra.events.publish import Publisher
 from optiinfra.schemas.errors import Conflict, NotFound, Rejected, Unavailable
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.letters import Letters, Wanted
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.letters import LetterState, Order
 from tests.bus_stand import MemoryInbox, Stand, new_id, now, running, stand, until
 
@@ -25,12 +25,6 @@ ANN = Order("operator:ann")
 async def s(nats_server: Callable[[], NatsServer]) -> AsyncIterator[Stand]:
     async with stand(nats_server().url) as made:
         yield made
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 class Moody:

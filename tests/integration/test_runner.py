@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -23,7 +23,7 @@ from optiinfra.schemas.rollout import GateVerdict
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import VOTERS, Verdict
 from optiinfra.storage.postgres.chain import first_break
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.events import links_of_chain, log_of_chain
 from tests.factories import event, gate_answer, recommendation, step_result, vote
 
@@ -46,12 +46,6 @@ class Bus:
 
     def said(self, kind: str) -> list[Event]:
         return [event for event in self.events if event.fact.kind == kind]
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 class Story:

@@ -18,17 +18,11 @@ from optiinfra.portal_api.notifications.slack_desk import Door, SlackDesk
 from optiinfra.runtime.stores import now
 from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.tenant import Role
-from optiinfra.storage.postgres.database import Database, open_database
+from optiinfra.storage.postgres.database import Database
 from tests.integration.api_stand import Stand, is_problem, standing
 from tests.integration.test_notifier import Receiver, receiving
 
 SECRET = b"8f742231b10e8888abcd99yyyzzz85a5"
-
-
-@pytest.fixture
-async def postgres(database: str) -> AsyncIterator[Database]:
-    async with open_database(database) as opened:
-        yield opened
 
 
 @pytest.fixture
