@@ -112,6 +112,11 @@ async def test_the_adapter_is_made_of_what_the_file_says(at: ClusterAt, tmp_path
             await start_first("default", declared.deployments[0], actuator, acting=True)
 
 
+class NothingMoves:
+    async def are_under_way(self, tenant: str, deployment: str) -> bool:
+        return False
+
+
 async def test_a_gateway_of_kubernetes_splits_the_traffic_of_its_deployments(
     at: ClusterAt, tmp_path: Path
 ) -> None:
@@ -128,7 +133,8 @@ async def test_a_gateway_of_kubernetes_splits_the_traffic_of_its_deployments(
             "default", declared.deployments[0], clouds.actuators[Provider.KUBERNETES], acting=True
         )
         async with asyncio.timeout(60):
-            while not await seed_routes(chat, WholeFleet(clouds.actuators), split):  # noqa: ASYNC110
+            source = WholeFleet(clouds.actuators)
+            while not await seed_routes(chat, source, split, NothingMoves()):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         (route,) = at.stub.of("httproutes")
         assert route["spec"]["hostnames"] == ["chat.example.com"]

@@ -17,7 +17,7 @@ import yaml
 from optiinfra.agents.application.golden import load_golden
 from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.tuning import TrialOutcome
-from tests.integration.test_up import Make, until_answered, up
+from tests.integration.test_up import Make, until_answered, until_routed, up
 from tests.up_stand import ENGINE, FAST, Up, api, fleet
 
 __all__ = ["up"]
@@ -116,6 +116,7 @@ async def test_a_capped_engine_is_tuned_in_staging_and_rolled_out_without_a_lost
     assert session.gateway_url is not None
     await until_answered(session.gateway_url)
     assert batches(one) == {2}
+    await until_routed(session, 2)
     async with api(session) as http, users(session.gateway_url) as whole:
         change = await ended(http, one)
         assert change["state"] == "completed", told(change)

@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from optiinfra.agents.actuators.traffic import GatewayTraffic
 from optiinfra.events.bus import Bus
 from optiinfra.events.publish import Publisher
 from optiinfra.runtime.clouds import engines_dir
@@ -24,11 +25,12 @@ from optiinfra.runtime.session import Session
 from optiinfra.runtime.settings import Settings
 from optiinfra.runtime.stores import new_id, now
 from optiinfra.schemas.recommendation import Recommendation
+from optiinfra.schemas.routing import Backend
 from optiinfra.schemas.vote import AgentName
 from optiinfra.storage.postgres.verification import verify
 from optiinfra.storage.testing.servers import reachable_home
 from tests.bus_stand import letter_of
-from tests.up_stand import Up, api, engines_of_ones_own, fleet, until
+from tests.up_stand import ENGINE, Up, api, engines_of_ones_own, fleet, until
 
 Make = Callable[..., Up]
 
@@ -68,6 +70,19 @@ async def until_answered(url: str) -> None:
             return
         await asyncio.sleep(0.2)
     raise AssertionError(statuses)
+
+
+async def until_routed(session: Session, count: int) -> None:
+    """Until so many replicas of the deployment get requests."""
+    url, token = session.gateway_admin_url or "", session.gateway_admin_token or ""
+    found: tuple[Backend, ...] = ()
+    async with GatewayTraffic(url, token) as traffic:
+        for _ in range(300):
+            found = (await traffic.status("default", "chat")).table.backends
+            if len(found) == count:
+                return
+            await asyncio.sleep(0.2)
+    raise AssertionError(found)
 
 
 async def until_all_have_registered(session: Session) -> None:
@@ -156,6 +171,18 @@ async def test_it_starts_serves_keeps_its_session_private_and_leaves_nothing_beh
     assert await one.ended(30) == 0
     assert one.left() == []
     assert one.engines() == []
+
+
+async def test_an_engine_that_loads_for_longer_gets_its_requests_too(up: Make) -> None:
+    content, one = fleet(), up()
+    slow = 'mkdir "$0" 2>/dev/null || sleep 5; exec "$@"'
+    first = str(one.folder / "first")
+    content["clouds"]["local"]["command"] = ["/bin/sh", "-c", slow, first, *ENGINE]
+    one.content = content
+    session = await one.start()
+    assert session.gateway_url is not None
+    await until_answered(session.gateway_url)
+    await until_routed(session, 2)
 
 
 async def test_after_kill_9_it_takes_the_gateway_over_and_keeps_data_and_token(up: Make) -> None:

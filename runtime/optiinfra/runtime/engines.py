@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 from optiinfra.agents.actuators.local import EngineCommand, EngineRecord, LocalActuator
 from optiinfra.agents.actuators.port import Actuator, LaunchSpec, NoCapacity
 from optiinfra.runtime.fleet import DeploymentConfig
-from optiinfra.schemas.deployment import Replica, ReplicaState
+from optiinfra.schemas.deployment import ReplicaState
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.recommendation import Placement
@@ -45,8 +44,9 @@ async def start_first(
     if start is None:
         return 0
     there = await actuator.replicas(tenant, deployment.id)
-    firsts = _first_tokens(tenant, deployment, there)
-    if len(there) >= start.replicas or len(firsts) < len(there):
+    firsts = first_tokens(tenant, deployment.id)
+    ours = [one for one in there if one.launch_token in firsts]
+    if len(there) >= start.replicas or len(ours) < len(there):
         return 0
     if not acting:
         log.warning(
@@ -61,9 +61,9 @@ async def start_first(
     return missing
 
 
-def _first_tokens(tenant: str, deployment: DeploymentConfig, there: Sequence[Replica]) -> set[str]:
-    known = {_token(tenant, deployment.id, number) for number in range(_GENERATIONS)}
-    return {one.launch_token for one in there if one.launch_token in known}
+def first_tokens(tenant: str, deployment: str) -> frozenset[str]:
+    """The launch tokens that the first replicas of a deployment may have."""
+    return frozenset(_token(tenant, deployment, number) for number in range(_GENERATIONS))
 
 
 async def _launch_one(

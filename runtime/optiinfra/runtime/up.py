@@ -34,6 +34,7 @@ from optiinfra.runtime.fleet_file import load_governed, watched_policy
 from optiinfra.runtime.gateway_process import GatewayProcess, write_private
 from optiinfra.runtime.logs import configure_logs
 from optiinfra.runtime.notifications import notifiers, slack_desk
+from optiinfra.runtime.plans import RolloutsInPostgres
 from optiinfra.runtime.preflight import (
     about,
     gateway_token,
@@ -72,7 +73,7 @@ _ROLES = (
 )
 _URLS = ("nats_url", "postgres_url", "clickhouse_url", "qdrant_url", "redis_url")
 _SESSION_S = 30 * 86_400.0
-_SEED_EVERY_S = 2.0
+_SEED_EVERY_S, _SEED_AT_LEAST_EVERY_S = 2.0, 15.0
 _STOP_S = 30.0
 
 
@@ -293,23 +294,24 @@ class _Up:
             "coordinator": lambda: coordinator(self._fleet, stores, policy).run(),
             "collector": lambda: collector(stores).run(),
             "memory": lambda: remembering(stores, memory).run(),
-            "routes": lambda: self._seed(wiring, traffic),
+            "routes": lambda: self._seed(wiring, traffic, RolloutsInPostgres(stores)),
         }
         for name in AgentName:
             host = await wiring.host(name)
             roles[name.value] = host.run
         return roles
 
-    async def _seed(self, wiring: Wiring, traffic: GatewayTraffic) -> None:
-        """Waits until every deployment has routes; later ones are the agents' matter."""
+    async def _seed(
+        self, wiring: Wiring, traffic: GatewayTraffic, rollouts: RolloutsInPostgres
+    ) -> None:
+        """Gives every replica a route as it comes to serve; later ones are the agents' matter."""
         clouds = await wiring.clouds()
         source, split = WholeFleet(clouds.actuators), SplitTraffic(traffic, clouds.traffic)
-        left = list(wiring.deployments.values())
-        while True:
-            left = [one for one in left if not await seed_routes(one, source, split)]
-            if not left:
-                break
-            await asyncio.sleep(_SEED_EVERY_S)
+        left, rest_s = list(wiring.deployments.values()), _SEED_EVERY_S
+        while left:
+            left = [one for one in left if not await seed_routes(one, source, split, rollouts)]
+            await asyncio.sleep(rest_s)
+            rest_s = min(1.2 * rest_s, _SEED_AT_LEAST_EVERY_S)
         await asyncio.Event().wait()
 
     async def _announce(self, stores: Stores, front: Front, stack: AsyncExitStack) -> None:
