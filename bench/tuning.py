@@ -4,6 +4,9 @@ Simulated replicas replay one saturating load each; every configuration of the s
 once beforehand, so that the best one is known. The grid walks as vLLM's `benchmarks/auto_tune`
 does: `max_num_seqs` outside, `max_num_batched_tokens` inside, both ascending. Its further runs at
 lower request rates, where a limit is missed, are not counted against it.
+
+`--noise` blurs each measurement of a rate by that standard deviation of its logarithm; what is
+reached is what the configuration chosen in the end really serves.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from math import exp, inf
@@ -91,6 +94,13 @@ class Walk:
 
 
 Surface = dict[Point, Replay]
+Blur = Callable[[], float]
+"""By what a rate is multiplied when it is measured."""
+
+
+def exact() -> float:
+    """A measurement without noise."""
+    return 1.0
 
 
 def workload(random: Random) -> Workload:
@@ -181,27 +191,42 @@ def kept(trial: TuningTrial, limits: Limits) -> float:
     return (trial.throughput or 0.0) if excess(trial, limits) == 0 else 0.0
 
 
-def searched(load: Workload, surface: Surface, limits: Limits, search: Search) -> Walk:
+def searched(
+    load: Workload, surface: Surface, limits: Limits, search: Search, blur: Blur = exact
+) -> Walk:
     """Our search to its own end, trials without hope stopped early."""
+
+    def chosen() -> float:
+        point = load.space.point(search.best.knobs) if search.best else None
+        return kept(surface[point].trial, limits) if point else 0.0
+
     best = max(kept(one.trial, limits) for one in surface.values())
-    enough_trials, enough_s, took_s, unstopped_s, stopped, best_stopped = 0, 0.0, 0.0, 0.0, 0, 0
+    enough_trials, enough_s, took_s, unstopped_s = 0, 0.0, 0.0, 0.0
+    trials, stopped, best_stopped = 0, 0, 0
     while (values := search.ask()) is not None:
         one = surface[load.space.point(values)]
-        given_up = _given_up(search, one)
+        seen = _measured(one, blur())
+        given_up = _given_up(search, seen)
         if given_up is not None:
             stopped += 1
-            so_far = search.best.throughput if search.best else None
-            best_stopped += kept(one.trial, limits) > (so_far or 0.0)
-        search.tell(given_up or one.trial)
-        took_s += search.trials[-1].took_s
-        unstopped_s += one.trial.took_s
-        if not enough_trials and search.best and kept(search.best, limits) >= ENOUGH * best:
-            enough_trials, enough_s = len(search.trials), took_s
-    reached = kept(search.best, limits) / best if search.best else 0.0
+            best_stopped += kept(one.trial, limits) > chosen()
+        search.tell(given_up or seen.trial)
+        trials += 1
+        took_s += (given_up or seen.trial).took_s
+        unstopped_s += seen.trial.took_s
+        if not enough_trials and chosen() >= ENOUGH * best:
+            enough_trials, enough_s = trials, took_s
     return Walk(
-        enough_trials or len(surface) + 1, enough_s or inf, len(search.trials), took_s, unstopped_s,
-        reached, stopped, best_stopped,
+        enough_trials or len(surface) + 1, enough_s or inf, trials, took_s, unstopped_s,
+        chosen() / best, stopped, best_stopped,
     )  # fmt: skip
+
+
+def _measured(one: Replay, factor: float) -> Replay:
+    """At `factor` times its rate, from its beginning to its end."""
+    rate = Known(value=(one.trial.throughput or 0.0) * factor)
+    seen = one.trial.model_copy(update={"tokens_per_s": rate, "took_s": one.trial.took_s / factor})
+    return Replay(seen, tuple(factor * each for each in one.rates))
 
 
 def _given_up(search: Search, one: Replay) -> TuningTrial | None:
@@ -215,15 +240,22 @@ def _given_up(search: Search, one: Replay) -> TuningTrial | None:
     return None
 
 
-def walked(points: Iterable[Point], surface: Surface, limits: Limits) -> Walk:
-    """Point after point, each replayed whole."""
+def walked(points: Iterable[Point], surface: Surface, limits: Limits, blur: Blur = exact) -> Walk:
+    """Point after point, each replayed whole; what measured best is chosen."""
     best = max(kept(one.trial, limits) for one in surface.values())
     took_s, enough_trials, enough_s = 0.0, 0, 0.0
+    highest, chosen = 0.0, 0.0
     for count, point in enumerate(points, 1):
         took_s += surface[point].trial.took_s
-        if not enough_trials and kept(surface[point].trial, limits) >= ENOUGH * best:
+        really = kept(surface[point].trial, limits)
+        if (seen := really * blur()) > highest:
+            highest, chosen = seen, really
+        if not enough_trials and chosen >= ENOUGH * best:
             enough_trials, enough_s = count, took_s
-    return Walk(enough_trials, enough_s, len(surface), took_s, took_s, 1.0, 0, 0)
+    return Walk(
+        enough_trials or len(surface) + 1, enough_s or inf, len(surface), took_s, took_s,
+        chosen / best, 0, 0,
+    )  # fmt: skip
 
 
 def worth_tuning(seed: int) -> tuple[Workload, Surface, int]:
@@ -241,20 +273,27 @@ def worth_tuning(seed: int) -> tuple[Workload, Surface, int]:
     raise Invariant(f"no draw of seed {seed} has anything to tune")
 
 
-def compared(seed: int, repeats: int) -> tuple[dict[str, list[Walk]], int, int]:
+def compared(seed: int, repeats: int, noise: float) -> tuple[dict[str, list[Walk]], int, int]:
     """All contestants on one workload; those that draw lots get several turns."""
     load, surface, draws = worth_tuning(seed)
     limits, points = limits_of(load, surface), list(load.space.points)
-    budget, spare = Budget(len(points), inf), _predicted_start(load)
-    found: dict[str, list[Walk]] = {
-        "grid": [walked(points, surface, limits)], "random": [], "ours": [], "ours_with_model": [],
+    budget = Budget(len(points), inf)
+    ours: dict[str, Sequence[Mapping[str, KnobValue]]] = {
+        "ours": (), "ours_with_model": _predicted_start(load),
     }  # fmt: skip
+    found: dict[str, list[Walk]] = {name: [] for name in ("grid", "random", *ours)}
     for turn in range(repeats):
-        shuffled = Random(f"{seed}:{turn}").sample(points, len(points))
-        found["random"].append(walked(shuffled, surface, limits))
-        for name, start in (("ours", ()), ("ours_with_model", spare)):
+        random = Random(f"{seed}:{turn}")
+        shuffled = random.sample(points, len(points))
+
+        def blur(random: Random = random) -> float:
+            return exp(random.gauss(0, noise))
+
+        found["grid"].append(walked(points, surface, limits, blur))
+        found["random"].append(walked(shuffled, surface, limits, blur))
+        for name, start in ours.items():
             search = Search(load.space, limits, budget, start=start, seed=turn)
-            found[name].append(searched(load, surface, limits, search))
+            found[name].append(searched(load, surface, limits, search, blur))
     return found, len(points), draws
 
 
@@ -269,7 +308,11 @@ def _predicted_start(load: Workload) -> Sequence[Mapping[str, KnobValue]]:
 
 def figures(runs: Sequence[tuple[dict[str, list[Walk]], int, int]], who: str) -> dict[str, float]:
     """One contestant over all workloads."""
-    walks = [(walk, one[0]["grid"][0], one[1]) for one in runs for walk in one[0][who]]
+    walks = [
+        (walk, grid, one[1])
+        for one in runs
+        for walk, grid in zip(one[0][who], one[0]["grid"], strict=True)
+    ]
     trials = sorted(walk.enough_trials for walk, _, _ in walks)
     stopped = sum(walk.stopped for walk, _, _ in walks)
     return {
@@ -282,6 +325,7 @@ def figures(runs: Sequence[tuple[dict[str, list[Walk]], int, int]], who: str) ->
         "seconds_to_its_end_of_grid": round(median(w.took_s / g.took_s for w, g, _ in walks), 3),
         "least_reached": round(min(walk.reached for walk, _, _ in walks), 4),
         "never_enough": sum(walk.reached < ENOUGH for walk, _, _ in walks),
+        "mean_reached": round(fmean(walk.reached for walk, _, _ in walks), 4),
         "seconds_saved_by_stopping": round(
             1 - sum(w.took_s for w, _, _ in walks) / sum(w.unstopped_s for w, _, _ in walks), 3
         ),
@@ -292,7 +336,7 @@ def figures(runs: Sequence[tuple[dict[str, list[Walk]], int, int]], who: str) ->
 
 def _of_grid(runs: Sequence[tuple[dict[str, list[Walk]], int, int]], who: str) -> float:
     """Trials until enough ÷ those of the grid, the mean over workloads."""
-    pairs = [(walk, one["grid"][0]) for one, _, _ in runs for walk in one[who]]
+    pairs = [pair for one, _, _ in runs for pair in zip(one[who], one["grid"], strict=True)]
     return round(fmean(walk.enough_trials / grid.enough_trials for walk, grid in pairs), 3)
 
 
@@ -302,12 +346,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=120)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=20_000)
+    parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     started_s = time.perf_counter()
     seeds = range(given.seed, given.seed + given.runs)
     with ProcessPoolExecutor(given.processes) as pool:
-        runs = list(pool.map(compared, seeds, [given.repeats] * given.runs))
+        each = [[value] * given.runs for value in (given.repeats, given.noise)]
+        runs = list(pool.map(compared, seeds, *each))
     found = {who: figures(runs, who) for who in runs[0][0]}
     columns = list(found["grid"])
     print(f"{given.runs} workloads, {fmean(one[1] for one in runs):.1f} configurations each")
@@ -323,6 +369,7 @@ def main() -> None:
                 "runs": given.runs,
                 "repeats": given.repeats,
                 "seed": given.seed,
+                "noise": given.noise,
                 "draws": sum(one[2] for one in runs),
                 **{who: {**row, "trials_of_grid": ratio[who]} for who, row in found.items()},
                 "seconds": round(time.perf_counter() - started_s, 1),

@@ -70,7 +70,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         )
 
         def staging(**policy: float) -> Staging:
-            return Staging(DEPLOYMENT, HERE, ports, StagingPolicy(look_s=0.05, **policy))
+            given = {"look_s": 0.05, "measure_s": 0.0, **policy}
+            return Staging(DEPLOYMENT, HERE, ports, StagingPolicy(**given))
 
         yield Bench(actuator, staging)
         for one in await actuator.replicas(DEPLOYMENT.tenant, ASIDE):
@@ -88,6 +89,23 @@ async def test_a_replay_is_served_whole_and_measured(bench: Bench) -> None:
     assert isinstance(trial.kv_usage_peak, Known)
     assert trial.took_s > 0
     assert await bench.left() == 0
+
+
+async def test_a_short_replay_is_measured_again_and_again_once_the_engine_is_warm(
+    bench: Bench,
+) -> None:
+    looked: list[float] = []
+
+    def watch(done: float, _rate: float) -> bool:
+        looked.append(done)
+        return False
+
+    long = await bench.tried(16, watch, measure_s=4.0)
+    assert long.outcome is TrialOutcome.COMPLETE
+    assert long.served >= 60
+    assert long.served % 30 == 0, "whole replays alone count"
+    assert long.took_s > 6.0, "and half as long before"
+    assert looked == sorted(looked), "only the first replay that counts can be given up"
 
 
 async def test_a_larger_batch_serves_the_same_replay_faster(bench: Bench) -> None:

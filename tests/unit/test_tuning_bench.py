@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from math import inf
 from random import Random
 
@@ -11,6 +11,7 @@ import pytest
 from bench.tuning import (
     CARD_ERROR,
     LOOKS,
+    Blur,
     Replay,
     Surface,
     figures,
@@ -94,13 +95,28 @@ def test_stopping_what_would_have_become_the_best_is_counted() -> None:
     assert walk.enough_trials == len(surface) + 1
 
 
+def test_what_measures_best_by_luck_is_chosen_and_judged_by_what_it_really_serves() -> None:
+    surface = flat_but_one()
+    assert walked(SPACE.points, surface, FREE, blurred(3.0)).reached == 0.5
+    start = [SPACE.values(SPACE.points[0]), SPACE.values(SPACE.points[-1])]
+    search = Search(SPACE, FREE, Budget(2, inf), start=start)
+    walk = searched(LOAD, surface, FREE, search, blurred(2.1))
+    assert (walk.reached, walk.trials, walk.stopped) == (0.5, 2, 0)
+
+
+def blurred(*factors: float) -> Blur:
+    """These one after the other, and exact after that."""
+    left = chain(factors, repeat(1.0))
+    return lambda: next(left)
+
+
 def test_figures_are_taken_over_all_workloads() -> None:
     grid, lucky = (
         walked(points, flat_but_one(), FREE)
         for points in (SPACE.points, list(reversed(SPACE.points)))
     )
     size = len(SPACE.points)
-    runs = [({"grid": [grid], "random": [lucky, grid]}, size, 1)]
+    runs = [({"grid": [grid, grid], "random": [lucky, grid]}, size, 1)]
     row = figures(runs, "random")
     assert row["within_a_third"] == 0.5
     assert row["median_trials"] == (1 + size) / 2

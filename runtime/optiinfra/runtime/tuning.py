@@ -73,7 +73,8 @@ def studies(
             new_id=new_id,
             monotonic=time.monotonic,
         )
-        return Staging(deployment, placement, ports, StagingPolicy(ready_s=policy.ready_s))
+        times = StagingPolicy(ready_s=policy.ready_s, measure_s=policy.measure_s)
+        return Staging(deployment, placement, ports, times)
 
     async def sweep(deployment: Deployment) -> int:
         tenant, aside, ended = deployment.tenant, staging_of(deployment.id), 0

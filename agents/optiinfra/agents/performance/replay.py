@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import NamedTuple
 
 import aiohttp
@@ -93,12 +94,33 @@ class Played:
     count them as it goes is taken to send one a piece, until an answer's end corrects that."""
     took_s: float = 0.0
     stopped: bool = False
+    rates: list[float] = field(default_factory=list)
+    """Output tokens/s of each time that the replay was played."""
+
+    def end(self, took_s: float) -> None:
+        """It has been played once, in `took_s`."""
+        self.took_s = took_s
+        if self.tokens and took_s > 0:
+            self.rates.append(self.tokens / took_s)
+
+    def add(self, later: Played) -> None:
+        """The same replay once more."""
+        self.rates += later.rates
+        self.ttft_s += later.ttft_s
+        self.tpot_s += later.tpot_s
+        self.served += later.served
+        self.failed += later.failed
+        self.tokens += later.tokens
+        self.arrived += later.arrived
+        self.took_s += later.took_s
+        self.stopped |= later.stopped
 
     @property
     def tokens_per_s(self) -> Reading:
-        if not self.tokens or self.took_s <= 0:
+        """The median of all times: what else the machine did in one of them does not count."""
+        if not self.rates:
             return Unknown(reason=UnknownReason.NO_TRAFFIC, detail="nothing was served")
-        return Known(value=self.tokens / self.took_s)
+        return Known(value=median(self.rates))
 
     @property
     def ttft_p95_s(self) -> Reading:
@@ -122,7 +144,11 @@ def client() -> aiohttp.ClientSession:
 
 
 class Player:
-    """Plays replays against the `/v1/completions` of an engine, past the gateway."""
+    """Plays replays against the `/v1/completions` of an engine, past the gateway.
+
+    Prefixes are shared within a play and not with the one before it, where an engine knows
+    `cache_salt`.
+    """
 
     def __init__(self, url: str, model: str, http: aiohttp.ClientSession, idle_s: float) -> None:
         """`idle_s` bounds each wait for bytes of an answer."""
@@ -130,11 +156,31 @@ class Player:
         self._model = model
         self._http = http
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=idle_s)
+        self._plays = 0
+
+    async def measure(self, replay: Replay, watch: Watch, at_least_s: float) -> Played:
+        """The replay again and again, until it has been played whole and for `at_least_s`.
+
+        Half as long is played before that and does not count: an engine is slow at its first
+        batches of each size. `watch` is asked during the first time that counts. A request that
+        fails ends it.
+        """
+        clock = asyncio.get_running_loop().time
+        warm_s = clock() + at_least_s / 2
+        while clock() < warm_s:
+            played = await self.play(replay, lambda *_: clock() >= warm_s)
+            if played.failed:
+                return played
+        played = await self.play(replay, watch)
+        while played.took_s < at_least_s and not played.stopped and not played.failed:
+            played.add(await self.play(replay, lambda *_: False))
+        return played
 
     async def play(self, replay: Replay, watch: Watch) -> Played:
         """Every request at its time, until all have ended or `watch` says so."""
         clock = asyncio.get_running_loop().time
         played, began_s = Played(), clock()
+        self._plays += 1
         arrivals = asyncio.create_task(self._arrive(replay, played))
         try:
             while not arrivals.done() and not played.stopped:
@@ -145,7 +191,7 @@ class Player:
         finally:
             arrivals.cancel()
             await asyncio.wait({arrivals})
-        played.took_s = clock() - began_s
+        played.end(clock() - began_s)
         return played
 
     async def _arrive(self, replay: Replay, played: Played) -> None:
@@ -160,7 +206,7 @@ class Player:
         clock = asyncio.get_running_loop().time
         body = {
             "model": self._model, "prompt": request.prompt, "max_tokens": request.output_tokens,
-            "ignore_eos": True, "temperature": 0,
+            "ignore_eos": True, "temperature": 0, "cache_salt": f"play-{self._plays}",
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }  # fmt: skip

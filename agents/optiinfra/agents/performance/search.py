@@ -28,6 +28,9 @@ NEARLY = 0.1
 CATCH_UP = 2.0
 """How much faster than the best one a trial may be in what is left of the replay: large batches
 start slowly. `bench/tuning.py` measures how often that gives up what would have become the best."""
+CLOSE = 0.1
+"""How far behind the best one, as it was measured, a trial may come in and still be whole: both
+were measured once, and the best may have been lucky."""
 _DRAWS = 24
 
 
@@ -99,8 +102,9 @@ class Search:
     def hopeless(self, fraction: float, tokens_per_s: float) -> bool:
         """Whether the trial asked last can be stopped, `fraction` of the output tokens served.
 
-        Yes, if it would come in behind the best even if it served the rest `CATCH_UP` times as fast
-        as that one did. Of a best that nobody looked at while it ran, its end alone is known.
+        Yes, if it would come in more than `CLOSE` behind the best even if it served the rest
+        `CATCH_UP` times as fast as that one did. Of a best that nobody looked at while it ran, its
+        end alone is known.
         """
         if self._asked is None:
             raise Conflict("no trial runs", hint="ask for one first")
@@ -111,7 +115,7 @@ class Search:
             return False
         rate = _between(self._looks.get(best, []), fraction)
         rest_s = 1 / at_most - fraction / rate if rate else 0.0
-        return fraction > tokens_per_s * (1 / at_most - rest_s / CATCH_UP)
+        return fraction > tokens_per_s * (1 / at_most / (1 - CLOSE) - rest_s / CATCH_UP)
 
     def tell(self, trial: TuningTrial) -> None:
         """What came of a trial. Raises `Conflict` for one that was told already."""

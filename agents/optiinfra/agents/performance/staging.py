@@ -34,6 +34,8 @@ class StagingPolicy(Value):
     """Until it serves: the weights are loaded in that time."""
     idle_s: float = Field(default=120.0, gt=0)
     """Longest wait for bytes of an answer."""
+    measure_s: float = Field(default=20.0, ge=0)
+    """How long a replay is measured at least, again and again if it is shorter."""
     look_s: float = Field(default=1.0, gt=0)
     """How often the KV cache is looked at while a replay runs."""
 
@@ -89,7 +91,7 @@ class Staging:
     async def tried(
         self, engine: EngineConfig, knobs: dict[str, KnobValue], replay: Replay, watch: Watch
     ) -> TuningTrial:
-        """Starts `engine`, warms it up, plays `replay` and ends it, whatever happens.
+        """Starts `engine`, warms it up, measures `replay` and ends it, whatever happens.
 
         An engine that does not start, or loses requests, is a failed trial. Raises `Unavailable`
         when the actuator cannot be reached.
@@ -145,7 +147,7 @@ class Staging:
             peak = _Peak()
             looking = asyncio.create_task(self._look(replica, peak))
             try:
-                played = await player.play(replay, watch)
+                played = await player.measure(replay, watch, self._policy.measure_s)
             finally:
                 looking.cancel()
                 await asyncio.wait({looking})

@@ -50,6 +50,11 @@ class Tuning(Value):
     min_requests: int = Field(
         default=50, ge=1, description="sampled requests below which nothing is tried"
     )
+    measure_s: float = Field(
+        default=20.0,
+        ge=0,
+        description="how long a replay is measured at least, after half as long to warm up",
+    )
     saturation: float = Field(
         default=8.0,
         ge=1,

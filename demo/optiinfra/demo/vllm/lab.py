@@ -18,6 +18,7 @@ from optiinfra.demo.vllm.measure import saturating, steady
 from optiinfra.demo.vllm.plan import (
     DEPLOYMENT,
     ENVIRONMENT,
+    MEASURE_S,
     TENANT,
     Models,
     command,
@@ -125,7 +126,8 @@ class Lab:
                 new_id=new_id,
                 monotonic=time.monotonic,
             )
-            staging = Staging(deployment, _HERE, ports, StagingPolicy(ready_s=_READY_S))
+            times = StagingPolicy(ready_s=_READY_S, measure_s=MEASURE_S)
+            staging = Staging(deployment, _HERE, ports, times)
             try:
                 yield staging
             finally:

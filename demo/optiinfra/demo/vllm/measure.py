@@ -11,7 +11,7 @@ from math import comb
 import aiohttp
 
 from optiinfra.agents.performance.replay import Played, Player, Replay, Request
-from optiinfra.demo.vllm.plan import MODEL, Question
+from optiinfra.demo.vllm.plan import MEASURE_S, MODEL, Question
 
 ANSWER_TOKENS = 48
 """So that a server's speed shows: an answer alone would be a handful of tokens."""
@@ -38,9 +38,9 @@ def steady(asked: Sequence[Question]) -> Replay:
 
 
 async def throughput(url: str, replay: Replay) -> Played:
-    """Serves `replay` through the gateway at `url`."""
+    """What `replay` sees through the gateway at `url`, measured as a study measures."""
     async with _client() as http:
-        return await Player(url, MODEL, http, _IDLE_S).play(replay, lambda *_: False)
+        return await Player(url, MODEL, http, _IDLE_S).measure(replay, lambda *_: False, MEASURE_S)
 
 
 async def right_answers(url: str, asked: Sequence[Question]) -> list[bool]:

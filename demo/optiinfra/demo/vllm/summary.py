@@ -17,7 +17,7 @@ ALPHA = 0.05
 
 
 class Measured(Value):
-    """One saturating replay through the gateway."""
+    """Saturating replays through the gateway."""
 
     tokens_per_s: float
     ttft_p95_s: float
