@@ -44,7 +44,7 @@ def tuned_fleet() -> dict[str, Any]:
         slo={"ttft_p95_s": 0.1, "tpot_p95_s": 1.0},
         tuning={
             "trials": 4, "window_s": 20, "traffic_s": 300, "requests": 60, "min_requests": 40,
-            "every_s": 1,
+            "every_s": 1, "measure_s": 2,
         },
     )  # fmt: skip
     return content
