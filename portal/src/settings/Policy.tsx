@@ -1,0 +1,155 @@
+/** The policy in force, those before it, and a draft of the next one. */
+import { useState } from "react";
+import type { Page, PolicyDetail, PolicyRow } from "../api/types";
+import { useSnapshot } from "../live/context";
+import { Ago, Badge, Button, Code, Empty, Facts, Panel, Raw, classes } from "../ui/basics";
+import { Shown, problemIn } from "../ui/problem";
+import { Table } from "../ui/table";
+import { Listed, useList } from "./list";
+import { copy } from "./parts";
+import { contentOf } from "./policy";
+import { PolicyDraft } from "./PolicyDraft";
+import { PolicyWords } from "./PolicyWords";
+
+const TOPIC = ["policies"] as const;
+
+export function Policy() {
+  const [number, setNumber] = useState<number | null>(null);
+  const current = useSnapshot<PolicyDetail>([...TOPIC, "current"], "/policies/current");
+  const list = useList<PolicyRow>(TOPIC, "/policies?limit=50");
+  const none = current.isError && problemIn(current.error).status === 404;
+  if (none) {
+    return (
+      <Panel title="The policy in force">
+        <Empty why="No policy is recorded yet." next="A coordinator records its policy when it starts." />
+      </Panel>
+    );
+  }
+  return (
+    <>
+      <Panel title="The policy in force">
+        <Shown query={current} lines={8}>
+          {(policy) => <PolicyShown policy={policy} />}
+        </Shown>
+      </Panel>
+      <Panel title="All versions">
+        <Listed list={list}>
+          {(rows) => <Versions rows={rows} chosen={number} choose={setNumber} />}
+        </Listed>
+        {number !== null && <Older number={number} />}
+      </Panel>
+      <PolicyDraft current={current.data} />
+    </>
+  );
+}
+
+interface VersionsProps {
+  rows: Page<PolicyRow>["items"];
+  chosen: number | null;
+  choose: (number: number | null) => void;
+}
+
+function Versions({ rows, chosen, choose }: VersionsProps) {
+  return (
+    <Table
+      label="recorded policies, the newest first"
+      head={["no.", "version", "from", "its file was written", "recorded", "actions"]}
+      rows={rows.map((row) => [
+        row.number,
+        <span key="version" className="space-x-1 whitespace-nowrap">
+          <span className="font-mono text-xs">{row.version}</span>
+          {row.in_force && <Badge tone="good">in force</Badge>}
+        </span>,
+        <span key="by" className="break-words">
+          {row.by}
+        </span>,
+        <Ago key="written" at={row.written_at} />,
+        <Ago key="at" at={row.at} />,
+        <Button
+          key="show"
+          data-row=""
+          aria-expanded={row.number === chosen}
+          aria-label={`${row.number === chosen ? "hide" : "show"} ${row.version}`}
+          onClick={() => choose(row.number === chosen ? null : row.number)}
+        >
+          {row.number === chosen ? "Hide" : "Show"}
+        </Button>,
+      ])}
+    />
+  );
+}
+
+function Older({ number }: { number: number }) {
+  const query = useSnapshot<PolicyDetail>([...TOPIC, String(number)], `/policies/${number}`);
+  return (
+    <section aria-label={`policy ${number}`} className="mt-4 border-t border-line pt-4">
+      <Shown query={query} lines={8}>
+        {(policy) => <PolicyShown policy={policy} />}
+      </Shown>
+    </section>
+  );
+}
+
+function PolicyShown({ policy }: { policy: PolicyDetail }) {
+  const [form, setForm] = useState<"words" | "yaml">("words");
+  const content = contentOf(policy.policy);
+  return (
+    <div className="space-y-3">
+      <Facts
+        rows={[
+          ["version", <span key="v" className="font-mono text-xs break-all">{policy.version}</span>],
+          ["from", <Code key="by">{policy.by}</Code>],
+          ["recorded", <Ago key="at" at={policy.at} />],
+          ["SHA-256", <span key="sha" className="font-mono text-xs break-all">{policy.sha256}</span>],
+        ]}
+      />
+      {policy.warnings.length > 0 && (
+        <ul role="note" aria-label="warnings" className="space-y-1 rounded-md border border-warn bg-warn-soft p-3">
+          {policy.warnings.map((warning) => (
+            <li key={warning}>{warning}</li>
+          ))}
+        </ul>
+      )}
+      <div role="group" aria-label="shown as" className="flex flex-wrap items-center gap-1">
+        {(["words", "yaml"] as const).map((one) => (
+          <button
+            key={one}
+            type="button"
+            aria-pressed={one === form}
+            onClick={() => setForm(one)}
+            className={classes(
+              "rounded-md px-2 py-1 text-sm",
+              one === form ? "bg-accent-soft font-semibold text-accent" : "text-muted hover:bg-raised",
+            )}
+          >
+            {one === "words" ? "In words" : "As YAML"}
+          </button>
+        ))}
+      </div>
+      {form === "words" && content && <PolicyWords policy={content} />}
+      {form === "words" && !content && (
+        <p className="text-muted">Another release has recorded it: it is told as YAML alone.</p>
+      )}
+      {form === "yaml" && <Yaml text={policy.text} />}
+      <Raw value={policy.policy} label="whole, with every default, as JSON" />
+    </div>
+  );
+}
+
+function Yaml({ text }: { text: string }) {
+  const [copied, setCopied] = useState<boolean | null>(null);
+  return (
+    <div>
+      <p className="text-muted">Without what is as the defaults are; it means the same.</p>
+      <pre tabIndex={0} aria-label="policy as YAML" className="mt-2 max-h-96 overflow-auto rounded bg-raised p-3 font-mono text-xs">
+        {text}
+      </pre>
+      <div className="mt-2 flex items-center gap-2">
+        <Button onClick={() => void copy(text).then(setCopied)}>Copy</Button>
+        <span role="status" className="text-sm text-muted">
+          {copied === null ? "" : copied ? "copied" : "the browser does not allow it here: mark the text"}
+        </span>
+      </div>
+    </div>
+  );
+}

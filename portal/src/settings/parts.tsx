@@ -1,0 +1,113 @@
+/** What the settings are made of: who may not see them, a form in a dialog, a text to be copied. */
+import { useRef, useState, type FormEvent, type ReactNode } from "react";
+import type { Permission } from "../api/types";
+import { useStaleReason } from "../shell/Connection";
+import { useSession } from "../shell/session";
+import { Badge, Button, Panel } from "../ui/basics";
+import { Dialog } from "../ui/dialog";
+import { ProblemNote } from "../ui/problem";
+import { LEAST_ROLE } from "./rights";
+
+export const FIELD = "mt-1 block w-full rounded-md border border-line bg-panel px-3 py-2";
+
+/** Stands in place of what the role may not see: nothing is asked of the API. */
+export function Forbidden({ title, permission }: { title: string; permission: Permission }) {
+  const who = useSession();
+  return (
+    <Panel title={title} aside={<Badge tone="warn">forbidden</Badge>}>
+      <p>
+        This needs the role <strong>{LEAST_ROLE[permission]}</strong>; you are {who?.role ?? "nobody"}.
+      </p>
+      <p className="mt-1 text-muted">An admin can give you another role, in Settings, People.</p>
+    </Panel>
+  );
+}
+
+interface DeedProps {
+  title: string;
+  verb: string;
+  danger?: boolean;
+  /** What is missing before it can be sent. */
+  missing?: string | null;
+  send: () => Promise<void>;
+  onClose: () => void;
+  children: ReactNode;
+}
+
+/** Asks for what a deed needs, sends it, and shows what the API says against it. */
+export function DeedDialog({ title, verb, danger, missing = null, send, onClose, children }: DeedProps) {
+  const [sending, setSending] = useState(false);
+  const [refused, setRefused] = useState<unknown>(null);
+  const stale = useStaleReason();
+  const why = sending ? "waiting for the answer" : (stale ?? missing);
+  const submit = async (event: FormEvent) => {
+    event.preventDefault();
+    if (why !== null) return;
+    setSending(true);
+    setRefused(null);
+    try {
+      await send();
+    } catch (error) {
+      setRefused(error);
+    }
+    setSending(false);
+  };
+  return (
+    <Dialog title={title} onClose={onClose}>
+      <form onSubmit={(event) => void submit(event)} className="space-y-3">
+        {children}
+        {refused !== null && <ProblemNote error={refused} />}
+        <div className="flex flex-wrap items-center gap-2">
+          <Button type="submit" look={danger ? "danger" : "primary"} why={why}>
+            {verb}
+          </Button>
+          <Button onClick={onClose}>Cancel</Button>
+          {why && <span className="text-sm text-muted">{why}</span>}
+        </div>
+      </form>
+    </Dialog>
+  );
+}
+
+/** A text in one line with a button that copies it; where the browser forbids that, it is marked. */
+export function Copied({ label, value }: { label: string; value: string }) {
+  const [told, setTold] = useState("");
+  const field = useRef<HTMLInputElement>(null);
+  return (
+    <div>
+      <label className="block">
+        {label}
+        <input
+          ref={field}
+          readOnly
+          value={value}
+          onFocus={(event) => event.target.select()}
+          className={`${FIELD} font-mono text-xs`}
+        />
+      </label>
+      <div className="mt-2 flex items-center gap-2">
+        <Button onClick={() => void copy(value).then((done) => {
+          if (!done) field.current?.focus();
+          setTold(done ? "copied" : "marked: copy it with the keyboard");
+        })}>
+          Copy
+        </Button>
+        <span role="status" className="text-sm text-muted">
+          {told}
+        </span>
+      </div>
+    </div>
+  );
+}
+
+/** Whether it was copied: browsers allow it on this machine and behind TLS. */
+export async function copy(text: string): Promise<boolean> {
+  const clipboard = navigator.clipboard as Clipboard | undefined;
+  if (clipboard === undefined) return false;
+  try {
+    await clipboard.writeText(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
