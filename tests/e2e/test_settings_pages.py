@@ -112,7 +112,7 @@ async def test_an_admin_adds_somebody_gives_a_role_and_shuts_the_door(settings: 
         await dialog.get_by_label("Role").select_option("operator")
         await page.keyboard.press("Enter")
         await expect(dialog).to_have_count(0)
-        row = page.get_by_role("row").filter(has_text="ann@acme.example")
+        row = page.get_by_role("listitem").filter(has_text="ann@acme.example")
         await expect(row).to_contain_text("operator")
         await row.get_by_role("button", name="change the role of ann").click()
         await dialog.get_by_label("Role").select_option("approver")
@@ -157,7 +157,7 @@ async def test_a_key_is_shown_once_works_and_is_revoked(settings: Settings) -> N
         async with api(keyed) as http:
             assert (await http.get("/audit")).status_code == 200
         await dialog.get_by_role("button", name="I have kept it").click()
-        row = page.get_by_role("row").filter(has_text="nightly report")
+        row = page.get_by_role("listitem").filter(has_text="nightly report")
         await expect(row).to_contain_text("in 3 days")
         await expect(row).to_contain_text("audit")
         assert secret not in await page.content()
@@ -228,7 +228,7 @@ async def test_targets_show_what_they_took_what_they_refused_and_take_a_test(
         lately = page.get_by_role("region", name="notices that the target has taken")
         await expect(lately).to_have_count(1, timeout=40_000)
         await expect(lately.get_by_role("row")).to_have_count(3)
-        letters = page.get_by_role("region", name="dead letters")
+        letters = page.get_by_role("list", name="dead letters")
         await expect(letters).to_contain_text("answered 410", timeout=40_000)
         assert settings.pager.url not in await page.content()
         before = len(settings.pager.came)

@@ -14,6 +14,8 @@ from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.rules import Rules
 
 MOST_CHARACTERS = 32_000
+_DEEPEST = 50
+"""More brackets inside one another take the reader seconds, and no policy has them."""
 _NAME = re.compile(r" \([^@\s]*\)")
 """Findings name a part behind its number: `approvals.0 (night).kinds`."""
 
@@ -52,6 +54,7 @@ class PolicyText:
 
 def read_policy(text: str) -> PolicyText:
     """Reads it as the policy file is read. Raises `NotYaml`."""
+    _require_shallow(text)
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
@@ -68,6 +71,15 @@ def read_policy(text: str) -> PolicyText:
     for key in _twice(root, set()):
         raise NotYaml(f"the key {key.value!r} stands twice", key.start_mark.line + 1)
     return PolicyText(content, root)
+
+
+def _require_shallow(text: str) -> None:
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character in "[{") - (character in "]}")
+        if depth > _DEEPEST:
+            line = text.count("\n", 0, place) + 1
+            raise NotYaml(f"brackets stand inside one another, more than {_DEEPEST} deep", line)
 
 
 def written(policy: dict[str, Any]) -> str:

@@ -2914,6 +2914,11 @@ export interface components {
             portal_url: string | null;
             /** Give Up After S */
             give_up_after_s: number | null;
+            /**
+             * Buried As
+             * @description the consumer's name that dead letters are listed under
+             */
+            buried_as: string;
             /** Rules */
             rules: components["schemas"]["NotificationRule"][];
             /** Targets */
@@ -4556,11 +4561,6 @@ export interface components {
              * @description all that some rule may send to it
              */
             notices: components["schemas"]["Notice"][];
-            /**
-             * Consumer
-             * @description under this name its dead letters are listed
-             */
-            consumer: string;
             /**
              * Waiting
              * @description events that it has not been told yet

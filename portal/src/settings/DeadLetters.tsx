@@ -4,9 +4,8 @@ import { call, newKey } from "../api/client";
 import type { DeadLetter } from "../api/types";
 import { useRefresh } from "../live/context";
 import { Ago, Badge, Button, type Tone } from "../ui/basics";
-import { Table } from "../ui/table";
 import { Listed, useList } from "./list";
-import { DeedDialog, FIELD } from "./parts";
+import { DeedDialog, FIELD, Rows } from "./parts";
 import { useRefusal } from "./rights";
 
 const TOPIC = ["letters"] as const;
@@ -28,32 +27,35 @@ export function DeadLetters({ consumer }: { consumer: string }) {
           letters.length === 0 ? (
             <p className="text-muted">None: everything was taken, or is still tried.</p>
           ) : (
-            <Table
+            <Rows
               label="dead letters, in the order in which they were buried"
-              head={["no.", "when", "why", "tries", "state", "actions"]}
-              rows={letters.map((letter) => [
-                letter.number,
-                <Ago key="at" at={letter.at} />,
-                <span key="why" className="block min-w-48 break-words">
-                  {letter.error}
-                </span>,
-                letter.attempts,
-                <Badge key="state" tone={TONES[letter.state]}>
-                  {letter.state === "new" ? "not dealt with" : letter.state}
-                </Badge>,
-                letter.state === "new" ? (
-                  <span key="actions" className="flex gap-2">
-                    <Button why={why} onClick={() => setAsked({ letter, verb: "retry" })}>
+              rows={letters.map((letter) => ({
+                key: String(letter.number),
+                name: <p className="break-words">{letter.error}</p>,
+                about: (
+                  <span className="flex flex-wrap items-center gap-2">
+                    <Badge tone={TONES[letter.state]}>
+                      {letter.state === "new" ? "not dealt with" : letter.state}
+                    </Badge>
+                    {letter.dealt_by && <span className="break-all">by {letter.dealt_by}</span>}
+                  </span>
+                ),
+                times: (
+                  <p>
+                    no. {letter.number}, buried <Ago at={letter.at} />
+                  </p>
+                ),
+                actions: letter.state === "new" && (
+                  <>
+                    <Button className="whitespace-nowrap" why={why} onClick={() => setAsked({ letter, verb: "retry" })}>
                       Send again
                     </Button>
                     <Button look="danger" why={why} onClick={() => setAsked({ letter, verb: "drop" })}>
                       Drop
                     </Button>
-                  </span>
-                ) : (
-                  `by ${letter.dealt_by ?? "somebody"}`
+                  </>
                 ),
-              ])}
+              }))}
             />
           )
         }

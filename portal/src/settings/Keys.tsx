@@ -6,9 +6,8 @@ import { useRefresh } from "../live/context";
 import { useSession } from "../shell/session";
 import { Ago, Badge, Button, Code, Empty, Panel, useNow } from "../ui/basics";
 import { Dialog } from "../ui/dialog";
-import { Table } from "../ui/table";
 import { Listed, useList } from "./list";
-import { Copied, DeedDialog, FIELD, Forbidden } from "./parts";
+import { Copied, DeedDialog, FIELD, Forbidden, Rows } from "./parts";
 import { ALLOWS, PERMISSIONS, refusal, useRefusal } from "./rights";
 
 const TOPIC = ["keys"] as const;
@@ -69,37 +68,47 @@ interface TableProps {
 
 function KeyTable({ keys, why, revoke }: TableProps) {
   return (
-    <Table
+    <Rows
       label="keys, the newest first"
-      head={["what for", "made by", "may", "made", "expires", "used last", "actions"]}
-      rows={keys.map((key) => [
-        <div key="label" className="min-w-32">
-          <p className="font-medium break-words">{key.label}</p>
-          <p className="font-mono text-xs text-muted">{key.id}</p>
-        </div>,
-        <div key="owner" className="min-w-28">
-          <p className="break-words">{key.owner}</p>
-          <p className="text-xs text-muted">as {key.role}</p>
-        </div>,
-        <span key="scopes" className="flex max-w-56 flex-wrap gap-1">
-          {key.scopes.map((scope) => (
-            <Badge key={scope}>{scope}</Badge>
-          ))}
-        </span>,
-        <Ago key="made" at={key.created_at} />,
-        <Expiry key="expires" at={key.expires_at} />,
-        key.last_used_at ? <Ago key="used" at={key.last_used_at} /> : "never",
-        <Button
-          key="revoke"
-          data-row=""
-          look="danger"
-          aria-label={`revoke ${key.label}`}
-          why={why}
-          onClick={() => revoke(key)}
-        >
-          Revoke
-        </Button>,
-      ])}
+      rows={keys.map((key) => ({
+        key: key.id,
+        name: (
+          <>
+            <p className="font-medium break-words">{key.label}</p>
+            <p className="font-mono text-xs text-muted">{key.id}</p>
+            <p className="text-xs break-words text-muted">
+              of {key.owner}, made as {key.role} <Ago at={key.created_at} />
+            </p>
+          </>
+        ),
+        about: (
+          <span className="flex flex-wrap items-center gap-1">
+            may
+            {key.scopes.map((scope) => (
+              <Badge key={scope}>{scope}</Badge>
+            ))}
+          </span>
+        ),
+        times: (
+          <>
+            <p>
+              expires <Expiry at={key.expires_at} />
+            </p>
+            <p>used last: {key.last_used_at ? <Ago at={key.last_used_at} /> : "never"}</p>
+          </>
+        ),
+        actions: (
+          <Button
+            data-row=""
+            look="danger"
+            aria-label={`revoke ${key.label}`}
+            why={why}
+            onClick={() => revoke(key)}
+          >
+            Revoke
+          </Button>
+        ),
+      }))}
     />
   );
 }

@@ -45,6 +45,9 @@ function DeclaredOnes() {
             {declared.targets.map((target) => (
               <Target key={target.name} target={target} />
             ))}
+            <Panel title="Dead letters of all targets">
+              <DeadLetters consumer={declared.buried_as} />
+            </Panel>
             <Rules declared={declared} />
           </div>
         )
@@ -78,8 +81,6 @@ function Target({ target }: { target: NotificationTarget }) {
       />
       <h3 className="mt-4 mb-1 font-semibold">Told of late</h3>
       <Lately target={target} />
-      <h3 className="mt-4 mb-1 font-semibold">Dead letters</h3>
-      <DeadLetters consumer={target.consumer} />
       {testing && <Test target={target.name} onClose={() => setTesting(false)} />}
     </Panel>
   );
@@ -87,7 +88,7 @@ function Target({ target }: { target: NotificationTarget }) {
 
 function Waiting({ target: { waiting, retried, reason } }: { target: NotificationTarget }) {
   if (waiting === null) return `${UNKNOWN} (${reason ?? "not known"})`;
-  if (waiting === 0) return "nothing: it is told of everything so far";
+  if (waiting === 0) return "nothing waits";
   return (
     <>
       {count(waiting)} {waiting === 1 ? "notice" : "notices"}
@@ -102,7 +103,7 @@ function Waiting({ target: { waiting, retried, reason } }: { target: Notificatio
 }
 
 function Lately({ target: { told } }: { target: NotificationTarget }) {
-  if (told.length === 0) return <p className="text-muted">Nothing that it should be told has happened of late.</p>;
+  if (told.length === 0) return <p className="text-muted">It has taken nothing of late.</p>;
   return (
     <Table
       label="notices that the target has taken, the latest first"

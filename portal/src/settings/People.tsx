@@ -8,7 +8,7 @@ import { useSession } from "../shell/session";
 import { Ago, Badge, Button, Empty, Panel } from "../ui/basics";
 import { Table } from "../ui/table";
 import { Listed, useList } from "./list";
-import { DeedDialog, FIELD, Forbidden } from "./parts";
+import { DeedDialog, FIELD, Forbidden, Rows } from "./parts";
 import { ALLOWS, LEAST_ROLE, PERMISSIONS, ROLES, refusal, useRefusal } from "./rights";
 import { Yourself } from "./Yourself";
 
@@ -85,40 +85,54 @@ interface TableProps {
 function UserTable({ users, why, ask }: TableProps) {
   const me = useSession();
   return (
-    <Table
+    <Rows
       label="people by e-mail"
-      head={["who", "role", "access", "added", "signed in last", "actions"]}
-      rows={users.map((user) => [
-        <div key="who" className="min-w-40">
-          <p className="font-medium">{user.name}</p>
-          <p className="text-xs break-all text-muted">{user.email}</p>
-        </div>,
-        user.role,
-        <span key="access" className="space-x-1">
-          <Badge tone={user.disabled ? "bad" : "good"}>{user.disabled ? "disabled" : "may sign in"}</Badge>
-          {user.email === me?.name && <Badge tone="accent">you</Badge>}
-        </span>,
-        <Ago key="added" at={user.created_at} />,
-        user.last_signed_in_at ? <Ago key="last" at={user.last_signed_in_at} /> : "never",
-        <span key="actions" className="flex gap-2">
-          <Button
-            data-row=""
-            aria-label={`change the role of ${user.email}`}
-            why={why}
-            onClick={() => ask({ verb: "role", user })}
-          >
-            Role
-          </Button>
-          <Button
-            look={user.disabled ? "plain" : "danger"}
-            aria-label={`${user.disabled ? "let in" : "disable"} ${user.email}`}
-            why={why}
-            onClick={() => ask({ verb: "access", user })}
-          >
-            {user.disabled ? "Let in" : "Disable"}
-          </Button>
-        </span>,
-      ])}
+      rows={users.map((user) => ({
+        key: user.id,
+        name: (
+          <>
+            <p className="font-medium break-words">{user.name}</p>
+            <p className="text-xs break-all text-muted">{user.email}</p>
+          </>
+        ),
+        about: (
+          <span className="flex flex-wrap items-center gap-2">
+            {user.role}
+            <Badge tone={user.disabled ? "bad" : "good"}>{user.disabled ? "disabled" : "may sign in"}</Badge>
+            {user.email === me?.name && <Badge tone="accent">you</Badge>}
+          </span>
+        ),
+        times: (
+          <>
+            <p>
+              signed in last: {user.last_signed_in_at ? <Ago at={user.last_signed_in_at} /> : "never"}
+            </p>
+            <p>
+              added <Ago at={user.created_at} />
+            </p>
+          </>
+        ),
+        actions: (
+          <>
+            <Button
+              data-row=""
+              aria-label={`change the role of ${user.email}`}
+              why={why}
+              onClick={() => ask({ verb: "role", user })}
+            >
+              Role
+            </Button>
+            <Button
+              look={user.disabled ? "plain" : "danger"}
+              aria-label={`${user.disabled ? "let in" : "disable"} ${user.email}`}
+              why={why}
+              onClick={() => ask({ verb: "access", user })}
+            >
+              {user.disabled ? "Let in" : "Disable"}
+            </Button>
+          </>
+        ),
+      }))}
     />
   );
 }
@@ -224,16 +238,16 @@ function Rights() {
     <Panel title="Who may do what">
       <Table
         label="permissions and the least role that has them"
-        head={["permission", "allows", "needs at least", "you"]}
+        head={["permission", "allows", "needs at least"]}
         rows={PERMISSIONS.map((permission) => {
           const mine = who !== null && includes(who.role, LEAST_ROLE[permission]);
           return [
             permission,
             ALLOWS[permission],
-            LEAST_ROLE[permission],
-            <Badge key="you" tone={mine ? "good" : "plain"}>
-              {mine ? "yes" : "no"}
-            </Badge>,
+            <span key="least" className="flex flex-wrap gap-x-2">
+              {LEAST_ROLE[permission]}
+              <Badge tone={mine ? "good" : "plain"}>{mine ? "you may" : "you may not"}</Badge>
+            </span>,
           ];
         })}
       />

@@ -131,7 +131,7 @@ function Editor({ field, text, findings, change, check }: EditorProps) {
         onChange={(event) => change(event.target.value)}
         onKeyDown={keys}
         onScroll={(event) => numbers.current?.scrollTo(0, event.currentTarget.scrollTop)}
-        className={classes(LINE, "min-w-0 flex-1 resize-none border-l border-line bg-panel px-3 py-2 placeholder:text-muted")}
+        className={classes(LINE, "min-w-0 flex-1 resize-none border-l -outline-offset-2 border-line bg-panel px-3 py-2 placeholder:text-muted")}
       />
     </div>
   );
@@ -162,9 +162,10 @@ interface FindingsProps {
 
 function Findings({ findings, lines, goTo }: FindingsProps) {
   if (findings.length === 0) return null;
+  const sorted = findings.toSorted((one, other) => (one.line ?? 0) - (other.line ?? 0));
   return (
     <ul aria-label="findings" className="space-y-2">
-      {findings.map(({ kind, says, line }, index) => (
+      {sorted.map(({ kind, says, line }, index) => (
         <li key={index} className={classes("rounded-md border p-2", kind === "error" ? "border-bad" : "border-warn")}>
           <div className="flex flex-wrap items-center gap-2">
             <Badge tone={kind === "error" ? "bad" : "warn"}>{kind}</Badge>

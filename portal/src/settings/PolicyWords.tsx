@@ -1,6 +1,6 @@
 /** A policy as sentences: who approves, when nothing begins, what may not fall below, the limits. */
 import type { ReactNode } from "react";
-import { Badge, Facts, type Tone } from "../ui/basics";
+import { Badge, type Tone } from "../ui/basics";
 import {
   DECISIONS,
   floorTold,
@@ -40,7 +40,14 @@ export function PolicyWords({ policy }: { policy: PolicyContent }) {
         />
       </Section>
       <Section title="How much, and for how long">
-        <Facts rows={limitsTold(policy)} />
+        <dl className="sm:grid sm:grid-cols-[auto_1fr] sm:gap-x-4 sm:gap-y-1">
+          {limitsTold(policy).map(([name, value]) => (
+            <div key={name} className="mb-2 sm:contents">
+              <dt className="text-muted">{name}</dt>
+              <dd className="break-words">{value}</dd>
+            </div>
+          ))}
+        </dl>
       </Section>
     </div>
   );

@@ -3,7 +3,7 @@ import { useState } from "react";
 import { call } from "../api/client";
 import { session } from "../api/session";
 import type { Me, SignInLink } from "../api/types";
-import { clock, seconds, UNKNOWN } from "../format";
+import { dayAndClock, seconds, UNKNOWN } from "../format";
 import { useSnapshot } from "../live/context";
 import { useStaleReason } from "../shell/Connection";
 import { Button, Facts, Panel } from "../ui/basics";
@@ -40,7 +40,7 @@ export function Yourself() {
               ["tenant", tenant],
               [
                 "this session",
-                expires_at ? `its token is good until ${clock(expires_at)}, then a new one is fetched` : UNKNOWN,
+                expires_at ? `good until ${dayAndClock(expires_at)}; a browser’s is renewed while it is used` : UNKNOWN,
               ],
             ]}
           />

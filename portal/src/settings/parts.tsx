@@ -23,6 +23,31 @@ export function Forbidden({ title, permission }: { title: string; permission: Pe
   );
 }
 
+export interface RowParts {
+  key: string;
+  /** What it is, in one or two lines. */
+  name: ReactNode;
+  about: ReactNode;
+  times: ReactNode;
+  actions: ReactNode;
+}
+
+/** A list whose rows fold where the screen is narrow, so that what can be done stays in sight. */
+export function Rows({ label, rows }: { label: string; rows: RowParts[] }) {
+  return (
+    <ul aria-label={label} className="divide-y divide-line">
+      {rows.map(({ key, name, about, times, actions }) => (
+        <li key={key} className="flex flex-wrap items-center gap-x-6 gap-y-1 py-2">
+          <div className="min-w-0 grow basis-60">{name}</div>
+          <div className="min-w-0 basis-52">{about}</div>
+          <div className="basis-56 text-muted">{times}</div>
+          <div className="flex w-44 shrink-0 gap-2 sm:justify-end">{actions}</div>
+        </li>
+      ))}
+    </ul>
+  );
+}
+
 interface DeedProps {
   title: string;
   verb: string;

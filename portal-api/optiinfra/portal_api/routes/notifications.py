@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from pydantic import AwareDatetime, BaseModel, Field
 
+from optiinfra.events.bus_roles import BusRole
 from optiinfra.events.subjects import BY_PREFIX
 from optiinfra.portal_api.auth import Auditor, Operator, Ports
 from optiinfra.portal_api.notifications.declared import Declared
@@ -25,6 +26,7 @@ TargetName = Annotated[str, Path(min_length=1, max_length=63)]
 LOOKED_AT, SHOWN = 200, 20
 """So many handled events are read, and so many of those that were sent are shown."""
 NO_FILE = "no notifications file is declared where this API runs"
+_BURIED_AS = BusRole.NOTIFIER.value
 _NOTICE_OF = {BY_PREFIX[notice.value].type: notice for notice in Notice}
 
 
@@ -46,7 +48,6 @@ class TargetView(BaseModel):
     kind: str
     decides: bool = Field(description="approvals can be given there")
     notices: list[Notice] = Field(description="all that some rule may send to it")
-    consumer: str = Field(description="under this name its dead letters are listed")
     waiting: int | None = Field(description="events that it has not been told yet")
     retried: int | None = Field(description="events under way that were tried more than once")
     reason: str | None = Field(description="why `waiting` and `retried` are not known")
@@ -59,6 +60,7 @@ class NotificationsView(BaseModel):
     reason: str | None
     portal_url: str | None
     give_up_after_s: float | None
+    buried_as: str = Field(description="the consumer's name that dead letters are listed under")
     rules: list[NotificationRule]
     targets: list[TargetView]
 
@@ -77,13 +79,15 @@ async def notifications(who: Auditor, ports: Ports) -> NotificationsView:
     declared = _declared(who, ports)
     if declared is None:
         return NotificationsView(
-            reason=NO_FILE, portal_url=None, give_up_after_s=None, rules=[], targets=[]
-        )
+            reason=NO_FILE, portal_url=None, give_up_after_s=None, buried_as=_BURIED_AS, rules=[],
+            targets=[],
+        )  # fmt: skip
     wanted = declared.wanted
     return NotificationsView(
         reason=None,
         portal_url=str(wanted.portal_url) if wanted.portal_url else None,
         give_up_after_s=wanted.give_up_after_s,
+        buried_as=_BURIED_AS,
         rules=list(wanted.rules),
         targets=[await _target(ports, declared, target) for target in wanted.targets],
     )
@@ -120,7 +124,6 @@ async def _target(ports: ApiPorts, declared: Declared, target: AnyTarget) -> Tar
         kind=target.kind,
         decides=isinstance(target, SlackTarget) and target.signing_secret_file is not None,
         notices=list(declared.wanted.notices_for(target.name)),
-        consumer=consumer,
         told=told[:SHOWN],
         **await _place(ports, consumer),
     )

@@ -109,7 +109,7 @@ async def check_policy(body: PolicyBody, who: Reader, ports: Ports) -> CheckView
         try:
             text = await asyncio.to_thread(read_policy, body.policy)
         except NotYaml as broken:
-            return _view([FindingView(kind="error", says=_sound(broken.message), line=broken.line)])
+            return _view([FindingView(kind="error", says=broken.message, line=broken.line)])
     try:
         rules = Rules.model_validate(body.policy if text is None else text.content)
     except ValidationError as invalid:
@@ -123,14 +123,9 @@ def _found(
     kind: Literal["error", "warning"], sayings: Iterable[str], text: PolicyText | None
 ) -> list[FindingView]:
     return [
-        FindingView(kind=kind, says=_sound(one), line=text.line_of(one) if text else None)
+        FindingView(kind=kind, says=one, line=text.line_of(one) if text else None)
         for one in sayings
     ]
-
-
-def _sound(said: str) -> str:
-    """Half a surrogate pair, which may stand in what was sent, cannot be sent back."""
-    return said.encode("utf-8", "replace").decode()
 
 
 def _view(found: list[FindingView], rules: Rules | None = None) -> CheckView:
