@@ -53,7 +53,7 @@ function eventsIn(search: Record<string, unknown>): EventSearch {
   return found;
 }
 
-export const SETTINGS = ["people", "keys", "policy", "notifications"] as const;
+const SETTINGS = ["people", "keys", "policy", "notifications"] as const;
 export type Setting = (typeof SETTINGS)[number];
 
 function settingIn(search: Record<string, unknown>): { view?: Setting } {

@@ -127,13 +127,13 @@ async def test_an_admin_adds_somebody_gives_a_role_and_shuts_the_door(settings: 
 
 async def test_what_the_api_refuses_is_said_in_the_dialog(settings: Settings) -> None:
     async with settings.admin.page("/settings") as page:
+        dialog = page.get_by_role("dialog")
         for _ in range(2):
+            await expect(dialog).to_have_count(0)
             await page.get_by_role("button", name="Add somebody").click()
-            dialog = page.get_by_role("dialog")
             await dialog.get_by_label("E-mail").fill("bob@acme.example")
             await dialog.get_by_label("Name").fill("Bob")
             await dialog.get_by_role("button", name="Add", exact=True).click()
-            await expect(dialog.get_by_role("alert").or_(page.get_by_text("bob@"))).to_be_visible()
         await expect(dialog.get_by_role("alert")).to_contain_text("there is a user bob")
         await expect(dialog.get_by_role("alert")).to_contain_text("request")
     settings.admin.complaints.clear()  # the browser logs the 409 that was provoked
@@ -170,6 +170,7 @@ async def test_a_key_is_shown_once_works_and_is_revoked(settings: Settings) -> N
 
 
 async def check_draft(page: Page, text: str) -> None:
+    await expect(page.locator(CONNECTION)).to_have_attribute("data-status", "live")
     await page.get_by_label("draft of the policy").fill(text)
     await page.keyboard.press("Control+Enter")
 

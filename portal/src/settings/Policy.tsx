@@ -2,11 +2,11 @@
 import { useState } from "react";
 import type { Page, PolicyDetail, PolicyRow } from "../api/types";
 import { useSnapshot } from "../live/context";
-import { Ago, Badge, Button, Code, Empty, Facts, Panel, Raw, classes } from "../ui/basics";
+import { Ago, Badge, Button, Code, Empty, Facts, Panel, Raw } from "../ui/basics";
 import { Shown, problemIn } from "../ui/problem";
 import { Table } from "../ui/table";
 import { Listed, useList } from "./list";
-import { copy } from "./parts";
+import { Choice, CopyText } from "./parts";
 import { contentOf } from "./policy";
 import { PolicyDraft } from "./PolicyDraft";
 import { PolicyWords } from "./PolicyWords";
@@ -90,8 +90,10 @@ function Older({ number }: { number: number }) {
   );
 }
 
+const FORMS = { words: "In words", yaml: "As YAML" };
+
 function PolicyShown({ policy }: { policy: PolicyDetail }) {
-  const [form, setForm] = useState<"words" | "yaml">("words");
+  const [form, setForm] = useState<keyof typeof FORMS>("words");
   const content = contentOf(policy.policy);
   return (
     <div className="space-y-3">
@@ -104,52 +106,33 @@ function PolicyShown({ policy }: { policy: PolicyDetail }) {
         ]}
       />
       {policy.warnings.length > 0 && (
-        <ul role="note" aria-label="warnings" className="space-y-1 rounded-md border border-warn bg-warn-soft p-3">
+        <ul aria-label="warnings" className="space-y-1 rounded-md border border-warn bg-warn-soft p-3">
           {policy.warnings.map((warning) => (
-            <li key={warning}>{warning}</li>
+            <li key={warning} className="break-words">
+              {warning}
+            </li>
           ))}
         </ul>
       )}
-      <div role="group" aria-label="shown as" className="flex flex-wrap items-center gap-1">
-        {(["words", "yaml"] as const).map((one) => (
-          <button
-            key={one}
-            type="button"
-            aria-pressed={one === form}
-            onClick={() => setForm(one)}
-            className={classes(
-              "rounded-md px-2 py-1 text-sm",
-              one === form ? "bg-accent-soft font-semibold text-accent" : "text-muted hover:bg-raised",
-            )}
-          >
-            {one === "words" ? "In words" : "As YAML"}
-          </button>
-        ))}
-      </div>
+      <Choice label="shown as" names={FORMS} chosen={form} choose={setForm} />
       {form === "words" && content && <PolicyWords policy={content} />}
       {form === "words" && !content && (
         <p className="text-muted">Another release has recorded it: it is told as YAML alone.</p>
       )}
-      {form === "yaml" && <Yaml text={policy.text} />}
+      {form === "yaml" && <Yaml text={policy.text} whole={content === null} />}
       <Raw value={policy.policy} label="whole, with every default, as JSON" />
     </div>
   );
 }
 
-function Yaml({ text }: { text: string }) {
-  const [copied, setCopied] = useState<boolean | null>(null);
+function Yaml({ text, whole }: { text: string; whole: boolean }) {
   return (
     <div>
-      <p className="text-muted">Without what is as the defaults are; it means the same.</p>
+      {!whole && <p className="text-muted">Without what is as the defaults are; it means the same.</p>}
       <pre tabIndex={0} aria-label="policy as YAML" className="mt-2 max-h-96 overflow-auto rounded bg-raised p-3 font-mono text-xs">
         {text}
       </pre>
-      <div className="mt-2 flex items-center gap-2">
-        <Button onClick={() => void copy(text).then(setCopied)}>Copy</Button>
-        <span role="status" className="text-sm text-muted">
-          {copied === null ? "" : copied ? "copied" : "the browser does not allow it here: mark the text"}
-        </span>
-      </div>
+      <CopyText name="Copy" text={text} />
     </div>
   );
 }

@@ -5,7 +5,7 @@ import type { Finding, PolicyCheck, PolicyDetail } from "../api/types";
 import { useStaleReason } from "../shell/Connection";
 import { Badge, Button, Code, Panel, classes } from "../ui/basics";
 import { ProblemNote } from "../ui/problem";
-import { copy } from "./parts";
+import { CopyText } from "./parts";
 
 const MOST_CHARACTERS = 32_000;
 
@@ -186,7 +186,6 @@ function Findings({ findings, lines, goTo }: FindingsProps) {
 }
 
 function HowItGetsInForce({ text, current }: { text: string; current: PolicyDetail | undefined }) {
-  const [copied, setCopied] = useState<boolean | null>(null);
   const file = current?.by.startsWith("file:") ? current.by.slice("file:".length) : null;
   return (
     <section aria-label="how it gets in force" className="rounded-md border border-line bg-ground p-3">
@@ -213,12 +212,7 @@ function HowItGetsInForce({ text, current }: { text: string; current: PolicyDeta
           <Code>optiinfra doctor</Code> tells of it.
         </li>
       </ol>
-      <div className="mt-2 flex items-center gap-2">
-        <Button onClick={() => void copy(text).then(setCopied)}>Copy the draft</Button>
-        <span role="status" className="text-sm text-muted">
-          {copied === null ? "" : copied ? "copied" : "the browser does not allow it here: mark the text"}
-        </span>
-      </div>
+      <CopyText name="Copy the draft" text={text} />
     </section>
   );
 }

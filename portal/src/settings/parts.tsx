@@ -3,7 +3,7 @@ import { useRef, useState, type FormEvent, type ReactNode } from "react";
 import type { Permission } from "../api/types";
 import { useStaleReason } from "../shell/Connection";
 import { useSession } from "../shell/session";
-import { Badge, Button, Panel } from "../ui/basics";
+import { Badge, Button, classes, Panel } from "../ui/basics";
 import { Dialog } from "../ui/dialog";
 import { ProblemNote } from "../ui/problem";
 import { LEAST_ROLE } from "./rights";
@@ -125,8 +125,50 @@ export function Copied({ label, value }: { label: string; value: string }) {
   );
 }
 
+/** Copies a text that stands on the page. */
+export function CopyText({ name, text }: { name: string; text: string }) {
+  const [copied, setCopied] = useState<boolean | null>(null);
+  return (
+    <div className="mt-2 flex flex-wrap items-center gap-2">
+      <Button onClick={() => void copy(text).then(setCopied)}>{name}</Button>
+      <span role="status" className="text-sm text-muted">
+        {copied === null ? "" : copied ? "copied" : "the browser does not allow it here: mark the text"}
+      </span>
+    </div>
+  );
+}
+
+interface ChoiceProps<T extends string> {
+  label: string;
+  names: Record<T, string>;
+  chosen: T;
+  choose: (one: T) => void;
+}
+
+/** One of a few, side by side. */
+export function Choice<T extends string>({ label, names, chosen, choose }: ChoiceProps<T>) {
+  return (
+    <div role="group" aria-label={label} className="flex flex-wrap gap-1">
+      {(Object.entries(names) as [T, string][]).map(([one, name]) => (
+        <button
+          key={one}
+          type="button"
+          aria-pressed={one === chosen}
+          onClick={() => choose(one)}
+          className={classes(
+            "rounded-md px-2 py-1 text-sm",
+            one === chosen ? "bg-accent-soft font-semibold text-accent" : "text-muted hover:bg-raised",
+          )}
+        >
+          {name}
+        </button>
+      ))}
+    </div>
+  );
+}
+
 /** Whether it was copied: browsers allow it on this machine and behind TLS. */
-export async function copy(text: string): Promise<boolean> {
+async function copy(text: string): Promise<boolean> {
   const clipboard = navigator.clipboard as Clipboard | undefined;
   if (clipboard === undefined) return false;
   try {

@@ -98,7 +98,7 @@ async def send_test(target: TargetName, who: Operator, ports: Ports) -> SentView
     """Sends one message that says it is a test; what came of it is audited."""
     declared = _declared(who, ports)
     if declared is None or target not in declared.senders:
-        raise NotFound(f"there is no notification target {target}")
+        raise NotFound("there is no such notification target")
     reason = None
     try:
         await declared.send_test(target, who.name)
