@@ -179,9 +179,7 @@ async def test_a_wrong_draft_is_told_at_its_place_and_a_good_one_how_it_gets_in_
     settings: Settings,
 ) -> None:
     async with settings.admin.page("/settings?view=policy") as page:
-        in_force = page.get_by_role("region", name="policies, the newest first").or_(
-            page.get_by_role("region", name="recorded policies")
-        )
+        in_force = page.get_by_role("list", name="recorded policies")
         await expect(in_force).to_contain_text("in force")
         await expect(page.get_by_text("small-savings").first).to_be_visible()
         await expect(page.get_by_text("ttft_p95_s at most 0.800").first).to_be_visible()
@@ -208,7 +206,7 @@ async def test_a_wrong_draft_is_told_at_its_place_and_a_good_one_how_it_gets_in_
 async def test_an_edited_file_is_shown_as_soon_as_it_is_in_force(settings: Settings) -> None:
     stand = settings.admin
     async with stand.page("/settings?view=policy") as page:
-        rows = page.get_by_role("row").filter(has_text="in force")
+        rows = page.get_by_role("listitem").filter(has_text="in force")
         await expect(rows).to_contain_text("office-hours@")
         edited = yaml.safe_dump({**POLICY, "name": "later-hours"})
         (stand.up.folder / "policy.yaml").write_text(edited)

@@ -18,7 +18,6 @@ _DEEPEST = 50
 """More brackets inside one another take the reader seconds, and no policy has them."""
 _NAME = re.compile(r" \([^@\s]*\)")
 """Findings name a part behind its number: `approvals.0 (night).kinds`."""
-
 _NUMBER = re.compile(r"[0-9]{1,6}")
 
 
@@ -103,8 +102,8 @@ def _inside(node: yaml.Node, part: str) -> tuple[yaml.Node, yaml.Node] | None:
             if isinstance(key, yaml.ScalarNode) and key.value == part:
                 return key, value
     if isinstance(node, yaml.SequenceNode) and _NUMBER.fullmatch(part):
-        for item in node.value[int(part) :]:
-            return item, item
+        items = node.value[int(part) :]
+        return (items[0], items[0]) if items else None
     return None
 
 

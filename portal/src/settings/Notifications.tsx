@@ -125,14 +125,14 @@ function Rules({ declared: { rules, portal_url, give_up_after_s } }: { declared:
     <Panel title="Rules">
       <Table
         label="rules as they are declared"
-        head={["notices", "from risk", "deployments", "go to"]}
+        head={["go to", "notices", "from risk", "deployments"]}
         rows={rules.map((rule) => [
-          <span key="notices" className="block min-w-48 break-words">
+          rule.targets.join(", "),
+          <span key="notices" className="block min-w-32 break-words">
             {(rule.notices ?? []).join(", ")}
           </span>,
           fromRisk(rule),
           rule.deployments?.length ? rule.deployments.join(", ") : "all",
-          rule.targets.join(", "),
         ])}
       />
       <p className="mt-2 text-muted">

@@ -1,12 +1,11 @@
 /** The policy in force, those before it, and a draft of the next one. */
 import { useState } from "react";
-import type { Page, PolicyDetail, PolicyRow } from "../api/types";
+import type { PolicyDetail, PolicyRow } from "../api/types";
 import { useSnapshot } from "../live/context";
 import { Ago, Badge, Button, Code, Empty, Facts, Panel, Raw } from "../ui/basics";
 import { Shown, problemIn } from "../ui/problem";
-import { Table } from "../ui/table";
 import { Listed, useList } from "./list";
-import { Choice, CopyText } from "./parts";
+import { Choice, CopyText, Rows } from "./parts";
 import { contentOf } from "./policy";
 import { PolicyDraft } from "./PolicyDraft";
 import { PolicyWords } from "./PolicyWords";
@@ -44,37 +43,49 @@ export function Policy() {
 }
 
 interface VersionsProps {
-  rows: Page<PolicyRow>["items"];
+  rows: PolicyRow[];
   chosen: number | null;
   choose: (number: number | null) => void;
 }
 
 function Versions({ rows, chosen, choose }: VersionsProps) {
   return (
-    <Table
+    <Rows
       label="recorded policies, the newest first"
-      head={["no.", "version", "from", "its file was written", "recorded", "actions"]}
-      rows={rows.map((row) => [
-        row.number,
-        <span key="version" className="space-x-1 whitespace-nowrap">
-          <span className="font-mono text-xs">{row.version}</span>
-          {row.in_force && <Badge tone="good">in force</Badge>}
-        </span>,
-        <span key="by" className="break-words">
-          {row.by}
-        </span>,
-        <Ago key="written" at={row.written_at} />,
-        <Ago key="at" at={row.at} />,
-        <Button
-          key="show"
-          data-row=""
-          aria-expanded={row.number === chosen}
-          aria-label={`${row.number === chosen ? "hide" : "show"} ${row.version}`}
-          onClick={() => choose(row.number === chosen ? null : row.number)}
-        >
-          {row.number === chosen ? "Hide" : "Show"}
-        </Button>,
-      ])}
+      rows={rows.map((row) => ({
+        key: String(row.number),
+        name: (
+          <span className="flex flex-wrap items-center gap-2">
+            <span className="font-mono text-xs break-all">{row.version}</span>
+            {row.in_force && <Badge tone="good">in force</Badge>}
+          </span>
+        ),
+        about: (
+          <span className="break-words">
+            no. {row.number}, from <Code>{row.by}</Code>
+          </span>
+        ),
+        times: (
+          <>
+            <p>
+              recorded <Ago at={row.at} />
+            </p>
+            <p>
+              its file was written <Ago at={row.written_at} />
+            </p>
+          </>
+        ),
+        actions: (
+          <Button
+            data-row=""
+            aria-expanded={row.number === chosen}
+            aria-label={`${row.number === chosen ? "hide" : "show"} ${row.version}`}
+            onClick={() => choose(row.number === chosen ? null : row.number)}
+          >
+            {row.number === chosen ? "Hide" : "Show"}
+          </Button>
+        ),
+      }))}
     />
   );
 }
