@@ -53,6 +53,14 @@ function eventsIn(search: Record<string, unknown>): EventSearch {
   return found;
 }
 
+const SETTINGS = ["people", "keys", "policy", "notifications"] as const;
+export type Setting = (typeof SETTINGS)[number];
+
+function settingIn(search: Record<string, unknown>): { view?: Setting } {
+  const view = SETTINGS.find((one) => one === search["view"]);
+  return view ? { view } : {};
+}
+
 const signIn = createRoute({
   getParentRoute: () => root,
   path: "/sign-in",
@@ -101,6 +109,12 @@ const events = createRoute({
   validateSearch: eventsIn,
   component: lazyRouteComponent(() => import("./pages/Events"), "Events"),
 });
+const settings = createRoute({
+  getParentRoute: () => root,
+  path: "/settings",
+  validateSearch: settingIn,
+  component: lazyRouteComponent(() => import("./pages/Settings"), "Settings"),
+});
 
 export const router = createRouter({
   routeTree: root.addChildren([
@@ -113,6 +127,7 @@ export const router = createRouter({
     recommendations,
     executions,
     events,
+    settings,
   ]),
   defaultPreload: "intent",
 });

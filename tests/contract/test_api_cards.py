@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import yaml
 
 from optiinfra.events import facts as f
 from optiinfra.schemas.change import ChangeState
@@ -210,3 +211,30 @@ async def test_a_policy_is_checked_as_the_command_line_does(
     assert good["warnings"][0].startswith("approvals.1 (b): it never matches")
     async with postgres.connection() as connection:
         assert await connection.fetchval("SELECT count(*) FROM policies") == 0
+
+
+async def test_a_policy_as_text_is_told_where_it_is_wrong(stand: Stand) -> None:
+    broken = await checked(stand, "name: a\nmax_moving: [\n")
+    assert (broken["ok"], broken["findings"][0]["line"]) == (False, 3)
+    wrong = await checked(stand, "name: a\nmax_movin: 1\nmax_moving: 0\n")
+    told = {one["line"]: one["says"].partition(":")[0] for one in wrong["findings"]}
+    assert told == {2: "max_movin", 3: "max_moving"}
+    assert [one["says"] for one in wrong["findings"]] == wrong["errors"]
+    named = "approvals:\n- name: a\n  deployments: [chta]\n- {name: b}\n- {name: c}\n"
+    found = (await checked(stand, named))["findings"]
+    assert [(one["kind"], one["line"]) for one in found] == [("error", 3), ("warning", 5)]
+    odd = await checked(stand, 'approvals: [{name: a, kinds: ["\\ud800"]}]')
+    assert odd["findings"][0]["line"] == 1
+    good = await checked(stand, yaml.safe_dump(SWALLOWED))
+    rules = Rules.model_validate(SWALLOWED)
+    assert (good["ok"], good["version"]) == (True, rules.version)
+    assert (await checked(stand, {"max_movin": 1}))["findings"][0]["line"] is None
+    async with stand.client(Role.VIEWER) as client:
+        long = {"policy": "a" * 32_001}
+        assert (await client.post("/api/v1/policies/check", json=long)).status_code == 400
+
+
+async def test_a_recorded_policy_is_told_as_text_too(stand: Stand) -> None:
+    rules = Rules(name="a", max_moving=3)
+    await stand.fleet.hear(changed(rules, 1))
+    assert (await got(stand, "/policies/current"))["text"] == "name: a\nmax_moving: 3\n"

@@ -18,12 +18,15 @@ from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
 from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.measures import SPEND
+from optiinfra.portal_api.notifications.declared import Declared
+from optiinfra.portal_api.notifications.message import Message
 from optiinfra.portal_api.ports import api_ports
 from optiinfra.portal_api.server import running_api
 from optiinfra.schemas.answers import ANSWER_SCORE
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.deployment import Deployment
 from optiinfra.schemas.money import Interval
+from optiinfra.schemas.notification import Notifications
 from optiinfra.schemas.outcome import Outcome
 from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.rules import Rules
@@ -93,6 +96,8 @@ class World:
     database: Database
     ids: dict[str, str]
     version: str
+    tested: list[Message]
+    """What was sent to acme's notification target."""
 
     @asynccontextmanager
     async def client(self, tenant: str, role: Role) -> AsyncIterator[httpx.AsyncClient]:
@@ -137,12 +142,35 @@ async def world(
 ) -> AsyncIterator[World]:
     async with bus_stand.stand(nats_server().url) as bus, open_database(database) as postgres:
         letters = Letters(bus.bus, postgres, bus.publisher)
-        ports = api_ports(postgres, bus.bus, bus.publisher, letters=letters, metrics=store)
+        tested: list[Message] = []
+        ports = api_ports(
+            postgres, bus.bus, bus.publisher, letters=letters, metrics=store,
+            notifications=acmes_targets(tested),
+        )  # fmt: skip
         async with running_api(create_app(ports), "127.0.0.1", 0) as url:
-            made = World(url, bus, postgres, {}, "")
+            made = World(url, bus, postgres, {}, "", tested)
             await furnish(made)
             await measure(store)
             yield made
+
+
+class Kept:
+    """A way to a target that keeps what is sent."""
+
+    def __init__(self, sent: list[Message]) -> None:
+        self._sent = sent
+
+    async def send(self, message: Message) -> None:
+        self._sent.append(message)
+
+
+def acmes_targets(sent: list[Message]) -> Declared:
+    """One webhook, `hook`."""
+    hook = {"name": "hook", "kind": "webhook", "url": "https://x", "secret_file": "key"}
+    wanted = Notifications.model_validate(
+        {"targets": [hook], "rules": [{"targets": ["hook"]}], "portal_url": "https://acme.example"}
+    )
+    return Declared("acme", wanted, {"hook": Kept(sent)}, lambda: "1" * 32, lambda: AT)
 
 
 async def measure(store: MetricStore) -> None:
@@ -194,6 +222,7 @@ async def furnish(world: World) -> None:
         "key": key,
         "provider": "google",
         "deployment": "acme-chat",
+        "target": "hook",
     }
 
 
@@ -294,6 +323,7 @@ async def test_another_tenant_changes_nothing_of_it(world: World) -> None:
         assert key["id"] == world.ids["key"]
         assert (await world.call(client, "switch")).json()["reason"] == "acme's"
         assert (await world.call(client, "dead_letter")).json()["state"] == "new"
+    assert world.tested == []
 
 
 async def test_a_viewer_changes_nothing_and_each_attempt_is_audited(world: World) -> None:
@@ -306,6 +336,7 @@ async def test_a_viewer_changes_nothing_and_each_attempt_is_audited(world: World
             assert answer.status_code == 403, (name, answer.text)
             assert await world.audited("acme", allowed=False) == number, name
         assert await world.audited("acme", allowed=True) == before
+    assert world.tested == []
 
 
 async def test_nobody_gets_in_without_signing_in(world: World) -> None:

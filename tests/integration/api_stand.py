@@ -21,6 +21,7 @@ from optiinfra.events.feed import Delivered, StreamState
 from optiinfra.portal_api.app import create_app
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
+from optiinfra.portal_api.notifications.declared import Declared
 from optiinfra.portal_api.notifications.slack_desk import SlackDesk, closed_desk
 from optiinfra.portal_api.ports import ApiPorts, Consumers, people_in
 from optiinfra.portal_api.providers.port import Providers
@@ -238,6 +239,7 @@ async def standing(
     rates: Rates | None = None,
     slack: SlackDesk | None = None,
     *,
+    notifications: Declared | None = None,
     metrics: MetricStore | None = None,
     cache: RegistryCache | None = None,
     bus: Bus | None = None,
@@ -261,6 +263,7 @@ async def standing(
         providers=providers or Providers(),
         rates=rates or Rates(),
         slack=slack or closed_desk(),
+        notifications=notifications,
         metric_store=metrics,
         consumers=Consumers(bus) if bus else None,
         series=RememberedSeries(cache),

@@ -167,6 +167,16 @@ async def test_a_receiver_that_is_away_is_told_when_it_is_back_once(
     assert not await bus.dead_letters()
 
 
+def two_targets() -> Notifications:
+    """Both are told everything."""
+    names = ("hook", "other")
+    targets = [
+        {"name": name, "kind": "webhook", "url": "https://x.example", "secret_file": "k"}
+        for name in names
+    ]
+    return Notifications.model_validate({"targets": targets, "rules": [{"targets": names}]})
+
+
 async def test_one_that_waits_does_not_hold_up_another(
     bus: Stand, receiver: Receiver, http: httpx.AsyncClient
 ) -> None:
@@ -174,15 +184,7 @@ async def test_one_that_waits_does_not_hold_up_another(
         async def send(self, message: Message) -> None:
             raise Unavailable("it is away")
 
-    both = Notifications.model_validate(
-        {
-            "targets": [
-                {"name": name, "kind": "webhook", "url": "https://x.example", "secret_file": "k"}
-                for name in ("hook", "other")
-            ],
-            "rules": [{"targets": ["hook", "other"]}],
-        }
-    )
+    both = two_targets()
     well = notifier(bus, webhook(receiver, http), both)
     away = Notifier("acme", "other", both, Never(), well._ports)
     async with telling(well, away, bus=bus):
@@ -205,6 +207,25 @@ async def test_what_is_refused_for_good_is_a_dead_letter_without_the_secret(
     assert letters[0].consumer == "notifier"
     assert "Slack target ops answered 404" in letters[0].error
     assert receiver.url not in letters[0].model_dump_json()
+
+
+async def test_two_targets_that_refuse_the_same_have_a_dead_letter_each(
+    bus: Stand, receiver: Receiver, http: httpx.AsyncClient
+) -> None:
+    receiver.statuses = [404, 404]
+    both = two_targets()
+    ports = notifier(bus, webhook(receiver, http))._ports
+    made = [
+        Notifier("acme", name, both, SlackSender(name, receiver.url, http), ports)
+        for name in ("hook", "other")
+    ]
+    async with telling(*made, bus=bus):
+        await say(bus, rolled_back())
+        async with asyncio.timeout(20):
+            while len(letters := await bus.dead_letters()) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    said = sorted(letter.error.partition(" answered")[0] for letter in letters)
+    assert said == ["Slack target hook", "Slack target other"]
 
 
 async def test_what_could_not_be_told_for_too_long_is_a_dead_letter(

@@ -96,6 +96,14 @@ def test_a_dead_letter_has_the_cause_and_the_same_id_each_time() -> None:
     assert first != dead_letter_of(delivery, "resource", 6, AT)[0]
 
 
+def test_two_consumers_that_bury_a_message_under_one_name_write_two_letters() -> None:
+    delivery = delivery_of(_message(), 0.0)
+    delivery.cause = ValueError("no")
+    letters = [dead_letter_of(delivery, one, 6, AT, under="notifier") for one in ("a", "b")]
+    assert [fact.consumer for _, _, fact in letters] == ["notifier", "notifier"]
+    assert letters[0][0] != letters[1][0]
+
+
 @pytest.mark.parametrize(
     ("body", "shown"),
     [

@@ -79,13 +79,17 @@ def delivery_of(message: Msg, now_s: float) -> Delivery:
 
 
 def dead_letter_of(
-    delivery: Delivery, consumer: str, attempts: int, at: datetime
+    delivery: Delivery, consumer: str, attempts: int, at: datetime, *, under: str | None = None
 ) -> tuple[str, str, DeadLettered]:
-    """Id, tenant and fact of the dead letter; burying the same message again gives the same id."""
+    """Id, tenant and fact of the dead letter; burying the same message again gives the same id.
+
+    `under` is the name that it goes under in place of the consumer's; the id stays the consumer's,
+    for another consumer under that name may bury the same message.
+    """
     message, cause = delivery.message, delivery.cause
     headers = _plain_headers(message)
     fact = DeadLettered(
-        consumer=consumer,
+        consumer=under or consumer,
         subject=message.subject,
         stream=delivery.stream,
         stream_seq=delivery.sequence,

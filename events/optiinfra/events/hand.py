@@ -42,7 +42,6 @@ class Hand:
         jitter: Callable[[], float],
     ) -> None:
         self._spec = spec
-        self._letters = spec.buried_as or spec.name
         self._publisher = publisher
         self._capacity = capacity
         self._low = max(capacity // 2, capacity - spec.batch)
@@ -166,7 +165,8 @@ class Hand:
 
     async def _publish_dead_letter(self, delivery: Delivery) -> bool:
         attempts = self._failures.get(delivery.key, 0) or delivery.delivered
-        name, tenant, fact = dead_letter_of(delivery, self._letters, attempts, self._clock())
+        spec, at = self._spec, self._clock()
+        name, tenant, fact = dead_letter_of(delivery, spec.name, attempts, at, under=spec.buried_as)
         try:
             await self._publisher.publish(self._publisher.event(fact, tenant=tenant, id=name))
         except OptiInfraError as failed:

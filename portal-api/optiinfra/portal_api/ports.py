@@ -12,6 +12,7 @@ from optiinfra.events.feed import Feed
 from optiinfra.events.subjects import Stream
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
+from optiinfra.portal_api.notifications.declared import Declared
 from optiinfra.portal_api.notifications.slack_desk import SlackDesk, closed_desk
 from optiinfra.portal_api.providers.port import Providers
 from optiinfra.portal_api.remembered import RememberedSeries
@@ -56,7 +57,10 @@ class Consumers:
 
 @dataclass(frozen=True, slots=True)
 class ApiPorts:
-    """`origins` are the web origins that may open the live stream beside the API's own."""
+    """`origins` are the web origins that may open the live stream beside the API's own.
+
+    `notifications` is what the file of this process declares; none without such a file.
+    """
 
     database: Database
     queries: Queries
@@ -72,6 +76,7 @@ class ApiPorts:
     providers: Providers = field(default_factory=Providers)
     rates: Rates = field(default_factory=Rates)
     slack: SlackDesk = field(default_factory=closed_desk)
+    notifications: Declared | None = None
     metric_store: MetricStore | None = None
     consumers: Consumers | None = None
     series: RememberedSeries = field(default_factory=lambda: RememberedSeries(None))
@@ -97,6 +102,7 @@ def api_ports(
     providers: Providers | None = None,
     rates: Rates | None = None,
     slack: SlackDesk | None = None,
+    notifications: Declared | None = None,
     metrics: MetricStore | None = None,
     cache: RegistryCache | None = None,
     origins: frozenset[str] = frozenset(),
@@ -123,6 +129,7 @@ def api_ports(
         providers=providers or Providers(),
         rates=rates or Rates(),
         slack=slack or closed_desk(),
+        notifications=notifications,
         metric_store=metrics,
         consumers=Consumers(bus),
         series=RememberedSeries(cache),

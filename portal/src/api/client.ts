@@ -17,7 +17,7 @@ export interface Answer<T> {
 }
 
 export interface Options {
-  method?: "GET" | "POST" | "DELETE";
+  method?: "GET" | "POST" | "PATCH" | "DELETE";
   body?: unknown;
   headers?: Record<string, string>;
   token?: string;

@@ -916,6 +916,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/notifications": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Notifications
+         * @description The targets and rules as declared, and how far each target is.
+         */
+        get: operations["notifications"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/notifications/{target}/test": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Send Test
+         * @description Sends one message that says it is a test; what came of it is audited.
+         */
+        post: operations["send_test"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/switch": {
         parameters: {
             query?: never;
@@ -1742,6 +1782,13 @@ export interface components {
          *       "errors": [
          *         "max_movin: there is no such key; did you mean 'max_moving'?"
          *       ],
+         *       "findings": [
+         *         {
+         *           "kind": "error",
+         *           "line": 2,
+         *           "says": "max_movin: there is no such key; did you mean 'max_moving'?"
+         *         }
+         *       ],
          *       "ok": false,
          *       "warnings": []
          *     }
@@ -1757,6 +1804,11 @@ export interface components {
             errors: string[];
             /** Warnings */
             warnings: string[];
+            /**
+             * Findings
+             * @description errors and warnings, each with its place
+             */
+            findings: components["schemas"]["FindingView"][];
         };
         /**
          * CommitmentPurchase
@@ -2245,6 +2297,21 @@ export interface components {
             begun_at: string;
             /** Finished At */
             finished_at: string | null;
+        };
+        /**
+         * FindingView
+         * @description One error or warning; `line` is that of the text, from 1, where it has a place there.
+         */
+        FindingView: {
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "error" | "warning";
+            /** Says */
+            says: string;
+            /** Line */
+            line: number | null;
         };
         /**
          * GateAnswer
@@ -2797,6 +2864,65 @@ export interface components {
             spend_usd_per_month: number | null;
             price_source: components["schemas"]["PriceSource"] | null;
             track_record: components["schemas"]["TrackRecord"];
+        };
+        /**
+         * Notice
+         * @description What somebody may want to be told; each is the prefix of an event.
+         * @enum {string}
+         */
+        Notice: "approval.requested" | "change.completed" | "change.rolled_back" | "change.failed" | "change.vetoed" | "change.rejected" | "change.paused" | "quality.regressed" | "telemetry.gap" | "agent.lost" | "switch.turned";
+        /**
+         * NotificationRule
+         * @description Sends `notices` to `targets`. What is about no change has no risk and passes `min_risk`;
+         *     what is about no deployment passes `deployments`.
+         */
+        NotificationRule: {
+            /**
+             * Notices
+             * @default [
+             *       "approval.requested",
+             *       "change.completed",
+             *       "change.rolled_back",
+             *       "change.failed",
+             *       "change.vetoed",
+             *       "change.rejected",
+             *       "change.paused",
+             *       "quality.regressed",
+             *       "telemetry.gap",
+             *       "agent.lost",
+             *       "switch.turned"
+             *     ]
+             */
+            notices: components["schemas"]["Notice"][];
+            min_risk?: components["schemas"]["Risk"] | null;
+            /**
+             * Deployments
+             * @default []
+             */
+            deployments: string[];
+            /** Targets */
+            targets: string[];
+        };
+        /**
+         * NotificationsView
+         * @description Empty with a `reason` where nothing is declared.
+         */
+        NotificationsView: {
+            /** Reason */
+            reason: string | null;
+            /** Portal Url */
+            portal_url: string | null;
+            /** Give Up After S */
+            give_up_after_s: number | null;
+            /**
+             * Buried As
+             * @description the consumer's name that dead letters are listed under
+             */
+            buried_as: string;
+            /** Rules */
+            rules: components["schemas"]["NotificationRule"][];
+            /** Targets */
+            targets: components["schemas"]["TargetView"][];
         };
         /**
          * Objective
@@ -3453,10 +3579,13 @@ export interface components {
          *     }
          */
         PolicyBody: {
-            /** Policy */
+            /**
+             * Policy
+             * @description as a mapping, or as the text of its file, YAML; then findings have lines
+             */
             policy: {
                 [key: string]: unknown;
-            };
+            } | string;
         };
         /**
          * PolicyDetail
@@ -3470,6 +3599,7 @@ export interface components {
          *         "name": "careful"
          *       },
          *       "sha256": "348d6c329b5bdb8015d57c840a37a6e97c8fdfb2b5a2ad6867c085a408ecb426",
+         *       "text": "name: careful\nmax_moving: 1\n",
          *       "version": "careful@348d6c329b5b",
          *       "warnings": [],
          *       "written_at": "2026-01-05T12:00:00Z"
@@ -3500,6 +3630,11 @@ export interface components {
             policy: {
                 [key: string]: unknown;
             };
+            /**
+             * Text
+             * @description the same as YAML, without what is as the defaults are
+             */
+            text: string;
             /**
              * Warnings
              * @description parts that never count, as `config check` gives them
@@ -4123,6 +4258,18 @@ export interface components {
             error_rate: number;
         };
         /**
+         * SentView
+         * @description Whether the target has taken the test, or why it has not.
+         */
+        SentView: {
+            /** Target */
+            target: string;
+            /** Sent */
+            sent: boolean;
+            /** Reason */
+            reason: string | null;
+        };
+        /**
          * SequentialEvidence
          * @description The betting test's record: e-values of both rules, and the confidence sequence.
          *
@@ -4396,6 +4543,46 @@ export interface components {
             at?: string | null;
         };
         /**
+         * TargetView
+         * @description Never where it is or with which secret.
+         */
+        TargetView: {
+            /** Name */
+            name: string;
+            /** Kind */
+            kind: string;
+            /**
+             * Decides
+             * @description approvals can be given there
+             */
+            decides: boolean;
+            /**
+             * Notices
+             * @description all that some rule may send to it
+             */
+            notices: components["schemas"]["Notice"][];
+            /**
+             * Waiting
+             * @description events that it has not been told yet
+             */
+            waiting: number | null;
+            /**
+             * Retried
+             * @description events under way that were tried more than once
+             */
+            retried: number | null;
+            /**
+             * Reason
+             * @description why `waiting` and `retried` are not known
+             */
+            reason: string | null;
+            /**
+             * Told
+             * @description what it was told of late, by the rules of now
+             */
+            told: components["schemas"]["ToldView"][];
+        };
+        /**
          * TicketView
          * @description Pass it as the sub-protocol `ticket.<ticket>` beside `optiinfra.v1`.
          */
@@ -4414,6 +4601,26 @@ export interface components {
             prompt: number | null;
             /** Generated */
             generated: number | null;
+        };
+        /**
+         * ToldView
+         * @description One notice that its target has taken.
+         */
+        ToldView: {
+            /** Event Id */
+            event_id: string;
+            notice: components["schemas"]["Notice"];
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Change */
+            change: string | null;
+            /** Title */
+            title: string | null;
+            /** Deployment */
+            deployment: string | null;
         };
         /** TotalCost */
         TotalCost: {
@@ -6347,6 +6554,66 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["DealtView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    notifications: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NotificationsView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    send_test: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                target: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SentView"];
                 };
             };
             /** @description What went wrong, as RFC 9457 says */

@@ -32,6 +32,21 @@ export type Reading = Schemas["Known"] | Schemas["Unknown"];
 export type Verification = Schemas["VerificationView"];
 export type Interval = Schemas["Interval"];
 
+export type User = Schemas["UserView"];
+export type Permission = Schemas["Permission"];
+export type Key = Schemas["KeyView"];
+export type KeyMade = Schemas["KeyMade"];
+export type SignInLink = Schemas["LinkView"];
+export type PolicyRow = Schemas["PolicyView"];
+export type PolicyDetail = Schemas["PolicyDetail"];
+export type PolicyCheck = Schemas["CheckView"];
+export type Finding = Schemas["FindingView"];
+export type Notifications = Schemas["NotificationsView"];
+export type NotificationRule = Schemas["NotificationRule"];
+export type NotificationTarget = Schemas["TargetView"];
+export type NotificationSent = Schemas["SentView"];
+export type DeadLetter = Schemas["LetterView"];
+
 export interface Page<T> {
   items: T[];
   next?: string | null;

@@ -28,7 +28,7 @@ export function topicsOf(event: CloudEvent): Topic[] {
   const topics: Topic[] = [["events"]];
   if (family === "agent") topics.push(["agents"]);
   if (family === "switch") topics.push(["switch"]);
-  if (family === "policy") topics.push(["deployments"]);
+  if (family === "policy") topics.push(["deployments"], ["policies"]);
   if (family === "outcome") topics.push(["outcomes"]);
   if (!OF_CHANGES.includes(family)) return topics;
   topics.push(["recommendations"], ["changes"]);

@@ -8,4 +8,5 @@ export const PAGES = [
   { to: "/recommendations", name: "Recommendations", letter: "r", ranged: false },
   { to: "/executions", name: "Executions", letter: "x", ranged: false },
   { to: "/events", name: "Events & audit", letter: "e", ranged: true },
+  { to: "/settings", name: "Settings", letter: "s", ranged: false },
 ] as const;

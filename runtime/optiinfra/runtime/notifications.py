@@ -11,6 +11,7 @@ import httpx
 from pydantic import ValidationError
 
 from optiinfra.events.bus_roles import BusRole
+from optiinfra.portal_api.notifications.declared import Declared
 from optiinfra.portal_api.notifications.mail import MailSender
 from optiinfra.portal_api.notifications.notifier import Notifier, NotifierPorts
 from optiinfra.portal_api.notifications.senders import Sender
@@ -18,7 +19,7 @@ from optiinfra.portal_api.notifications.slack import SlackSender
 from optiinfra.portal_api.notifications.slack_desk import Door, SlackDesk, closed_desk
 from optiinfra.portal_api.notifications.webhook import WebhookSender, secret_key
 from optiinfra.runtime.fleet import Fleet
-from optiinfra.runtime.stores import Stores, jitter, now
+from optiinfra.runtime.stores import Stores, jitter, new_id, now
 from optiinfra.runtime.yaml_file import FileKind, content_of, wrong
 from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.notification import (
@@ -64,6 +65,16 @@ async def slack_desk(fleet: Fleet, stack: AsyncExitStack) -> SlackDesk:
     return SlackDesk(doors, http, now) if doors else closed_desk()
 
 
+async def declared(fleet: Fleet, stack: AsyncExitStack) -> Declared | None:
+    """What the API shows of the targets and sends tests through; connections close with `stack`."""
+    if fleet.notifications is None:
+        return None
+    wanted = load_notifications(fleet.notifications)
+    http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+    senders = _senders(wanted, fleet.notifications.absolute().parent, http)
+    return Declared(fleet.tenant, wanted, senders, new_id, now)
+
+
 def _doors(tenant: str, wanted: Notifications, folder: Path) -> list[Door]:
     return [
         Door(
@@ -96,15 +107,16 @@ async def notifiers(fleet: Fleet, stores: Stores) -> AsyncIterator[list[Notifier
     )
     async with httpx.AsyncClient(trust_env=False) as http:
         yield [
-            Notifier(
-                fleet.tenant,
-                target.name,
-                wanted,
-                _sender(target, _secret_of(target, folder), http),
-                ports,
-            )
-            for target in wanted.targets
+            Notifier(fleet.tenant, target, wanted, sender, ports)
+            for target, sender in _senders(wanted, folder, http).items()
         ]
+
+
+def _senders(wanted: Notifications, folder: Path, http: httpx.AsyncClient) -> dict[str, Sender]:
+    """The way to each target, by its name."""
+    return {
+        target.name: _sender(target, _secret_of(target, folder), http) for target in wanted.targets
+    }
 
 
 def _sender(target: AnyTarget, secret: str, http: httpx.AsyncClient) -> Sender:

@@ -163,7 +163,7 @@ async def _portal_api(settings: Settings) -> None:
     from optiinfra.portal_api.app import create_app
     from optiinfra.portal_api.ports import api_ports
     from optiinfra.portal_api.server import serve
-    from optiinfra.runtime.notifications import slack_desk
+    from optiinfra.runtime.notifications import declared, slack_desk
     from optiinfra.runtime.session import LOCAL_OPERATOR, sign_in_url
     from optiinfra.runtime.sign_in import providers, rates
     from optiinfra.storage.postgres.access import issue_one_time_token
@@ -180,6 +180,7 @@ async def _portal_api(settings: Settings) -> None:
                 providers=await providers(settings, tenant, stack),
                 rates=rates(stores.addresses.redis_url, stack),
                 slack=await slack_desk(fleet, stack) if fleet is not None else None,
+                notifications=await declared(fleet, stack) if fleet is not None else None,
                 metrics=stores.metrics,
                 cache=stores.cache,
             )

@@ -33,7 +33,7 @@ from optiinfra.runtime.fleet import Fleet
 from optiinfra.runtime.fleet_file import load_governed, watched_policy
 from optiinfra.runtime.gateway_process import GatewayProcess, write_private
 from optiinfra.runtime.logs import configure_logs
-from optiinfra.runtime.notifications import notifiers, slack_desk
+from optiinfra.runtime.notifications import declared, notifiers, slack_desk
 from optiinfra.runtime.plans import RolloutsInPostgres
 from optiinfra.runtime.preflight import (
     about,
@@ -328,6 +328,7 @@ class _Up:
             providers=await providers(self._settings, self._fleet.tenant, stack),
             rates=rates(stores.addresses.redis_url, stack),
             slack=await slack_desk(self._fleet, stack),
+            notifications=await declared(self._fleet, stack),
             metrics=stores.metrics,
             cache=stores.cache,
         )

@@ -16,10 +16,13 @@ from optiinfra.schemas.recommendation import Recommendation, Risk
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One notification; `id` is the event's, so that a receiver knows a repeat."""
+    """One notification; `id` is the event's, so that a receiver knows a repeat.
+
+    Without a `notice` it is a test that somebody sends.
+    """
 
     id: str
-    notice: Notice
+    notice: Notice | None
     tenant: str
     at: datetime
     title: str

@@ -25,6 +25,11 @@ from optiinfra.schemas.recommendation import Recommendation
 log = structlog.get_logger()
 
 
+def consumer_of(tenant: str, target: str) -> str:
+    """The name of the durable consumer that tells a target."""
+    return f"notify-{tenant}-{target}"
+
+
 class Proposals(Protocol):
     """Where a change's proposal is read from."""
 
@@ -53,7 +58,7 @@ class Notifier:
     @property
     def name(self) -> str:
         """That of its durable consumer."""
-        return f"notify-{self._tenant}-{self._target}"
+        return consumer_of(self._tenant, self._target)
 
     async def run(self) -> None:
         """Tells what comes from its first start on, and keeps its place from then; until cancelled.

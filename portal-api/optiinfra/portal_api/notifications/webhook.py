@@ -18,6 +18,8 @@ from optiinfra.schemas.errors import Rejected
 
 PREFIX = "whsec_"
 LEAST_BYTES, MOST_BYTES = 24, 64
+TEST = "notification.test"
+"""The type of what is no notice."""
 
 
 def secret_key(text: str, *, of: str) -> bytes:
@@ -66,7 +68,7 @@ def _signature(key: bytes, name: str, at: str, body: bytes) -> str:
 
 def _content(message: Message) -> dict[str, object]:
     return {
-        "type": message.notice.value,
+        "type": message.notice.value if message.notice else TEST,
         "timestamp": message.at.isoformat(),
         "data": {
             "event": message.id,

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from optiinfra.portal_api.auth import Ports, Reader
 from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.paging import Paged, PageOf
+from optiinfra.portal_api.policy_text import (
+    MOST_CHARACTERS,
+    NotYaml,
+    PolicyText,
+    read_policy,
+    written,
+)
 from optiinfra.portal_api.routes.snapshots import Snapshot
 from optiinfra.schemas.policy_review import undeclared, warnings
 from optiinfra.schemas.rules import Rules
@@ -37,6 +46,7 @@ class PolicyDetail(PolicyView):
     model_config = shown_as("policy")
 
     policy: dict[str, Any]
+    text: str = Field(description="the same as YAML, without what is as the defaults are")
     warnings: list[str] = Field(description="parts that never count, as `config check` gives them")
 
 
@@ -46,7 +56,17 @@ class PolicyBody(BaseModel):
         json_schema_extra={"examples": [{"policy": {"name": "careful", "max_moving": 1}}]},
     )
 
-    policy: dict[str, Any]
+    policy: dict[str, Any] | Annotated[str, StringConstraints(max_length=MOST_CHARACTERS)] = Field(
+        description="as a mapping, or as the text of its file, YAML; then findings have lines"
+    )
+
+
+class FindingView(BaseModel):
+    """One error or warning; `line` is that of the text, from 1, where it has a place there."""
+
+    kind: Literal["error", "warning"]
+    says: str
+    line: int | None
 
 
 class CheckView(BaseModel):
@@ -59,6 +79,7 @@ class CheckView(BaseModel):
     sha256: str | None
     errors: list[str]
     warnings: list[str]
+    findings: list[FindingView] = Field(description="errors and warnings, each with its place")
 
 
 @router.get("", response_model=PageOf[PolicyView], dependencies=[Snapshot])
@@ -83,20 +104,41 @@ async def policy(number: Number, who: Reader, ports: Ports) -> PolicyDetail:
 @router.post("/check")
 async def check_policy(body: PolicyBody, who: Reader, ports: Ports) -> CheckView:
     """Whether a policy is right and fits the fleet. Nothing is written."""
+    text = None
+    if isinstance(body.policy, str):
+        try:
+            text = await asyncio.to_thread(read_policy, body.policy)
+        except NotYaml as broken:
+            return _view([FindingView(kind="error", says=broken.message, line=broken.line)])
     try:
-        rules = Rules.model_validate(body.policy)
+        rules = Rules.model_validate(body.policy if text is None else text.content)
     except ValidationError as invalid:
-        return _wrong(in_words(invalid, Rules))
-    errors = list(undeclared(rules, await ports.reports.deployment_ids(who.tenant)))
-    if errors:
-        return _wrong(errors)
+        return _view(_found("error", in_words(invalid, Rules), text))
+    errors = undeclared(rules, await ports.reports.deployment_ids(who.tenant))
+    found = [*_found("error", errors, text), *_found("warning", _doubts(rules), text)]
+    return _view(found, rules)
+
+
+def _found(
+    kind: Literal["error", "warning"], sayings: Iterable[str], text: PolicyText | None
+) -> list[FindingView]:
+    return [
+        FindingView(kind=kind, says=one, line=text.line_of(one) if text else None)
+        for one in sayings
+    ]
+
+
+def _view(found: list[FindingView], rules: Rules | None = None) -> CheckView:
+    errors = [one.says for one in found if one.kind == "error"]
+    good = rules if not errors else None
     return CheckView(
-        ok=True, version=rules.version, sha256=rules.sha256, errors=[], warnings=_doubts(rules)
+        ok=good is not None,
+        version=good.version if good else None,
+        sha256=good.sha256 if good else None,
+        errors=errors,
+        warnings=[one.says for one in found if one.kind == "warning"],
+        findings=found,
     )
-
-
-def _wrong(errors: list[str]) -> CheckView:
-    return CheckView(ok=False, version=None, sha256=None, errors=errors, warnings=[])
 
 
 def _doubts(rules: Rules) -> list[str]:
@@ -109,4 +151,4 @@ def _detail(told: dict[str, Any]) -> PolicyDetail:
         doubts = _doubts(Rules.model_validate(told["policy"]))
     except ValidationError as invalid:
         doubts = in_words(invalid, Rules)
-    return PolicyDetail(**told, warnings=doubts)
+    return PolicyDetail(**told, text=written(told["policy"]), warnings=doubts)
