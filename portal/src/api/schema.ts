@@ -1445,6 +1445,7 @@ export interface components {
          *         ]
          *       },
          *       "change": {
+         *         "diff": "--- now\n+++ after\n@@ -1,4 +1,4 @@\n deployment: chat\n model: 8b\n-replica chat-b2202355.market: on_demand\n+replica chat-b2202355.market: spot\n",
          *         "spec": {
          *           "kind": "spot_migration",
          *           "replicas": [
@@ -1531,6 +1532,9 @@ export interface components {
          *         "spend_usd_per_hour": 2,
          *         "spend_usd_per_month": 1460,
          *         "track_record": {
+         *           "deployments": [
+         *             "chat"
+         *           ],
          *           "finished": 1,
          *           "kind": "spot_migration",
          *           "known": 1,
@@ -1569,6 +1573,7 @@ export interface components {
          *           }
          *         ]
          *       },
+         *       "simulated": [],
          *       "state": "awaiting_approval",
          *       "unknown": {
          *         "change.values.before": "the proposal tells what it sets, not what is set now"
@@ -1607,6 +1612,11 @@ export interface components {
             rollout: components["schemas"]["Rollout"];
             rollback: components["schemas"]["Rollback"];
             decision: components["schemas"]["DecisionView"];
+            /**
+             * Simulated
+             * @description deployments of the fleet that run on emulated replicas: all their figures are simulated; null where telemetry cannot be read
+             */
+            simulated: string[] | null;
             /**
              * Unknown
              * @description what is null above, and why
@@ -1685,6 +1695,11 @@ export interface components {
             spec: {
                 [key: string]: unknown;
             };
+            /**
+             * Diff
+             * @description unified diff of the whole configuration; what is not known says `unknown`
+             */
+            diff: string;
         };
         /** ChangeView */
         ChangeView: {
@@ -2976,6 +2991,9 @@ export interface components {
          *       },
          *       "realised": {
          *         "changes": 1,
+         *         "deployments": [
+         *           "chat"
+         *         ],
          *         "event_position": 44,
          *         "source": "event log: outcome.recorded of completed changes, at 730 h a month",
          *         "unknown": 0,
@@ -2989,6 +3007,7 @@ export interface components {
          *         "items": [],
          *         "source": "changes that are approved, executing or rolling_back"
          *       },
+         *       "simulated": [],
          *       "slo": {
          *         "deployments": [
          *           {
@@ -3074,6 +3093,11 @@ export interface components {
             pending: components["schemas"]["Pending"];
             running: components["schemas"]["Running"];
             slo: components["schemas"]["Attainment"];
+            /**
+             * Simulated
+             * @description deployments that run on emulated replicas: all their figures are simulated
+             */
+            simulated: string[];
         };
         /** PageOf[AgentView] */
         PageOf_AgentView_: {
@@ -3697,6 +3721,11 @@ export interface components {
              * @description of the newest outcome in the log
              */
             event_position: number | null;
+            /**
+             * Deployments
+             * @description on which they were
+             */
+            deployments: string[];
             /** Source */
             source: string;
         };
@@ -4441,6 +4470,11 @@ export interface components {
              * @description realised within the predicted range
              */
             within: number;
+            /**
+             * Deployments
+             * @description on which they were
+             */
+            deployments: string[];
         };
         /**
          * TrialOutcome

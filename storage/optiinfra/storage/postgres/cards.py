@@ -14,7 +14,8 @@ _RECORD = f"""
 SELECT json_build_object('finished', count(*), 'known', count(*) FILTER (WHERE {_COMPARABLE}),
     'predicted_usd_per_month', sum({_MID}) FILTER (WHERE {_COMPARABLE}),
     'realised_usd_per_month', sum({_SAVED}) FILTER (WHERE {_COMPARABLE}),
-    'within', count(*) FILTER (WHERE {_SAVED} BETWEEN {_LOW} AND {_HIGH}))
+    'within', count(*) FILTER (WHERE {_SAVED} BETWEEN {_LOW} AND {_HIGH}),
+    'deployments', coalesce(json_agg(DISTINCT o.body ->> 'deployment'), '[]'))
 FROM outcomes o
 WHERE o.tenant = r.tenant AND o.kind = r.kind AND o.body ->> 'terminal' = 'completed'
 """  # noqa: S608 - of constants
