@@ -97,9 +97,12 @@ async def test_figures_of_emulated_replicas_are_marked_one_by_one(stand: Stand) 
     async with stand.page("/recommendations") as page:
         card = await shown(page)
         assert (await told(stand, page))["simulated"] == ["chat"]
-        for part in ("Money", "Evidence", "Rollback"):
+        for part in ("Money", "Votes"):
             marks = card.get_by_role("region", name=part, exact=True).locator("[data-simulated]")
             await expect(marks.first).to_have_text("simulated")
+        listed = card.locator("tr", has_text="price list").filter(has_text="on demand")
+        await expect(listed).to_have_count(1)
+        await expect(listed.locator("[data-simulated]")).to_have_count(0)
         await page.goto(f"{stand.url}/")
         spend = page.locator("div", has=page.get_by_text("Spend", exact=True)).last
         await expect(spend.locator("[data-simulated]")).to_have_text("simulated")

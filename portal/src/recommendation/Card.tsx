@@ -39,6 +39,7 @@ export function Card({ id, tab }: { id: string; tab: Tab }) {
 
 function Parts({ card }: { card: CardView }) {
   const { risk, evidence, rollback, header, simulated } = card;
+  const mark = <Simulated of={[header.deployment]} among={simulated} />;
   return (
     <div className="space-y-5">
       <Head card={card} />
@@ -53,14 +54,10 @@ function Parts({ card }: { card: CardView }) {
         <BlastRadius card={card} />
       </Part>
       <Part title="Votes">
-        <Votes votes={card.votes} />
+        <Votes votes={card.votes} mark={mark} />
       </Part>
       <Part title="Evidence">
-        <EvidenceTable
-          evidence={evidence.rows}
-          curve={evidence.curve}
-          mark={<Simulated of={[header.deployment]} among={simulated} />}
-        />
+        <EvidenceTable evidence={evidence.rows} curve={evidence.curve} mark={mark} />
         <SimilarCases cases={evidence.similar} simulated={simulated} />
       </Part>
       <Part title="The change">
@@ -71,10 +68,7 @@ function Parts({ card }: { card: CardView }) {
         <Rollout card={card} />
       </Part>
       <Part title="Rollback">
-        <p>
-          Takes about {seconds(rollback.seconds)}.
-          <Simulated of={[header.deployment]} among={simulated} />
-        </p>
+        <p>Takes about {seconds(rollback.seconds)}.</p>
         <List items={rollback.cannot_be_undone} none="Everything can be undone." />
       </Part>
       <Decision card={card} />

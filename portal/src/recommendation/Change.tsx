@@ -5,7 +5,8 @@ import { UNKNOWN, words } from "../format";
 import { Button, classes } from "../ui/basics";
 import { Table } from "../ui/table";
 
-export function Change({ card: { change } }: { card: CardView }) {
+export function Change({ card: { change, unknown } }: { card: CardView }) {
+  const why = unknown["change.values.before"];
   return (
     <>
       <Table
@@ -13,6 +14,7 @@ export function Change({ card: { change } }: { card: CardView }) {
         head={["what", "now", "after"]}
         rows={change.values.map(({ name, before, after }) => [words(name), said(before), said(after)])}
       />
+      {why && <p className="text-xs text-muted">– : {why}; the diff below has what telemetry knows of it</p>}
       <Diff text={change.diff} />
     </>
   );

@@ -8,7 +8,7 @@ import { Table } from "../ui/table";
 interface Props {
   evidence: readonly Evidence[];
   curve?: Recommendation["curve"];
-  /** Beside each figure that is measured here. */
+  /** Beside what was measured over a window; prices and policies are read, not measured. */
   mark?: ReactNode;
 }
 
@@ -26,7 +26,7 @@ export function EvidenceTable({ evidence, curve = [], mark }: Props) {
             metricName(one.name),
             <div key="reading">
               {reading(one.reading, one.unit)}
-              {one.reading.state === "known" && mark}
+              {one.reading.state === "known" && typeof one.window_s === "number" && mark}
               <Bar value={valueOf(one.reading)} limit={one.threshold} />
             </div>,
             measured(one.threshold, one.unit),

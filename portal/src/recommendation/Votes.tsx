@@ -1,11 +1,18 @@
 /** What the agents say: as the API orders it, dissent first; of each the last round. */
+import type { ReactNode } from "react";
 import type { Vote } from "../api/types";
 import { Ago } from "../ui/basics";
 import { VerdictBadge } from "../ui/states";
 import { EvidenceTable } from "./Evidence";
 import { List } from "./List";
 
-export function Votes({ votes }: { votes: readonly Vote[] }) {
+interface Props {
+  votes: readonly Vote[];
+  /** Beside what was measured. */
+  mark: ReactNode;
+}
+
+export function Votes({ votes, mark }: Props) {
   const round = Math.max(0, ...votes.map((vote) => vote.round));
   const shown = votes.filter((vote) => vote.round === round);
   if (shown.length === 0) return <p className="text-muted">No agent has voted yet.</p>;
@@ -25,7 +32,7 @@ export function Votes({ votes }: { votes: readonly Vote[] }) {
           {vote.evidence.length > 0 && (
             <details className="mt-1">
               <summary className="w-fit text-accent">what it stands on</summary>
-              <EvidenceTable evidence={vote.evidence} />
+              <EvidenceTable evidence={vote.evidence} mark={mark} />
             </details>
           )}
         </li>
