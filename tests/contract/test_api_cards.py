@@ -105,6 +105,7 @@ async def test_a_card_has_all_that_a_person_decides_on(stand: Stand) -> None:
     assert [one["id"] for one in found["evidence"]["similar"]] == ids[::-1]
     assert found["evidence"]["similar"][0]["realised_usd_per_month"]["state"] == "unknown"
     assert found["decision"]["awaited"] is True
+    assert found["decision"]["asked_because"]
     assert (found["decision"]["approvals_left"], found["decision"]["reason"]) == (1, None)
     assert found["decision"]["type_to_confirm"] == "chat"
     assert [one["name"] for one in found["change"]["values"]] == ["replicas", "to"]

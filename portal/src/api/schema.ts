@@ -1480,6 +1480,7 @@ export interface components {
          *         "approvals": [],
          *         "approvals_left": 1,
          *         "approvals_needed": 1,
+         *         "asked_because": "no rule of the policy is about it",
          *         "awaited": true,
          *         "type_to_confirm": "chat"
          *       },
@@ -2079,6 +2080,11 @@ export interface components {
         DecisionView: {
             /** Awaited */
             awaited: boolean;
+            /**
+             * Asked Because
+             * @description why a person is asked; null: nobody is
+             */
+            asked_because: string | null;
             /** Approvals */
             approvals: components["schemas"]["ApprovalView"][];
             /** Approvals Needed */

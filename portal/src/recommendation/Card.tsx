@@ -111,6 +111,7 @@ function Head({ card }: { card: CardView }) {
           version <span className="font-mono text-xs">{header.version_hash}</span>
         </span>
       </div>
+      {decision.asked_because && <p>A person is asked: {decision.asked_because}</p>}
     </header>
   );
 }

@@ -135,6 +135,7 @@ class DecisionView(BaseModel):
     can be decided now."""
 
     awaited: bool
+    asked_because: str | None = Field(description="why a person is asked; null: nobody is")
     approvals: list[ApprovalView]
     approvals_needed: int
     approvals_left: int
@@ -216,7 +217,7 @@ def _header(proposal: Recommendation, told: Any) -> Header:
         proposer=proposal.proposer.value,
         proposed_at=proposal.proposed_at,
         age_s=max(age, timedelta()).total_seconds(),
-        expires_at=told["expires_at"],
+        expires_at=(told["asked"] or {}).get("expires_at"),
         urgent_until=proposal.urgent_until,
         version_hash=told["version_hash"],
     )
@@ -279,6 +280,7 @@ def _decision(proposal: Recommendation, told: Any) -> DecisionView:
     needed = told["approvals_needed"]
     return DecisionView(
         awaited=awaited,
+        asked_because=told["asked"]["reason"] if awaited else None,
         approvals=approvals,
         approvals_needed=needed,
         approvals_left=max(0, needed - len(people)) if awaited else 0,
@@ -299,7 +301,7 @@ def _unknown(
 ) -> dict[str, str]:
     record = told["record"]
     reasons = {
-        "header.expires_at": (told["expires_at"], "no person has been asked"),
+        "header.expires_at": (told["asked"], "no person has been asked"),
         "money.saving_usd_per_month": (
             proposal.saving_usd_per_month, "the proposer gave no forecast",
         ),
