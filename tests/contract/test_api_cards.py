@@ -11,17 +11,31 @@ import yaml
 
 from optiinfra.events import facts as f
 from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.deployment import Provider
 from optiinfra.schemas.money import Interval, PriceSource
 from optiinfra.schemas.outcome import Outcome
-from optiinfra.schemas.recommendation import Precision, PredictiveScaling, Quantisation
+from optiinfra.schemas.recommendation import (
+    BatchTuning,
+    CommitmentPurchase,
+    Consolidation,
+    GateTightening,
+    KvCacheTuning,
+    Precision,
+    PredictiveScaling,
+    Quantisation,
+    RevertChange,
+)
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.telemetry import Known, Reading, Unknown, UnknownReason
 from optiinfra.schemas.tenant import Role
+from optiinfra.schemas.tuning import TrialOutcome, TuningTrial
 from optiinfra.schemas.vote import Verdict
+from optiinfra.storage.embedded.servers import Addresses
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.setup import declare
 from tests.factories import AT, recommendation, rollout, vote
 from tests.integration.api_stand import Stand, standing
+from tests.measured import just_now, metric_store, price, record, sample
 from tests.telemetry import deployment
 
 MISSING = Unknown(reason=UnknownReason.MISSING, detail="not asked")
@@ -83,7 +97,7 @@ async def test_a_card_has_all_that_a_person_decides_on(stand: Stand) -> None:
     assert found["money"]["spend_usd_per_month"] == 1_460.0
     assert found["money"]["track_record"] == {
         "kind": "spot_migration", "finished": 3, "known": 2, "predicted_usd_per_month": 1_400.0,
-        "realised_usd_per_month": 900.0, "within": 1,
+        "realised_usd_per_month": 900.0, "within": 1, "deployments": ["old-a", "old-b", "old-c"],
     }  # fmt: skip
     assert found["blast_radius"]["model"] == "8b"
     assert found["blast_radius"]["stages"] == [
@@ -92,10 +106,11 @@ async def test_a_card_has_all_that_a_person_decides_on(stand: Stand) -> None:
     assert [one["id"] for one in found["evidence"]["similar"]] == ids[::-1]
     assert found["evidence"]["similar"][0]["realised_usd_per_month"]["state"] == "unknown"
     assert found["decision"]["awaited"] is True
+    assert found["decision"]["asked_because"]
     assert (found["decision"]["approvals_left"], found["decision"]["reason"]) == (1, None)
     assert found["decision"]["type_to_confirm"] == "chat"
     assert [one["name"] for one in found["change"]["values"]] == ["replicas", "to"]
-    assert set(found["unknown"]) == {"change.values.before"}
+    assert set(found["unknown"]) == {"change.values.before", "simulated"}
 
 
 async def test_what_a_card_does_not_know_has_a_reason(stand: Stand, postgres: Database) -> None:
@@ -107,6 +122,7 @@ async def test_what_a_card_does_not_know_has_a_reason(stand: Stand, postgres: Da
     assert set(found["unknown"]) == {
         "header.expires_at", "money.saving_usd_per_month", "money.spend_usd_per_hour",
         "money.price_source", "money.track_record", "blast_radius.model", "change.values.before",
+        "simulated",
     }  # fmt: skip
     assert all(found["unknown"].values())
     decision = found["decision"]
@@ -144,6 +160,108 @@ async def test_a_value_is_shown_before_and_after(stand: Stand, spec: Any, values
     found = await got(stand, f"/recommendations/{proposal.id}/card")
     assert found["change"]["values"] == values
     assert "change.values.before" not in found["unknown"]
+
+
+async def diff_of(stand: Stand, **proposed: Any) -> list[str]:
+    proposal = recommendation("a", **proposed)
+    await stand.fleet.hear(f.RecommendationProposed(recommendation=proposal))
+    found = await got(stand, f"/recommendations/{proposal.id}/card")
+    lines: list[str] = found["change"]["diff"].splitlines()
+    assert lines[:2] == ["--- now", "+++ after"]
+    return lines[3:]
+
+
+def changed_in(lines: list[str]) -> list[str]:
+    return [line for line in lines if line[0] in "+-"]
+
+
+async def test_the_diff_holds_the_whole_configuration_and_says_what_is_unknown(
+    stand: Stand,
+) -> None:
+    lines = await diff_of(stand, spec=BatchTuning(max_num_seqs=64))
+    assert changed_in(lines) == ["-engine.max_num_seqs: unknown", "+engine.max_num_seqs: 64"]
+    for line in (
+        "deployment: chat",
+        "model: 8b",
+        "engine: vllm",
+        "engine.chunked_prefill: unknown",
+    ):
+        assert f" {line}" in lines
+
+
+async def test_the_diff_knows_the_present_from_the_first_trial(stand: Stand) -> None:
+    present = TuningTrial(knobs={"kv_block_tokens": 16}, outcome=TrialOutcome.COMPLETE)
+    lines = await diff_of(stand, spec=KvCacheTuning(block_tokens=32), curve=(present,))
+    assert changed_in(lines) == ["-engine.kv_block_tokens: 16", "+engine.kv_block_tokens: 32"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (
+            Quantisation(
+                from_precision=Precision.BF16, to_precision=Precision.FP8, weights="8b-fp8"
+            ),
+            ["-engine.precision: bf16", "+engine.precision: fp8",
+             "-engine.weights: unknown", "+engine.weights: 8b-fp8"],
+        ),
+        (PredictiveScaling(from_replicas=2, to_replicas=3), ["-replicas: 2", "+replicas: 3"]),
+        (
+            GateTightening(max_relative_drop=0.02),
+            ["-quality.max_relative_drop: 0.05", "+quality.max_relative_drop: 0.02"],
+        ),
+        (
+            RevertChange(change=recommendation("b").id),
+            [f"-change {recommendation('b').id}: in force",
+             f"+change {recommendation('b').id}: undone"],
+        ),
+        (
+            CommitmentPurchase(
+                provider=Provider.AWS, instance_type="g5.xlarge", region="us-east-1", count=2,
+                term_years=1, payment="no_upfront",
+            ),
+            ["+new commitment.count: 2", "+new commitment.instance_type: g5.xlarge",
+             "+new commitment.payment: no_upfront", "+new commitment.provider: aws",
+             "+new commitment.region: us-east-1", "+new commitment.term_years: 1"],
+        ),
+        (
+            Consolidation(replicas=("chat-1", "chat-2"), onto=("chat-2",)),
+            [f"-replica chat-1.{part}: unknown"
+             for part in ("instance_type", "market", "provider", "region", "zone")],
+        ),
+    ],
+)  # fmt: skip
+async def test_the_diff_of_each_kind_shows_what_it_changes(
+    stand: Stand, spec: Any, expected: list[str]
+) -> None:
+    assert sorted(changed_in(await diff_of(stand, spec=spec))) == sorted(expected)
+
+
+async def test_the_present_of_a_replica_is_what_telemetry_tells(
+    postgres: Database, servers: Addresses
+) -> None:
+    await declare(postgres, "acme", [deployment()])
+    here = {"instance_type": "g5.xlarge", "market": "on_demand"}
+    async with (
+        metric_store(servers.clickhouse_url) as store,
+        standing(postgres, metrics=store) as stand,
+    ):
+        proposal = recommendation("a")
+        (replica,) = proposal.spec.replicas  # type: ignore[union-attr]
+        await stand.fleet.hear(f.RecommendationProposed(recommendation=proposal))
+        real = await got(stand, f"/recommendations/{proposal.id}/card")
+        assert real["simulated"] == []
+        at = just_now()
+        await record(store, [price(2.0, at=at, replica=replica, **here)], family="cost")
+        scrape = sample("scrape_window_s", 1.0, at=at, replica=replica, emulated="true")
+        await record(store, [scrape])
+        found = await got(stand, f"/recommendations/{proposal.id}/card")
+    assert found["simulated"] == ["chat"]
+    lines = found["change"]["diff"].splitlines()
+    assert f"-replica {replica}.market: on_demand" in lines
+    assert f"+replica {replica}.market: spot" in lines
+    assert f"-replica {replica}.region: unknown" in lines
+    assert f" replica {replica}.instance_type: g5.xlarge" in lines
 
 
 async def test_a_card_of_somebody_else_is_not_there(stand: Stand) -> None:

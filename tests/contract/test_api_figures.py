@@ -125,6 +125,7 @@ async def test_the_overview_adds_up_what_is_known(stand: Stand, store: MetricSto
     assert (realised["usd_per_month"]["value"], realised["changes"], realised["unknown"]) == (
         800.0, 2, 1,
     )  # fmt: skip
+    assert (realised["deployments"], found["simulated"]) == (["chat"], [])
     events = (await got(stand, "/events?kind=outcome.recorded"))["items"]
     assert realised["event_position"] == events[-1]["position"]
     (asked,) = found["pending"]["items"]
@@ -134,6 +135,13 @@ async def test_the_overview_adds_up_what_is_known(stand: Stand, store: MetricSto
     (slo,) = found["slo"]["deployments"]
     assert slo["ttft"]["within"] == slo["tpot"]["within"] == 1.0
     assert (slo["goodput"]["low"], slo["goodput"]["high"], slo["met"]) == (1.0, 1.0, True)
+
+
+async def test_the_overview_names_what_is_simulated(stand: Stand, store: MetricStore) -> None:
+    await record(
+        store, [sample("requests_per_s", 1.0, at=just_now(), replica="r1", emulated="true")]
+    )
+    assert (await got(stand, "/overview"))["simulated"] == ["chat"]
 
 
 async def test_a_running_change_is_counted(stand: Stand) -> None:

@@ -35,9 +35,10 @@ export interface Objectives {
 export interface OverviewFigures {
   at: string;
   window_s: number;
-  spend: { usd_per_hour: Measured; usd_per_month: Measured };
-  realised: { usd_per_month: Measured; changes: number; unknown: number };
+  spend: { usd_per_hour: Measured; usd_per_month: Measured; deployments: { deployment: string }[] };
+  realised: { usd_per_month: Measured; changes: number; unknown: number; deployments: string[] };
   slo: { deployments: Objectives[] };
+  simulated: string[];
 }
 
 export interface Component {

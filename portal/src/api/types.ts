@@ -13,6 +13,7 @@ export type DeploymentRow = Schemas["DeploymentView"];
 export type Recommendation = Schemas["Recommendation"];
 export type RecommendationRow = Schemas["RecommendationView"];
 export type RecommendationDetail = Schemas["RecommendationDetail"];
+export type CardView = Schemas["CardView"];
 export type ChangeRow = Schemas["ChangeView"];
 export type ChangeDetail = Omit<Schemas["ChangeDetail"], "stages"> & { stages: Stage[] };
 export type ChangeState = Schemas["ChangeState"];

@@ -11,6 +11,7 @@ import { keptScope } from "../shell/keys";
 import { useScope } from "../shell/scope";
 import { Ago, Badge, Code, Empty, Panel, useNow } from "../ui/basics";
 import { FigureTile, Tile } from "../ui/figures";
+import { Simulated } from "../ui/simulated";
 import { ProblemNote, Shown } from "../ui/problem";
 import { RiskBadge, StateBadge } from "../ui/states";
 import { Table } from "../ui/table";
@@ -45,13 +46,13 @@ export function Overview() {
   return (
     <div className="space-y-4">
       {error !== undefined && <ProblemNote error={error} />}
-      <Tiles asked={asked.data} moving={running.data && undone.data ? moving.length : null} agents={agents.data} stop={stop.data} />
+      <Tiles asked={asked.data} moving={running.data && undone.data ? moving.length : null} agents={agents.data} stop={stop.data} simulated={figures.data?.simulated} />
       <Alarms agents={agents.data} failed={failed.data} stop={stop.data} figures={figures.data} />
       {figures.data && <Figures found={figures.data} />}
       <div className="grid grid-cols-1 items-start gap-4 xl:grid-cols-2">
         <Panel title="Needs you">
           <Shown query={asked} lines={3} height="h-14">
-            {({ items }) => <NeedsYou rows={items} />}
+            {({ items }) => <NeedsYou rows={items} simulated={figures.data?.simulated} />}
           </Shown>
         </Panel>
         <Panel title="Running changes">
@@ -75,12 +76,14 @@ interface TilesProps {
   moving: number | null;
   agents: Page<Agent> | undefined;
   stop: Switch | undefined;
+  simulated: string[] | undefined;
 }
 
-function Tiles({ asked, moving, agents, stop }: TilesProps) {
+function Tiles({ asked, moving, agents, stop, simulated }: TilesProps) {
   const now = useNow(5_000);
   const oldest = asked?.items.map((row) => row.updated_at).sort()[0];
   const alive = agents?.items.filter((agent) => agent.status === "alive").length;
+  const estimated = (asked?.items ?? []).filter((row) => row.recommendation.saving_usd_per_month);
   const known = asked?.items.flatMap(({ recommendation }) => recommendation.saving_usd_per_month ?? []);
   const total = known && known.length > 0
     ? { low: sum(known.map((one) => one.low)), mid: 0, high: sum(known.map((one) => one.high)), confidence: 0 }
@@ -90,7 +93,11 @@ function Tiles({ asked, moving, agents, stop }: TilesProps) {
       <Tile name="Waiting for you" value={count(asked?.items.length)}>
         {oldest ? `the oldest since ${relative(oldest, now)}` : asked ? "nothing to decide" : UNKNOWN}
       </Tile>
-      <Tile name="Savings waiting" value={savingRange(total)}>
+      <Tile
+        name="Savings waiting"
+        value={savingRange(total)}
+        mark={<Simulated of={estimated.map((row) => row.recommendation.deployment)} among={simulated} />}
+      >
         {asked && known && known.length < asked.items.length ? `${asked.items.length - known.length} without an estimate` : "of what waits for you"}
       </Tile>
       <Tile name="Running changes" value={count(moving)}>
@@ -156,27 +163,29 @@ function Alarms({ agents, failed, stop, figures }: AlarmsProps) {
 }
 
 /** Spend, what our changes have saved of it, and whether requests are served as promised. */
-function Figures({ found: { spend, realised, slo } }: { found: OverviewFigures }) {
+function Figures({ found: { spend, realised, slo, simulated } }: { found: OverviewFigures }) {
+  const paid = <Simulated of={spend.deployments.map((one) => one.deployment)} among={simulated} />;
   const known = slo.deployments.filter(({ met }) => met !== null);
   const met = known.filter((one) => one.met).length;
   const dark = slo.deployments.length - known.length;
   return (
     <div className="grid grid-cols-2 gap-3 lg:grid-cols-4">
-      <FigureTile name="Spend" of={spend.usd_per_hour} about="all that is paid for now" />
-      <FigureTile name="At this rate" of={spend.usd_per_month} about="at 730 h a month" />
+      <FigureTile name="Spend" of={spend.usd_per_hour} about="all that is paid for now" mark={paid} />
+      <FigureTile name="At this rate" of={spend.usd_per_month} about="at 730 h a month" mark={paid} />
       <FigureTile
         name="Realised savings"
         of={realised.usd_per_month}
+        mark={<Simulated of={realised.deployments} among={simulated} />}
         about={`by ${realised.changes} ${realised.changes === 1 ? "change" : "changes"}${realised.unknown > 0 ? `, ${realised.unknown} not known` : ""}`}
       />
-      <Tile name="Objectives met" value={known.length > 0 ? `${met} of ${known.length}` : UNKNOWN}>
+      <Tile name="Objectives met" value={known.length > 0 ? `${met} of ${known.length}` : UNKNOWN} mark={<Simulated of={known.map((one) => one.deployment)} among={simulated} />}>
         {dark > 0 ? `${dark} deployments not known` : "deployments"}
       </Tile>
     </div>
   );
 }
 
-function NeedsYou({ rows }: { rows: RecommendationRow[] }) {
+function NeedsYou({ rows, simulated }: { rows: RecommendationRow[]; simulated: string[] | undefined }) {
   if (rows.length === 0) return <Empty why="Nothing waits for a decision." next="You will see it here within a second when something does." />;
   const first = [...rows].sort((a, b) => expectedValue(b) - expectedValue(a));
   return (
@@ -194,6 +203,7 @@ function NeedsYou({ rows }: { rows: RecommendationRow[] }) {
               <RiskBadge risk={recommendation.risk} />
               <span>now {usdPerHour(recommendation.spend_usd_per_hour)}</span>
               <span>saves {savingRange(recommendation.saving_usd_per_month)}</span>
+              <Simulated of={[recommendation.deployment]} among={simulated} />
               <Ago at={updated_at} />
             </span>
           </Link>

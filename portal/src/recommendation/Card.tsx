@@ -1,21 +1,24 @@
 /** One recommendation whole, in the order in which a person decides. */
 import { Link, useNavigate } from "@tanstack/react-router";
 import type { ReactNode } from "react";
-import type { EventRow, Page, Recommendation, RecommendationDetail, Vote } from "../api/types";
+import type { CardView } from "../api/types";
 import { day, dayAndClock, percent, relative, savingRange, seconds, UNKNOWN, usdPerHour, usdPerMonth, words } from "../format";
 import { useSnapshot } from "../live/context";
 import { keptScope } from "../shell/keys";
 import { Ago, Badge, Button, Facts, Raw, useNow } from "../ui/basics";
 import { Shown } from "../ui/problem";
-import { RiskBadge, StateBadge, VerdictBadge } from "../ui/states";
+import { Simulated } from "../ui/simulated";
+import { RiskBadge, StateBadge } from "../ui/states";
+import { Change } from "./Change";
 import { Decision } from "./Decision";
 import { EvidenceTable } from "./Evidence";
-import { exposure, lastVotes, replicasOf, spendPerMonth, valuesOf } from "./facts";
+import { List } from "./List";
 import type { Tab } from "./order";
-import { PastOutcomes } from "./PastOutcomes";
+import { SimilarCases, TrackRecord } from "./PastOutcomes";
+import { Votes } from "./Votes";
 
 export function Card({ id, tab }: { id: string; tab: Tab }) {
-  const query = useSnapshot<RecommendationDetail>(["recommendation", id], `/recommendations/${id}`);
+  const query = useSnapshot<CardView>(["recommendation", id], `/recommendations/${id}/card`);
   const navigate = useNavigate({ from: "/recommendations" });
   const close = () => void navigate({ search: ({ id: _, ...rest }) => ({ ...rest, tab }) });
   return (
@@ -27,164 +30,148 @@ export function Card({ id, tab }: { id: string; tab: Tab }) {
       </div>
       <div className="px-4 pb-4">
         <Shown query={query} lines={10} height="h-16">
-          {(detail) => <Parts detail={detail} />}
+          {(card) => <Parts card={card} />}
         </Shown>
       </div>
     </article>
   );
 }
 
-function Parts({ detail }: { detail: RecommendationDetail }) {
-  const { recommendation } = detail;
+function Parts({ card }: { card: CardView }) {
+  const { risk, evidence, rollback, header, simulated } = card;
+  const mark = <Simulated of={[header.deployment]} among={simulated} />;
   return (
     <div className="space-y-5">
-      <Head detail={detail} />
+      <Head card={card} />
       <Part title="Money">
-        <Money recommendation={recommendation} />
+        <Money card={card} />
       </Part>
       <Part title="Risk">
-        <RiskBadge risk={recommendation.risk} />
-        <List items={recommendation.risk_reasons} none="no reasons are given" />
+        <RiskBadge risk={risk.level} />
+        <List items={risk.reasons} none="no reasons are given" />
       </Part>
       <Part title="Blast radius">
-        <BlastRadius recommendation={recommendation} />
+        <BlastRadius card={card} />
       </Part>
       <Part title="Votes">
-        <Votes votes={detail.votes} />
+        <Votes votes={card.votes} mark={mark} />
       </Part>
       <Part title="Evidence">
-        <EvidenceTable evidence={recommendation.evidence} curve={recommendation.curve} />
+        <EvidenceTable evidence={evidence.rows} curve={evidence.curve} mark={mark} />
+        <SimilarCases cases={evidence.similar} simulated={simulated} />
       </Part>
       <Part title="The change">
-        <Facts rows={[["kind", words(recommendation.spec.kind)], ...valuesOf(recommendation.spec)]} />
-        <Raw value={recommendation.spec} label="the change as JSON" />
+        <Change card={card} />
+        <Raw value={card.change.spec} label="the change as JSON" />
       </Part>
       <Part title="Rollout">
-        <Rollout recommendation={recommendation} />
+        <Rollout card={card} />
       </Part>
       <Part title="Rollback">
-        <p>Takes about {seconds(recommendation.rollback_seconds)}.</p>
-        <List items={recommendation.cannot_be_undone} none="Everything can be undone." />
+        <p>Takes about {seconds(rollback.seconds)}.</p>
+        <List items={rollback.cannot_be_undone} none="Everything can be undone." />
       </Part>
-      <Decision detail={detail} />
+      <Decision card={card} />
     </div>
   );
 }
 
 function Part({ title, children }: { title: string; children: ReactNode }) {
   return (
-    <section className="space-y-2">
+    <section aria-label={title} className="space-y-2">
       <h3 className="text-xs font-semibold tracking-wide text-muted uppercase">{title}</h3>
       {children}
     </section>
   );
 }
 
-function Head({ detail }: { detail: RecommendationDetail }) {
-  const { recommendation } = detail;
-  const asked = useSnapshot<Page<EventRow>>(
-    ["change", detail.id],
-    `/events?change=${detail.id}&kind=approval.requested`,
-  );
+function Head({ card }: { card: CardView }) {
+  const { header, state, decision, unknown } = card;
   const now = useNow();
-  const last = asked.data?.items.at(-1)?.fact as { expires_at?: string; reason?: string } | undefined;
-  const expires = detail.state === "awaiting_approval" ? last?.expires_at : undefined;
-  const until = recommendation.urgent_until;
+  const until = header.urgent_until;
   return (
     <header className="space-y-2">
-      <h2 className="text-lg font-semibold">{recommendation.title}</h2>
+      <h2 className="text-lg font-semibold">{header.title}</h2>
       <div className="flex flex-wrap items-center gap-x-3 gap-y-1 text-muted">
-        <StateBadge state={detail.state} />
+        <StateBadge state={state} />
         {until && <Badge tone="warn">urgent until {dayAndClock(until)}</Badge>}
         <span>
-          on <strong className="text-ink">{recommendation.deployment}</strong>
+          on <strong className="text-ink">{header.deployment}</strong>
         </span>
         <span>
-          by {recommendation.proposer}, <Ago at={detail.proposed_at} />
+          by {header.proposer}, <Ago at={header.proposed_at} />
         </span>
-        {expires && <span>expires {relative(expires, now)}</span>}
+        {decision.awaited && (
+          <span>
+            expires{" "}
+            {header.expires_at ? relative(header.expires_at, now) : `${UNKNOWN} (${unknown["header.expires_at"] ?? "unknown"})`}
+          </span>
+        )}
         <span>
-          version <span className="font-mono text-xs">{detail.version_hash}</span>
+          version <span className="font-mono text-xs">{header.version_hash}</span>
         </span>
       </div>
-      {detail.state === "awaiting_approval" && last?.reason && <p>A person is asked: {last.reason}</p>}
+      {decision.asked_because && <p>A person is asked: {decision.asked_because}</p>}
     </header>
   );
 }
 
-function Money({ recommendation }: { recommendation: Recommendation }) {
-  const { saving_usd_per_month: saving, price_source: source } = recommendation;
-  const spend = spendPerMonth(recommendation);
+function Money({ card: { money, header, simulated, unknown } }: { card: CardView }) {
+  const { saving_usd_per_month: saving, price_source: source } = money;
+  const mark = <Simulated of={[header.deployment]} among={simulated} />;
+  const why = (name: string) => `${UNKNOWN} (${unknown[`money.${name}`] ?? "unknown"})`;
   return (
     <>
       <p className="text-base">
         {saving ? (
           <>
-            saves <strong>{savingRange(saving)}</strong> ({percent(saving.confidence)} sure; most
-            likely {usdPerMonth(saving.mid)})
+            saves <strong>{savingRange(saving)}</strong>
+            {mark} ({percent(saving.confidence)} sure; most likely {usdPerMonth(saving.mid)})
           </>
         ) : (
-          "no saving is estimated"
+          `saves ${why("saving_usd_per_month")}`
         )}
       </p>
       <p className="text-muted">
-        now spends {usdPerHour(recommendation.spend_usd_per_hour)}, which is {usdPerMonth(spend)} at
-        730 h · prices: {source ? `${source.name}, as of ${day(source.as_of)}` : UNKNOWN}
+        now spends{" "}
+        {money.spend_usd_per_hour === null ? (
+          why("spend_usd_per_hour")
+        ) : (
+          <>
+            {usdPerHour(money.spend_usd_per_hour)}, which is {usdPerMonth(money.spend_usd_per_month)}
+            {mark} at 730 h
+          </>
+        )}{" "}
+        · prices: {source ? `${source.name}, as of ${day(source.as_of)}` : why("price_source")}
       </p>
-      <PastOutcomes kind={recommendation.spec.kind} />
+      <TrackRecord record={money.track_record} simulated={simulated} />
     </>
   );
 }
 
-function BlastRadius({ recommendation }: { recommendation: Recommendation }) {
-  const replicas = replicasOf(recommendation.spec);
-  const shares = recommendation.rollout.stages.map((stage) => percent(stage.share)).join(" → ");
+function BlastRadius({ card: { blast_radius: blast, header, rollback, unknown } }: { card: CardView }) {
+  const shares = blast.stages.map((stage) => percent(stage.share)).join(" → ");
+  const exposures = blast.stages.map(
+    ({ share, exposure_s }) => `${percent(share)} × ${seconds(rollback.seconds)} = ${seconds(exposure_s)}`,
+  );
   return (
     <Facts
       rows={[
-        ["deployment", recommendation.deployment],
-        ["replicas", replicas ? `${replicas.length}: ${replicas.join(", ")}` : UNKNOWN],
+        ["deployment", header.deployment],
+        ["model", blast.model ?? `${UNKNOWN} (${unknown["blast_radius.model"] ?? "unknown"})`],
+        ["replicas", blast.replicas.length > 0 ? `${blast.replicas.length}: ${blast.replicas.join(", ")}` : "the change names none"],
         ["traffic", shares],
-        ["exposure", exposure(recommendation)],
+        ["exposure", `${exposures.join("; ")} of all traffic`],
       ]}
     />
   );
 }
 
-function Votes({ votes }: { votes: Vote[] }) {
-  const shown = lastVotes(votes);
-  if (shown.length === 0) return <p className="text-muted">No agent has voted yet.</p>;
-  return (
-    <ul className="space-y-2">
-      {shown.map((vote) => (
-        <li key={vote.agent} className="rounded-md border border-line p-3">
-          <div className="flex flex-wrap items-center gap-2">
-            <strong>{vote.agent}</strong>
-            <VerdictBadge verdict={vote.verdict} />
-            <span className="text-xs text-muted">
-              round {vote.round}, <Ago at={vote.cast_at} />
-            </span>
-          </div>
-          <List items={vote.reasons} none="no reason" />
-          {vote.conditions.length > 0 && <List items={vote.conditions.map((one) => `if ${one}`)} none="" />}
-          {vote.evidence.length > 0 && (
-            <details className="mt-1">
-              <summary className="w-fit text-accent">what it stands on</summary>
-              <EvidenceTable evidence={vote.evidence} />
-            </details>
-          )}
-        </li>
-      ))}
-    </ul>
-  );
-}
-
-function Rollout({ recommendation }: { recommendation: Recommendation }) {
-  const { stages, gates } = recommendation.rollout;
+function Rollout({ card: { id, rollout } }: { card: CardView }) {
   return (
     <>
       <ol className="flex flex-wrap gap-2">
-        {stages.map((stage, number) => (
+        {rollout.stages.map((stage, number) => (
           <li key={number} className="rounded-md border border-line px-3 py-2">
             <strong>{percent(stage.share)}</strong> of the traffic for {seconds(stage.soak_s)}, then
             a gate (at most {seconds(stage.hold_limit_s)})
@@ -192,26 +179,17 @@ function Rollout({ recommendation }: { recommendation: Recommendation }) {
         ))}
       </ol>
       <p className="text-muted">
-        Gates are answered by {gates.join(" and ")}.{" "}
+        Gates are answered by {rollout.gates.map(words).join(" and ")}, asked every{" "}
+        {seconds(rollout.look_every_s)}; a stage takes at most {seconds(rollout.apply_timeout_s)} to
+        apply.{" "}
         <Link
           to="/executions"
-          search={(before) => ({ ...keptScope(before), id: recommendation.id })}
+          search={(before) => ({ ...keptScope(before), id })}
           className="text-accent underline"
         >
           Its execution
         </Link>
       </p>
     </>
-  );
-}
-
-function List({ items, none }: { items: readonly string[]; none: string }) {
-  if (items.length === 0) return none ? <p className="text-muted">{none}</p> : null;
-  return (
-    <ul className="list-disc pl-5">
-      {items.map((item) => (
-        <li key={item}>{item}</li>
-      ))}
-    </ul>
   );
 }

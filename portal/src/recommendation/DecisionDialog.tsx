@@ -1,28 +1,27 @@
 /** Asks once more, sends the decision, and waits until its event has come back. */
 import { useState, type FormEvent } from "react";
 import { call, newKey } from "../api/client";
-import type { Accepted, RecommendationDetail } from "../api/types";
+import type { Accepted, CardView } from "../api/types";
 import { savingRange } from "../format";
 import { useLiveStream, useRefresh } from "../live/context";
 import { Button } from "../ui/basics";
 import { Dialog } from "../ui/dialog";
 import { problemIn, ProblemNote } from "../ui/problem";
-import { needsTyping } from "./facts";
 
 const HEARD_MS = 2_000;
 const FIELD = "mt-1 block w-full rounded-md border border-line bg-panel px-3 py-2";
 
 interface Props {
-  detail: RecommendationDetail;
+  card: CardView;
   verb: "approve" | "reject";
   onClose: () => void;
 }
 
 type Sent = "no" | "sending" | "unheard";
 
-export function DecisionDialog({ detail, verb, onClose }: Props) {
+export function DecisionDialog({ card, verb, onClose }: Props) {
   // What was shown when the dialog opened is what is decided on, whatever comes meanwhile.
-  const [{ recommendation, version_hash }] = useState(detail);
+  const [{ id, header, money, risk, decision }] = useState(card);
   const [key] = useState(newKey);
   const [reason, setReason] = useState("");
   const [typed, setTyped] = useState("");
@@ -31,9 +30,9 @@ export function DecisionDialog({ detail, verb, onClose }: Props) {
   const stream = useLiveStream();
   const refresh = useRefresh();
   const approving = verb === "approve";
-  const typing = approving && needsTyping(recommendation);
-  const missing = typing && typed !== recommendation.deployment
-    ? `type ${recommendation.deployment} to go on`
+  const asked = approving ? decision.type_to_confirm : null;
+  const missing = asked !== null && typed !== asked
+    ? `type ${asked} to go on`
     : !approving && reason.trim() === ""
       ? "a rejection needs a reason: it is learnt from"
       : null;
@@ -44,10 +43,10 @@ export function DecisionDialog({ detail, verb, onClose }: Props) {
     setSent("sending");
     setRefused(null);
     try {
-      const { data } = await call<Accepted>(`/recommendations/${detail.id}/${verb}`, {
+      const { data } = await call<Accepted>(`/recommendations/${id}/${verb}`, {
         method: "POST",
         body: { reason },
-        headers: { "If-Match": `"${version_hash}"`, "Idempotency-Key": key },
+        headers: { "If-Match": `"${header.version_hash}"`, "Idempotency-Key": key },
       });
       if (data.repeated || (await stream.heard(data.event_id, HEARD_MS))) onClose();
       else setSent("unheard");
@@ -55,25 +54,25 @@ export function DecisionDialog({ detail, verb, onClose }: Props) {
       setRefused(error);
       setSent("no");
     }
-    void refresh(["recommendation", detail.id]);
+    void refresh(["recommendation", id]);
   };
 
   return (
     <Dialog title={approving ? "Approve" : "Reject"} onClose={onClose}>
       <form onSubmit={(event) => void submit(event)} className="space-y-3">
         <p>
-          <strong>{recommendation.title}</strong>
+          <strong>{header.title}</strong>
           <br />
           <span className="text-muted">
-            {recommendation.risk} risk · saves {savingRange(recommendation.saving_usd_per_month)} ·
-            version <span className="font-mono text-xs">{version_hash}</span>
+            {risk.level} risk · saves {savingRange(money.saving_usd_per_month)} ·
+            version <span className="font-mono text-xs">{header.version_hash}</span>
           </span>
         </p>
-        {typing && (
+        {asked !== null && (
           <label className="block">
             <span>
-              This is {recommendation.risk} risk. Type the target’s name,{" "}
-              <strong>{recommendation.deployment}</strong>:
+              This is {risk.level} risk. Type the target’s name,{" "}
+              <strong>{asked}</strong>:
             </span>
             <input
               autoFocus
@@ -87,7 +86,7 @@ export function DecisionDialog({ detail, verb, onClose }: Props) {
         <label className="block">
           <span>Reason{approving ? " (optional)" : ""}</span>
           <textarea
-            autoFocus={!typing}
+            autoFocus={asked === null}
             rows={2}
             maxLength={2_000}
             value={reason}

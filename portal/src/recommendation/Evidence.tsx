@@ -1,16 +1,18 @@
 /** What a decision rests on: readings with threshold, window, sample size and source. */
-import type { Evidence, Recommendation } from "../api/types";
+import type { ReactNode } from "react";
+import type { Evidence, Reading, Recommendation } from "../api/types";
 import { count, measured, metricName, reading, seconds, UNKNOWN, words } from "../format";
 import { Badge } from "../ui/basics";
 import { Table } from "../ui/table";
 
-export function EvidenceTable({
-  evidence,
-  curve = [],
-}: {
+interface Props {
   evidence: readonly Evidence[];
   curve?: Recommendation["curve"];
-}) {
+  /** Beside what was measured over a window; prices and policies are read, not measured. */
+  mark?: ReactNode;
+}
+
+export function EvidenceTable({ evidence, curve = [], mark }: Props) {
   if (evidence.length === 0 && curve.length === 0) {
     return <p className="text-muted">None was given.</p>;
   }
@@ -22,7 +24,11 @@ export function EvidenceTable({
           head={["what", "reading", "threshold", "window", "samples", "source"]}
           rows={evidence.map((one) => [
             metricName(one.name),
-            reading(one.reading, one.unit),
+            <div key="reading">
+              {reading(one.reading, one.unit)}
+              {one.reading.state === "known" && typeof one.window_s === "number" && mark}
+              <Bar value={valueOf(one.reading)} limit={one.threshold} />
+            </div>,
             measured(one.threshold, one.unit),
             seconds(one.window_s),
             count(one.samples),
@@ -30,12 +36,31 @@ export function EvidenceTable({
           ])}
         />
       )}
-      {curve.length > 0 && <Trials curve={curve} />}
+      {curve.length > 0 && <Trials curve={curve} mark={mark} />}
     </>
   );
 }
 
-function Trials({ curve }: { curve: Recommendation["curve"] }) {
+function valueOf(value: Reading): number | null {
+  return value.state === "known" ? value.value : null;
+}
+
+/** A reading as a bar from 0, with a stroke where its threshold (or what it is held to) is. */
+function Bar({ value, limit }: { value: number | null; limit: number | null | undefined }) {
+  if (value === null || value < 0 || typeof limit !== "number" || limit <= 0) return null;
+  const most = Math.max(value, limit) * 1.1;
+  const at = (limit / most) * 100;
+  return (
+    <svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" className="mt-1 h-2 w-28">
+      <rect width="100" height="8" fill="var(--raised)" />
+      <rect width={(value / most) * 100} height="8" fill="var(--accent)" />
+      <rect x={at - 1} width="2" height="8" fill="var(--ink)" />
+    </svg>
+  );
+}
+
+function Trials({ curve, mark }: { curve: NonNullable<Recommendation["curve"]>; mark: ReactNode }) {
+  const most = Math.max(0, ...curve.map((trial) => valueOf(trial.tokens_per_s) ?? 0));
   return (
     <Table
       label="configurations that were tried on a staging replica"
@@ -45,7 +70,11 @@ function Trials({ curve }: { curve: Recommendation["curve"] }) {
         <Badge key="outcome" tone={trial.outcome === "complete" ? "good" : "warn"}>
           {trial.outcome}
         </Badge>,
-        reading(trial.tokens_per_s, "per_s"),
+        <div key="tokens">
+          {reading(trial.tokens_per_s, "per_s")}
+          {trial.tokens_per_s.state === "known" && mark}
+          <Bar value={valueOf(trial.tokens_per_s)} limit={most} />
+        </div>,
         reading(trial.ttft_p95_s, "s"),
         reading(trial.tpot_p95_s, "s"),
       ])}

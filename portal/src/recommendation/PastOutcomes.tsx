@@ -1,33 +1,52 @@
-/** How earlier predictions of this kind turned out, from the outcomes in the event log. */
-import type { EventRow, Interval, Page, Reading } from "../api/types";
-import { usdPerMonth, words } from "../format";
-import { useSnapshot } from "../live/context";
+/** How earlier predictions of this kind turned out, in all and case by case. */
+import type { CardView } from "../api/types";
+import { day, reading, savingRange, UNKNOWN, usdPerMonth, words } from "../format";
+import { Simulated } from "../ui/simulated";
+import { StateBadge } from "../ui/states";
+import { Table } from "../ui/table";
 
-interface Outcome {
-  kind: string;
-  terminal: string;
-  predicted_usd_per_month: Interval | null;
-  realised_usd_per_month: Reading;
+interface RecordProps {
+  record: CardView["money"]["track_record"];
+  simulated: CardView["simulated"];
 }
 
-export function PastOutcomes({ kind }: { kind: string }) {
-  const query = useSnapshot<Page<EventRow>>(["outcomes"], "/events?kind=outcome.recorded&limit=200");
-  if (query.data === undefined) return null;
-  const past = query.data.items
-    .map((event) => (event.fact as { outcome: Outcome }).outcome)
-    .filter((outcome) => outcome.kind === kind);
-  const completed = past.filter((outcome) => outcome.terminal === "completed");
-  const compared = completed.flatMap(({ predicted_usd_per_month: predicted, realised_usd_per_month: got }) =>
-    predicted && got.state === "known" ? [{ predicted: predicted.mid, got: got.value }] : [],
-  );
-  if (past.length === 0) return <p className="text-muted">No {words(kind)} has ended here before.</p>;
-  const sum = (name: "predicted" | "got") => compared.reduce((total, one) => total + one[name], 0);
+export function TrackRecord({ record, simulated }: RecordProps) {
+  const { kind, finished, known, within } = record;
+  if (finished === 0) return <p className="text-muted">No {words(kind)} has completed here before.</p>;
   return (
     <p className="text-muted">
-      {past.length} past {words(kind)}: {completed.length} completed
-      {compared.length > 0 &&
-        `; predicted ${usdPerMonth(sum("predicted"))}, realised ${usdPerMonth(sum("got"))} in all`}
-      .
+      {finished} past {words(kind)} completed
+      {known === 0
+        ? "; of none are both forecast and saving known."
+        : `; of the ${known} with both numbers: predicted ${usdPerMonth(record.predicted_usd_per_month)}, realised ${usdPerMonth(record.realised_usd_per_month)} in all, ${within} within the predicted range.`}
+      <Simulated of={record.deployments} among={simulated} />
     </p>
+  );
+}
+
+interface CasesProps {
+  cases: CardView["evidence"]["similar"];
+  simulated: CardView["simulated"];
+}
+
+export function SimilarCases({ cases, simulated }: CasesProps) {
+  if (cases.length === 0) return <p className="text-muted">No similar change has ended before.</p>;
+  return (
+    <Table
+      label="similar past cases"
+      head={["similar past case", "ended", "predicted", "realised", "on"]}
+      rows={cases.map((one) => [
+        one.title ?? UNKNOWN,
+        <StateBadge key="state" state={one.terminal} />,
+        savingRange(one.predicted_usd_per_month),
+        <span key="realised">
+          {one.realised_usd_per_month.state === "known"
+            ? usdPerMonth(one.realised_usd_per_month.value)
+            : reading(one.realised_usd_per_month, "usd_per_hour")}
+          <Simulated of={[one.deployment]} among={simulated} />
+        </span>,
+        day(one.at),
+      ])}
+    />
   );
 }

@@ -9,20 +9,31 @@ import { useScope } from "../shell/scope";
 import { Code, Empty } from "./basics";
 import { Shown } from "./problem";
 
-export function Tile({ name, value, children }: { name: string; value: string; children?: ReactNode }) {
+interface TileProps {
+  name: string;
+  value: string;
+  /** Beside the value. */
+  mark?: ReactNode;
+  children?: ReactNode;
+}
+
+export function Tile({ name, value, mark, children }: TileProps) {
   return (
     <div className="min-w-0 rounded-lg border border-line bg-panel p-3">
       <p className="text-xs text-muted">{name}</p>
-      <p className="text-lg font-semibold break-words md:text-xl">{value}</p>
+      <p className="text-lg font-semibold break-words md:text-xl">
+        {value}
+        {mark}
+      </p>
       {children && <p className="text-xs text-muted">{children}</p>}
     </div>
   );
 }
 
 /** A figure with when it was read, or why it is not known. */
-export function FigureTile({ name, of, about }: { name: string; of: Measured; about?: string }) {
+export function FigureTile({ name, of, about, mark }: { name: string; of: Measured; about?: string; mark?: ReactNode }) {
   return (
-    <Tile name={name} value={measured(of.value, of.unit)}>
+    <Tile name={name} value={measured(of.value, of.unit)} mark={of.value !== null && mark}>
       {of.value === null ? (of.reason ?? UNKNOWN) : about}
     </Tile>
   );

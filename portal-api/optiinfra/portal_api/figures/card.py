@@ -8,8 +8,12 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, Field
 
 from optiinfra.portal_api.examples import shown_as
+from optiinfra.portal_api.figures.configuration import configuration_diff
+from optiinfra.portal_api.figures.seen import Seen, emulated_in
+from optiinfra.portal_api.measures import SCRAPES, SPEND
 from optiinfra.portal_api.views import ApprovalView
 from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.deployment import Deployment
 from optiinfra.schemas.money import HOURS_PER_MONTH, Interval, PriceSource
 from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.telemetry import Reading
@@ -17,6 +21,8 @@ from optiinfra.schemas.tuning import TuningTrial
 from optiinfra.schemas.vote import Evidence, Verdict, Vote
 
 _DISSENT = {Verdict.REJECT: 0, Verdict.ABSTAIN: 1, Verdict.APPROVE: 2}
+METRICS = (SPEND, SCRAPES)
+"""What this reads of the replicas."""
 CONFIRMED_FROM = Risk.HIGH
 """From this risk on the target's name is typed."""
 
@@ -42,6 +48,7 @@ class TrackRecord(BaseModel):
     predicted_usd_per_month: float | None
     realised_usd_per_month: float | None
     within: int = Field(description="realised within the predicted range")
+    deployments: list[str] = Field(description="on which they were")
 
 
 class Money(BaseModel):
@@ -100,6 +107,9 @@ class ChangedValue(BaseModel):
 class ChangeValues(BaseModel):
     values: list[ChangedValue]
     spec: dict[str, Any]
+    diff: str = Field(
+        description="unified diff of the whole configuration; what is not known says `unknown`"
+    )
 
 
 class PlannedStage(BaseModel):
@@ -125,6 +135,7 @@ class DecisionView(BaseModel):
     can be decided now."""
 
     awaited: bool
+    asked_because: str | None = Field(description="why a person is asked; null: nobody is")
     approvals: list[ApprovalView]
     approvals_needed: int
     approvals_left: int
@@ -147,13 +158,20 @@ class CardView(BaseModel):
     rollout: Rollout
     rollback: Rollback
     decision: DecisionView
+    simulated: list[str] | None = Field(
+        description="deployments of the fleet that run on emulated replicas: all their figures are"
+        " simulated; null where telemetry cannot be read"
+    )
     unknown: dict[str, str] = Field(description="what is null above, and why")
 
 
-def card(told: Any) -> CardView:
-    """Out of what the database tells of a recommendation."""
+def card(told: Any, seen: dict[str, Seen] | None) -> CardView:
+    """Out of what the database tells of a recommendation, and telemetry (None: unreadable)."""
     proposal = Recommendation.model_validate(told["recommendation"])
-    model = (told["deployment"] or {}).get("model")
+    declared = told["deployment"]
+    deployment = None if declared is None else Deployment.model_validate(declared)
+    model = None if deployment is None else deployment.model
+    replicas = None if seen is None else seen.get(proposal.deployment)
     values = _values(proposal)
     return CardView(
         id=told["id"],
@@ -168,7 +186,11 @@ def card(told: Any) -> CardView:
             curve=list(proposal.curve),
             similar=[Similar.model_validate(one) for one in told["similar"]],
         ),
-        change=ChangeValues(values=values, spec=proposal.spec.model_dump(mode="json")),
+        change=ChangeValues(
+            values=values,
+            spec=proposal.spec.model_dump(mode="json"),
+            diff=configuration_diff(proposal, deployment, replicas),
+        ),
         rollout=Rollout(
             stages=[PlannedStage(**stage.model_dump()) for stage in proposal.rollout.stages],
             gates=[gate.value for gate in proposal.rollout.gates],
@@ -180,7 +202,9 @@ def card(told: Any) -> CardView:
             cannot_be_undone=list(proposal.cannot_be_undone),
         ),
         decision=_decision(proposal, told),
-        unknown=_unknown(proposal, told, model, values),
+        simulated=None if seen is None else emulated_in(seen),
+        unknown=_unknown(proposal, told, model, values)
+        | ({"simulated": "telemetry cannot be read now"} if seen is None else {}),
     )
 
 
@@ -193,7 +217,7 @@ def _header(proposal: Recommendation, told: Any) -> Header:
         proposer=proposal.proposer.value,
         proposed_at=proposal.proposed_at,
         age_s=max(age, timedelta()).total_seconds(),
-        expires_at=told["expires_at"],
+        expires_at=(told["asked"] or {}).get("expires_at"),
         urgent_until=proposal.urgent_until,
         version_hash=told["version_hash"],
     )
@@ -256,6 +280,7 @@ def _decision(proposal: Recommendation, told: Any) -> DecisionView:
     needed = told["approvals_needed"]
     return DecisionView(
         awaited=awaited,
+        asked_because=told["asked"]["reason"] if awaited else None,
         approvals=approvals,
         approvals_needed=needed,
         approvals_left=max(0, needed - len(people)) if awaited else 0,
@@ -276,7 +301,7 @@ def _unknown(
 ) -> dict[str, str]:
     record = told["record"]
     reasons = {
-        "header.expires_at": (told["expires_at"], "no person has been asked"),
+        "header.expires_at": (told["asked"], "no person has been asked"),
         "money.saving_usd_per_month": (
             proposal.saving_usd_per_month, "the proposer gave no forecast",
         ),

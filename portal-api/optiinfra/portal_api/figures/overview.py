@@ -10,7 +10,7 @@ from optiinfra.portal_api.examples import shown_as
 from optiinfra.portal_api.figures import objectives as slo
 from optiinfra.portal_api.figures.measured import Measured, added, known, unknown
 from optiinfra.portal_api.figures.objectives import Objectives, objectives
-from optiinfra.portal_api.figures.seen import Seen, Span
+from optiinfra.portal_api.figures.seen import Seen, Span, emulated_in
 from optiinfra.portal_api.figures.spending import PER_MONTH, a_month, rate
 from optiinfra.portal_api.measures import SPEND
 from optiinfra.schemas.change import ChangeState
@@ -45,6 +45,7 @@ class Realised(BaseModel):
     changes: int = Field(description="changes that have completed")
     unknown: int = Field(description="those of them whose saving is not known: not in the sum")
     event_position: int | None = Field(description="of the newest outcome in the log")
+    deployments: list[str] = Field(description="on which they were")
     source: str
 
 
@@ -94,6 +95,9 @@ class OverviewView(BaseModel):
     pending: Pending
     running: Running
     slo: Attainment
+    simulated: list[str] = Field(
+        description="deployments that run on emulated replicas: all their figures are simulated"
+    )
 
 
 def overview(told: Any, seen: dict[str, Seen], span: Span) -> OverviewView:
@@ -108,6 +112,7 @@ def overview(told: Any, seen: dict[str, Seen], span: Span) -> OverviewView:
             changes=told["realised"]["changes"],
             unknown=told["realised"]["changes"] - told["realised"]["known"],
             event_position=told["realised"]["event_position"],
+            deployments=told["realised"]["deployments"],
             source=REALISED_SOURCE,
         ),
         pending=Pending(**told["pending"], source=PENDING_SOURCE),
@@ -116,6 +121,7 @@ def overview(told: Any, seen: dict[str, Seen], span: Span) -> OverviewView:
             deployments=[objectives(_of(one.id, seen, span), one.slo) for one in declared],
             source=SLO_SOURCE,
         ),
+        simulated=emulated_in(seen),
     )
 
 

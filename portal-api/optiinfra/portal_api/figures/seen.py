@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -173,6 +173,11 @@ def _union_s(rows: Iterable[Summary]) -> float:
         total_s += max(0.0, end - max(begin, until))
         until = max(until, end)
     return total_s
+
+
+def emulated_in(seen: Mapping[str, Seen]) -> list[str]:
+    """The deployments of which telemetry comes from an emulator, at least in part."""
+    return sorted(name for name, one in seen.items() if one.is_emulated)
 
 
 async def look(

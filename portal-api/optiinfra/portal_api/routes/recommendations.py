@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from optiinfra.portal_api.auth import Approver, Ports, Reader
-from optiinfra.portal_api.figures.card import CardView, card
+from optiinfra.portal_api.figures.card import METRICS, CardView, card
+from optiinfra.portal_api.figures.seen import SPEND_LATEST_S, Seen, Span, look
 from optiinfra.portal_api.paging import Paged, PageOf, json_answer
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.problems import PreconditionNeeded
@@ -21,7 +22,7 @@ from optiinfra.portal_api.views import (
     RecommendationView,
 )
 from optiinfra.schemas.change import ChangeState
-from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.errors import Rejected, Unavailable
 from optiinfra.storage.postgres.access import Principal
 from optiinfra.storage.postgres.decisions import Accepted, Decision
 from optiinfra.storage.postgres.reading import ChangeFilter
@@ -88,9 +89,18 @@ async def recommendation_card(
     change: Id, who: Reader, ports: Ports, response: Response
 ) -> CardView:
     """All that a person decides on, in the order in which it is read, with the same `ETag`."""
-    found = card(await ports.reports.card(who.tenant, change))
+    told = await ports.reports.card(who.tenant, change)
+    found = card(told, await _replicas_seen(ports, who.tenant))
     response.headers["ETag"] = f'"{found.header.version_hash}"'
     return found
+
+
+async def _replicas_seen(ports: ApiPorts, tenant: str) -> dict[str, Seen] | None:
+    """None where telemetry cannot be read: a person can decide all the same."""
+    try:
+        return await look(ports, tenant, Span.up_to(datetime.now(UTC), SPEND_LATEST_S), METRICS)
+    except Unavailable:
+        return None
 
 
 @router.post("/recommendations/{change}/approve", status_code=202)

@@ -14,7 +14,8 @@ _RECORD = f"""
 SELECT json_build_object('finished', count(*), 'known', count(*) FILTER (WHERE {_COMPARABLE}),
     'predicted_usd_per_month', sum({_MID}) FILTER (WHERE {_COMPARABLE}),
     'realised_usd_per_month', sum({_SAVED}) FILTER (WHERE {_COMPARABLE}),
-    'within', count(*) FILTER (WHERE {_SAVED} BETWEEN {_LOW} AND {_HIGH}))
+    'within', count(*) FILTER (WHERE {_SAVED} BETWEEN {_LOW} AND {_HIGH}),
+    'deployments', coalesce(json_agg(DISTINCT o.body ->> 'deployment'), '[]'))
 FROM outcomes o
 WHERE o.tenant = r.tenant AND o.kind = r.kind AND o.body ->> 'terminal' = 'completed'
 """  # noqa: S608 - of constants
@@ -30,7 +31,8 @@ SELECT coalesce(json_agg(w ORDER BY w.same DESC, w.at DESC), '[]') FROM (
 ) w
 """  # noqa: S608 - of constants
 _ASKED = f"""
-SELECT e.body::json ->> 'expires_at' FROM event_log e
+SELECT json_build_object('expires_at', e.body::json ->> 'expires_at',
+    'reason', e.body::json ->> 'reason') FROM event_log e
 WHERE e.chain = r.id AND e.type = '{BY_PREFIX["approval.requested"].type}'
 ORDER BY e.version DESC LIMIT 1
 """  # noqa: S608 - of constants
@@ -49,7 +51,7 @@ SELECT json_build_object('id', r.id, 'state', s.state, 'version_hash', r.version
     'recommendation', r.body, 'end_reason', s.body::json ->> 'end_reason',
     'waiting', s.body::json ->> 'waiting',
     'approvals_needed', coalesce((s.body::json ->> 'needed')::integer, 1),
-    'now', clock_timestamp(), 'expires_at', ({_ASKED}), 'votes', ({_VOTES}),
+    'now', clock_timestamp(), 'asked', ({_ASKED}), 'votes', ({_VOTES}),
     'approvals', ({_APPROVALS}), 'record', ({_RECORD}), 'similar', ({_ALIKE}),
     'deployment', (SELECT d.body FROM deployments d WHERE d.tenant = r.tenant
         AND d.id = r.deployment))::text

@@ -166,12 +166,13 @@ FROM (
 ) w
 """  # noqa: S608 - of constants
 _REALISED = f"""
-SELECT w.changes, w.known, w.usd_per_month, (
+SELECT w.changes, w.known, w.usd_per_month, w.deployments, (
     SELECT max(e.position) FROM event_log e
     WHERE e.chain = w.last AND e.type = {_type("outcome.recorded")}
 ) AS event_position
 FROM (
     SELECT count(*) AS changes, count({_SAVED}) AS known, sum({_SAVED}) AS usd_per_month,
+        coalesce(json_agg(DISTINCT o.body ->> 'deployment'), '[]') AS deployments,
         (array_agg(o.change_id ORDER BY o.at DESC))[1] AS last
     FROM outcomes o WHERE o.tenant = $1 AND o.body ->> 'terminal' = 'completed'
 ) w
