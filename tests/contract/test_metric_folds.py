@@ -223,6 +223,26 @@ async def test_a_summary_has_the_newest_reading_and_what_the_window_holds(
         await store.summaries(asked)
 
 
+async def test_a_sample_that_came_again_is_summed_up_once(store: MetricStore) -> None:
+    said = [row(n * 10, "requests_per_s", 2.0, replica=replica) for n in range(3)
+            for replica in ("r1", "r2")]  # fmt: skip
+    other = row(0, "requests_waiting", 5.0, replica="r1")
+    at_once = [row(0, "answer_score", score, replica="r1") for score in (0.2, 0.6)]
+    await store.insert([*said, other, *at_once], "one")
+    await store.insert([said[0], row(30, "requests_per_s", 8.0, replica="r2")], "another")
+    asked = SummaryQuery(
+        tenant="acme", metrics=["requests_per_s", "requests_waiting", "answer_score"], since=NOW,
+        until=NOW + timedelta(seconds=60), recent_since=NOW,
+    )  # fmt: skip
+    found = await store.summaries(asked)
+    assert [(one.replica, one.metric, one.known, one.total) for one in found] == [
+        ("r1", "answer_score", 2, pytest.approx(0.8)),
+        ("r1", "requests_per_s", 3, 6.0),
+        ("r1", "requests_waiting", 1, 5.0),
+        ("r2", "requests_per_s", 4, 14.0),
+    ]
+
+
 async def test_answers_come_a_page_at_a_time(store: MetricStore) -> None:
     rows = [
         row(n // 2, "answer_score", 0.5, event_id=f"e-{n}", labels={"source": source})

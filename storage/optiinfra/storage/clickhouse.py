@@ -190,9 +190,14 @@ class MetricStore:
 
         Raises `Rejected` for more than `MAX_ROWS` series.
         """
-        found = await self._rows(windows.summaries(query))
+        found = list(await self._rows(windows.summaries(query)))
         if len(found) > windows.MAX_ROWS:
             raise Rejected(f"over {windows.MAX_ROWS} series", hint="ask for one deployment")
+        for one in windows.doubtful(query, found):
+            (deployment,), metrics = one.deployments or (), one.metrics
+            found = [row for row in found if row[0] != deployment or row[2] not in metrics]
+            found += await self._rows(windows.summaries(one, once=True))
+        found.sort(key=lambda row: tuple(row[: windows.KEYS]))
         return [windows.summary_of(*row) for row in found]
 
     async def answers(self, query: windows.AnswersQuery) -> list[MetricRow]:
