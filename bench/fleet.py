@@ -69,20 +69,28 @@ async def fill_metrics(folder: Path, tenant: str, replicas: int, days: float) ->
         interface="chdb", path=str(folder), database="optiinfra", settings=settings
     )
     try:
-        since = _newest(client) or until - timedelta(days=days)
-        for begin, end in _pieces(since, until):
-            for number in range(len(deployments(replicas))):
+        for number, name in enumerate(deployments(replicas)):
+            since = _newest(client, "metrics", name) or until - timedelta(days=days)
+            for begin, end in _pieces(since, until):
                 client.command(_scrapes(tenant, number, replicas, begin, end))
-        _fold(client, since, until)
+            _fold(
+                client,
+                name,
+                _newest(client, "metrics_hourly", name) or until - timedelta(days=days),
+            )
         return _number(client, "SELECT count() FROM metrics")
     finally:
         client.close()
 
 
-def _newest(client: Client) -> datetime | None:
-    """The end of what is there; None where nothing is."""
-    newest_s = _number(client, "SELECT toUnixTimestamp(max(ts)) FROM metrics")
-    return datetime.fromtimestamp(newest_s + SCRAPE_S, UTC) if newest_s else None
+def _newest(client: Client, table: str, deployment: str) -> datetime | None:
+    """The newest time of a deployment in a table; None where it has none."""
+    newest_s = _number(
+        client,
+        f"SELECT toUnixTimestamp(max(ts)) FROM {table} "
+        f"WHERE deployment = '{deployment}' AND metric = 'requests_running'",
+    )
+    return datetime.fromtimestamp(newest_s, UTC) if newest_s else None
 
 
 def _number(client: Client, question: str) -> int:
@@ -114,11 +122,11 @@ def _scrapes(tenant: str, number: int, replicas: int, begin: datetime, end: date
         lower(hex(sipHash128(replica, second)))
     FROM (SELECT concat('r', toString({number * PER_DEPLOYMENT} + number)) AS replica
         FROM numbers({many}))
-    ARRAY JOIN range(0, {count * SCRAPE_S}, {SCRAPE_S}) AS second
+    ARRAY JOIN range({SCRAPE_S}, {(count + 1) * SCRAPE_S}, {SCRAPE_S}) AS second
     ARRAY JOIN [{", ".join(samples)}] AS one
     UNION ALL
     SELECT '{tenant}', 'chat-{number}', '', 'usd_per_hour',
-        toDateTime64({int(begin.timestamp())} + number * 30, 3, 'UTC'), {2.0 * many}, '',
+        toDateTime64({int(begin.timestamp())} + 30 + number * 30, 3, 'UTC'), {2.0 * many}, '',
         'usd_per_hour', map()::Map(LowCardinality(String), String),
         lower(hex(sipHash128({number}, number)))
     FROM numbers({count * SCRAPE_S // 30})
@@ -150,22 +158,17 @@ def _histograms() -> Iterator[str]:
             yield _sample(f"{metric}_bucket", 4.0, "count", ge=low, le=high)
 
 
-def _fold(client: Client, since: datetime, until: datetime) -> None:
-    """Hours that are over, then days."""
-    day = since.replace(hour=0, minute=0, second=0, microsecond=0)
-    while day < until:
-        begin, end = max(day, since.replace(minute=0, second=0)), day + timedelta(days=1)
-        within = f"ts >= toDateTime({int(begin.timestamp())}) AND ts < toDateTime({_hour(end)})"
-        for deployment in client.query("SELECT DISTINCT deployment FROM metrics").result_columns[0]:
-            client.command(f"""
-            INSERT INTO metrics_hourly ({COLUMNS}, rolled_at)
-            SELECT any(tenant), '{deployment}', {ROLLED_UP} FROM metrics
-            WHERE deployment = '{deployment}' AND {within} GROUP BY metric, replica, hour
-            """)
-        day = end
-
-
-def _hour(end: datetime) -> int:
-    """The end of the last hour that is over."""
+def _fold(client: Client, deployment: str, since: datetime) -> None:
+    """The hours that are over of the levels, a day at a time; histograms are not rolled up."""
+    begin = since.replace(minute=0, second=0, microsecond=0)
     over = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-    return int(min(end, over).timestamp())
+    while begin < over:
+        end = min(over, begin + timedelta(days=1))
+        client.command(f"""
+        INSERT INTO metrics_hourly ({COLUMNS}, rolled_at)
+        SELECT any(tenant), '{deployment}', {ROLLED_UP} FROM metrics
+        WHERE deployment = '{deployment}' AND metric NOT LIKE 'ttft%' AND metric NOT LIKE 'tpot%'
+        AND ts >= toDateTime({int(begin.timestamp())}) AND ts < toDateTime({int(end.timestamp())})
+        GROUP BY metric, replica, hour
+        """)
+        begin = end

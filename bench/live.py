@@ -112,7 +112,7 @@ class Clients:
         elif order == "gone":
             self._url = asyncio.get_running_loop().create_future()
         elif order == "greeted":
-            print(self._watching.greeted, flush=True)
+            print(json.dumps({"clients": self._watching.greeted}), flush=True)
         else:
             print(json.dumps(self._watching.summary()), flush=True)
             self._watching.took = array("d")
@@ -146,10 +146,10 @@ class Crowd:
         async with asyncio.timeout(PATIENCE_S):
             return json.loads(await self.process.stdout.readline())
 
-    async def become(self, word: str, least: int, *, of: str | None = None) -> None:
-        """Until the answer is at least that."""
+    async def become(self, word: str, of: str, least: int) -> None:
+        """Until that part of the answer is at least so much."""
         async with asyncio.timeout(PATIENCE_S):
-            while (await self.ask(word) if of is None else (await self.ask(word))[of]) < least:
+            while (await self.ask(word))[of] < least:  # noqa: ASYNC110 - of another process
                 await asyncio.sleep(0.2)
 
 
@@ -217,9 +217,9 @@ async def measured(
     before = os.getloadavg()[0]
     async with child("--serve", *urls) as serving:
         clients.tell("at", serving.url)
-        await clients.become("greeted", options.clients)
+        await clients.become("greeted", "clients", options.clients)
         await saying.run(3.0)
-        await clients.become("sum", saying.said, of="least")
+        await clients.become("sum", "least", saying.said)
         rss, cpu_s, steadily = [rss_mib(serving)], serving.cpu_s(), saying.said
         await saying.run(options.run_s)
         cpu_s = serving.cpu_s() - cpu_s
@@ -231,7 +231,7 @@ async def measured(
     async with child("--serve", *urls) as serving:
         clients.tell("at", serving.url)
         await saying.run(2.0)
-        await clients.become("sum", saying.said, of="least")
+        await clients.become("sum", "least", saying.said)
         resumed = await clients.ask("sum")
         rss.append(rss_mib(serving))
     events = saying.said - steadily - int(4 * options.per_s)

@@ -11,6 +11,7 @@ import pytest
 
 from optiinfra.schemas.errors import Rejected
 from optiinfra.serving.histograms import Bin, Distribution, pooled
+from optiinfra.storage import clickhouse
 from optiinfra.storage import clickhouse_folds as folds
 from optiinfra.storage import clickhouse_summaries as windows
 from optiinfra.storage.clickhouse import MetricStore
@@ -241,6 +242,24 @@ async def test_a_sample_that_came_again_is_summed_up_once(store: MetricStore) ->
         ("r1", "requests_waiting", 1, 5.0),
         ("r2", "requests_per_s", 4, 14.0),
     ]
+
+
+async def test_more_than_can_be_read_at_once_is_refused_with_what_to_do(
+    servers: Addresses, store: MetricStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.insert([row(0, "requests_per_s", 2.0)], "one")
+    monkeypatch.setitem(clickhouse.SETTINGS, "max_memory_usage", 1)
+    small = MetricStore(servers.clickhouse_url, database=store._database)
+    asked = SummaryQuery(
+        tenant="acme", metrics=["requests_per_s"], since=NOW, until=NOW + timedelta(seconds=60),
+        recent_since=NOW,
+    )  # fmt: skip
+    try:
+        with pytest.raises(Rejected, match="more than can be read") as refused:
+            await small.summaries(asked)
+        assert "one deployment" in str(refused.value.hint)
+    finally:
+        await small.aclose()
 
 
 async def test_answers_come_a_page_at_a_time(store: MetricStore) -> None:
