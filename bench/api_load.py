@@ -27,10 +27,10 @@ class Run:
     by_route: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, path: str, took_s: float) -> None:
-        """Routes are told apart without ids and queries."""
+        """Routes are told apart without ids, deployments and queries."""
         self.seconds.append(took_s)
         parts = path.partition("?")[0].split("/")[3:]
-        route = "/".join(part for part in parts if len(part) != ID_CHARS)
+        route = "/".join(part for part in parts if len(part) != ID_CHARS and part[:5] != "chat-")
         self.by_route.setdefault(route, []).append(took_s)
 
     def summary(self) -> dict[str, Any]:

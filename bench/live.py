@@ -220,10 +220,9 @@ async def measured(
         await clients.become("greeted", "clients", options.clients)
         await saying.run(3.0)
         await clients.become("sum", "least", saying.said)
-        rss, cpu_s, steadily = [rss_mib(serving)], serving.cpu_s(), saying.said
+        warm, rss, cpu_s = await clients.ask("sum"), [rss_mib(serving)], serving.cpu_s()
         await saying.run(options.run_s)
-        cpu_s = serving.cpu_s() - cpu_s
-        steady = await clients.ask("sum")
+        steady, cpu_s = await clients.ask("sum"), serving.cpu_s() - cpu_s
         rss.append(rss_mib(serving))
         clients.tell("gone")
         serving.process.kill()
@@ -234,10 +233,10 @@ async def measured(
         await clients.become("sum", "least", saying.said)
         resumed = await clients.ask("sum")
         rss.append(rss_mib(serving))
-    events = saying.said - steadily - int(4 * options.per_s)
+    frames = steady["frames"] - warm["frames"]
     return {
         "bench": "live", "clients": options.clients, "events_per_s": options.per_s,
-        "steady": steady, "api_cpu_us_a_frame": round(cpu_s / (events * options.clients) * 1e6, 1),
+        "steady": steady, "api_cpu_us_a_frame": round(cpu_s / frames * 1e6, 1),
         "after_kill": {name: resumed[name] for name in ("least", "lost", "repeated", "gaps")},
         "said": saying.said, "rss_mib": dict(zip(("before", "after", "new"), rss, strict=True)),
         "load_1min": {"before": round(before, 2), "after": round(os.getloadavg()[0], 2)},
