@@ -166,7 +166,7 @@ async def decisions(database: Database, bus: Bus, url: str, token: str, count: i
     try:
         async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
             for number in range(count):
-                one = proposal(number, f"decided-{number}").model_copy(update={"id": new_id()})
+                one = proposal(number, f"decided-{new_id()}").model_copy(update={"id": new_id()})
                 await opened(deciding.runner, publisher, one)
                 began = loop.time()
                 path = f"/api/v1/recommendations/{one.id}/approve"
