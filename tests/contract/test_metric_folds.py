@@ -11,6 +11,7 @@ import pytest
 
 from optiinfra.schemas.errors import Rejected
 from optiinfra.serving.histograms import Bin, Distribution, pooled
+from optiinfra.storage import clickhouse
 from optiinfra.storage import clickhouse_folds as folds
 from optiinfra.storage import clickhouse_summaries as windows
 from optiinfra.storage.clickhouse import MetricStore
@@ -221,6 +222,44 @@ async def test_a_summary_has_the_newest_reading_and_what_the_window_holds(
     monkeypatch.setattr(windows, "MAX_ROWS", 0)
     with pytest.raises(Rejected, match="one deployment"):
         await store.summaries(asked)
+
+
+async def test_a_sample_that_came_again_is_summed_up_once(store: MetricStore) -> None:
+    said = [row(n * 10, "requests_per_s", 2.0, replica=replica) for n in range(3)
+            for replica in ("r1", "r2")]  # fmt: skip
+    other = row(0, "requests_waiting", 5.0, replica="r1")
+    at_once = [row(0, "answer_score", score, replica="r1") for score in (0.2, 0.6)]
+    await store.insert([*said, other, *at_once], "one")
+    await store.insert([said[0], row(30, "requests_per_s", 8.0, replica="r2")], "another")
+    asked = SummaryQuery(
+        tenant="acme", metrics=["requests_per_s", "requests_waiting", "answer_score"], since=NOW,
+        until=NOW + timedelta(seconds=60), recent_since=NOW,
+    )  # fmt: skip
+    found = await store.summaries(asked)
+    assert [(one.replica, one.metric, one.known, one.total) for one in found] == [
+        ("r1", "answer_score", 2, pytest.approx(0.8)),
+        ("r1", "requests_per_s", 3, 6.0),
+        ("r1", "requests_waiting", 1, 5.0),
+        ("r2", "requests_per_s", 4, 14.0),
+    ]
+
+
+async def test_more_than_can_be_read_at_once_is_refused_with_what_to_do(
+    servers: Addresses, store: MetricStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.insert([row(0, "requests_per_s", 2.0)], "one")
+    monkeypatch.setitem(clickhouse.SETTINGS, "max_memory_usage", 1)
+    small = MetricStore(servers.clickhouse_url, database=store._database)
+    asked = SummaryQuery(
+        tenant="acme", metrics=["requests_per_s"], since=NOW, until=NOW + timedelta(seconds=60),
+        recent_since=NOW,
+    )  # fmt: skip
+    try:
+        with pytest.raises(Rejected, match="more than can be read") as refused:
+            await small.summaries(asked)
+        assert "one deployment" in str(refused.value.hint)
+    finally:
+        await small.aclose()
 
 
 async def test_answers_come_a_page_at_a_time(store: MetricStore) -> None:

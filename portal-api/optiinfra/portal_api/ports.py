@@ -10,6 +10,7 @@ from optiinfra.events.bus import Bus
 from optiinfra.events.condition import ConsumerCondition, consumer_condition
 from optiinfra.events.feed import Feed
 from optiinfra.events.subjects import Stream
+from optiinfra.portal_api.lately import Lately
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
 from optiinfra.portal_api.notifications.declared import Declared
@@ -80,6 +81,7 @@ class ApiPorts:
     metric_store: MetricStore | None = None
     consumers: Consumers | None = None
     series: RememberedSeries = field(default_factory=lambda: RememberedSeries(None))
+    looks: Lately = field(default_factory=Lately)
 
     @property
     def metrics(self) -> MetricStore:

@@ -41,6 +41,7 @@ SERVER_THREADS = 4
 MAX_ROWS_PER_INSERT = 100_000
 MAX_ROWS_PER_ANSWER = 200_000
 UNKNOWN_TABLE = "UNKNOWN_TABLE"
+TOO_MUCH = ("MEMORY_LIMIT_EXCEEDED", "TIMEOUT_EXCEEDED")
 TOUCHED_FOR_S = rollups.QUIET_S / 3
 """For so long an hour that was noted needs no other note: nobody folds it before it is quiet."""
 SETTINGS = {"max_memory_usage": 512 << 20, "max_threads": 2, "max_execution_time": 30}
@@ -190,9 +191,14 @@ class MetricStore:
 
         Raises `Rejected` for more than `MAX_ROWS` series.
         """
-        found = await self._rows(windows.summaries(query))
+        found = list(await self._rows(windows.summaries(query)))
         if len(found) > windows.MAX_ROWS:
             raise Rejected(f"over {windows.MAX_ROWS} series", hint="ask for one deployment")
+        for one in windows.doubtful(query, found):
+            (deployment,), metrics = one.deployments or (), one.metrics
+            found = [row for row in found if row[0] != deployment or row[2] not in metrics]
+            found += await self._rows(windows.summaries(one, once=True))
+        found.sort(key=lambda row: tuple(row[: windows.KEYS]))
         return [windows.summary_of(*row) for row in found]
 
     async def answers(self, query: windows.AnswersQuery) -> list[MetricRow]:
@@ -262,8 +268,16 @@ class MetricStore:
             self._client = None
 
     async def _rows(self, question: queries.Question) -> Sequence[Sequence[Any]]:
-        sql, parameters = question.sql, question.parameters
-        return await self._ask(lambda client: client.query(sql, parameters).result_rows)
+        def run(client: Client) -> Sequence[Sequence[Any]]:
+            try:
+                return client.query(question.sql, question.parameters).result_rows
+            except ClickHouseError as error:
+                if any(limit in str(error) for limit in TOO_MUCH):
+                    hint = "ask for a shorter window, or for one deployment"
+                    raise Rejected("that is more than can be read at once", hint=hint) from error
+                raise
+
+        return await self._ask(run)
 
     async def _ask(self, function: Callable[[Client], Result]) -> Result:
         return await self._thread.call(lambda: self._translated(function))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,8 @@ NAMES = (
 )  # fmt: skip
 """Labels that tell series apart; those of single answers (session, stratum) do not."""
 MAX_ROWS = 100_000
+KEYS = 4
+"""So many values of a row tell series apart, and rows come in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,30 +60,43 @@ class Summary:
     unknown: int
 
 
-_WINDOW = "toFloat64OrZero(labels['__window_s'])"
-_SUMMARY = f"""
-SELECT deployment, replica, metric, arrayMap(name -> labels[name], {{names:Array(String)}}) AS named,
-    toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)),
-    argMax(tuple(value), ts).1, argMax(unknown_reason, ts),
-    avg(value), max(value), ifNull(sum(value), 0),
-    ifNull(sumIf(value, ts >= fromUnixTimestamp64Milli({{recent_ms:Int64}}, 'UTC')), 0),
-    ifNull(sum(value * {_WINDOW}), 0), sumIf({_WINDOW}, isNotNull(value)),
-    count(value), countIf(isNull(value))
+_SERIES = f"""
+SELECT deployment, replica, metric, labels, min(ts) AS begun, max(ts) AS ended,
+    argMax(tuple(value), ts).1 AS newest, argMax(unknown_reason, ts) AS reason,
+    max(value) AS highest, ifNull(sum(value), 0) AS added,
+    ifNull(sumIf(value, ts >= fromUnixTimestamp64Milli({{recent_ms:Int64}}, 'UTC')), 0) AS late,
+    count(value) AS told, countIf(isNull(value)) AS untold,
+    uniqExact(toUnixTimestamp64Milli(ts)) = count() AS apart,
+    toFloat64OrZero(labels['__window_s']) AS window_s
 FROM (
     SELECT deployment, replica, metric, labels, ts, value, unknown_reason FROM metrics
     WHERE tenant = {{tenant:String}} AND metric IN {{metrics:Array(String)}}
     AND ({{all:Bool}} OR deployment IN {{deployments:Array(String)}}) AND {queries.BETWEEN}
-    LIMIT 1 BY deployment, {queries.SAME_SAMPLE}
+    %(once)s
 )
-GROUP BY deployment, replica, metric, named
+GROUP BY deployment, replica, metric, labels
+"""  # noqa: S608 - constants only
+_SUMMARY = f"""
+SELECT deployment, replica, metric, arrayMap(name -> labels[name], {{names:Array(String)}}) AS named,
+    toUnixTimestamp64Milli(min(begun)), toUnixTimestamp64Milli(max(ended)),
+    argMax(tuple(newest), ended).1, argMax(reason, ended),
+    if(sum(told) = 0, NULL, sum(added) / sum(told)), max(highest), sum(added), sum(late),
+    sum(added * window_s), sum(told * window_s), sum(told), sum(untold), min(apart)
+FROM ({_SERIES}) GROUP BY deployment, replica, metric, named
 ORDER BY deployment, replica, metric, named LIMIT {MAX_ROWS + 1}
 """  # noqa: S608, E501 - constants only
+_ONCE = f"LIMIT 1 BY deployment, {queries.SAME_SAMPLE}"
 
 
-def summaries(query: SummaryQuery) -> Question:
-    """One row for each series, by deployment, replica and metric."""
+def summaries(query: SummaryQuery, *, once: bool = False) -> Question:
+    """One row for each series, by deployment, replica and metric; its last value says whether all
+    of its readings have different times.
+
+    Where they have, nothing was stored twice. Else ask again with `once`, which leaves out what
+    came again, at some three times the work.
+    """
     return Question(
-        _SUMMARY,
+        _SUMMARY % {"once": _ONCE if once else ""},
         {
             "names": list(NAMES),
             "tenant": query.tenant,
@@ -95,9 +110,21 @@ def summaries(query: SummaryQuery) -> Question:
     )
 
 
+def doubtful(query: SummaryQuery, rows: Sequence[Sequence[Any]]) -> list[SummaryQuery]:
+    """What is to be asked again with `once`, a deployment at a time."""
+    found: dict[str, set[str]] = {}
+    for deployment, _, metric, *_, apart in rows:
+        if not apart:
+            found.setdefault(deployment, set()).add(metric)
+    return [
+        replace(query, deployments=[deployment], metrics=sorted(metrics))
+        for deployment, metrics in sorted(found.items())
+    ]
+
+
 def summary_of(*row: Any) -> Summary:
     """A row as it is answered."""
-    deployment, replica, metric, named, first_ms, last_ms, *rest = row
+    deployment, replica, metric, named, first_ms, last_ms, *rest, _ = row
     labels = {name: value for name, value in zip(NAMES, named, strict=True) if value}
     seen = moment(first_ms), moment(last_ms)
     return Summary(deployment, replica, metric, labels, *seen, *rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 from optiinfra.portal_api.figures.measured import Measured, added, averaged, known, unknown
@@ -180,14 +180,40 @@ def emulated_in(seen: Mapping[str, Seen]) -> list[str]:
     return sorted(name for name, one in seen.items() if one.is_emulated)
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen of several deployments, in the window that ended when it was looked at."""
+
+    span: Span
+    seen: dict[str, Seen]
+
+
 async def look(
+    ports: ApiPorts,
+    tenant: str,
+    window_s: float,
+    metrics: Sequence[str],
+    deployments: Sequence[str] | None = None,
+) -> Look:
+    """What the store holds of these metrics, by deployment (None: all that have any).
+
+    The same look is taken once in a few seconds; its span says when.
+    """
+    named = None if deployments is None else tuple(deployments)
+
+    async def read() -> Look:
+        return await _look(ports, tenant, Span.up_to(datetime.now(UTC), window_s), metrics, named)
+
+    return await ports.looks.get((tenant, window_s, tuple(metrics), named), read)
+
+
+async def _look(
     ports: ApiPorts,
     tenant: str,
     span: Span,
     metrics: Sequence[str],
-    deployments: Sequence[str] | None = None,
-) -> dict[str, Seen]:
-    """What the store holds of these metrics, by deployment (None: all that have any)."""
+    deployments: Sequence[str] | None,
+) -> Look:
     rows = await ports.metrics.summaries(
         SummaryQuery(
             tenant=tenant,
@@ -201,4 +227,4 @@ async def look(
     found = {name: Seen(name, span) for name in deployments or ()}
     for name, of_one in groupby(rows, key=lambda row: row.deployment):
         found[name] = Seen(name, span, list(of_one))
-    return found
+    return Look(span, found)

@@ -17,7 +17,7 @@ from optiinfra.portal_api.figures import resources as machinery
 from optiinfra.portal_api.figures.performance import PerformanceView
 from optiinfra.portal_api.figures.quality import AnswerView, QualityView, answer_view
 from optiinfra.portal_api.figures.resources import HOST, ResourcesView
-from optiinfra.portal_api.figures.seen import Seen, Span, look
+from optiinfra.portal_api.figures.seen import Seen, look
 from optiinfra.portal_api.paging import Paged, PageOf
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.routes.figures import Window
@@ -74,9 +74,8 @@ async def resources(
 ) -> ResourcesView:
     """Replicas with what they do and cost, those that idle, and the GPUs of our machines."""
     await _declared(ports, who.tenant, deployment)
-    span = Span.up_to(datetime.now(UTC), window_s)
-    seen = await look(ports, who.tenant, span, machinery.METRICS, [deployment, HOST])
-    return machinery.resources(seen[deployment], seen[HOST])
+    looked = await look(ports, who.tenant, window_s, machinery.METRICS, [deployment, HOST])
+    return machinery.resources(looked.seen[deployment], looked.seen[HOST])
 
 
 @router.get("/quality")
@@ -147,5 +146,5 @@ async def _declared(ports: ApiPorts, tenant: str, deployment: str) -> Deployment
 async def _seen(
     ports: ApiPorts, tenant: str, deployment: str, window_s: float, metrics: Sequence[str]
 ) -> Seen:
-    span = Span.up_to(datetime.now(UTC), window_s)
-    return (await look(ports, tenant, span, metrics, [deployment]))[deployment]
+    looked = await look(ports, tenant, window_s, metrics, [deployment])
+    return looked.seen[deployment]

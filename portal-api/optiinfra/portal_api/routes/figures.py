@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
@@ -14,7 +14,7 @@ from optiinfra.portal_api.figures import costs as costing
 from optiinfra.portal_api.figures import overview as overviewing
 from optiinfra.portal_api.figures.costs import CostsView, as_csv
 from optiinfra.portal_api.figures.overview import OverviewView
-from optiinfra.portal_api.figures.seen import SPEND_LATEST_S, Span, look
+from optiinfra.portal_api.figures.seen import SPEND_LATEST_S, look
 from optiinfra.portal_api.paging import Paged, PageOf
 from optiinfra.portal_api.routes.recommendations import Name
 from optiinfra.portal_api.routes.snapshots import Snapshot
@@ -46,10 +46,9 @@ class OutcomeView(BaseModel):
 @router.get("/overview")
 async def overview(who: Reader, ports: Ports, window_s: Window = 900) -> OverviewView:
     """Whether anything is wrong, and what there is to decide; each part names its source."""
-    span = Span.up_to(datetime.now(UTC), window_s)
+    looked = await look(ports, who.tenant, window_s, overviewing.METRICS)
     told = await ports.reports.overview(who.tenant)
-    seen = await look(ports, who.tenant, span, overviewing.METRICS)
-    return overviewing.overview(told, seen, span)
+    return overviewing.overview(told, looked.seen, looked.span)
 
 
 @router.get("/costs", response_model=CostsView, responses=_AS_CSV)
@@ -65,11 +64,10 @@ async def costs(
 
     With `Accept: text/csv` the table; what is not known is an empty cell.
     """
-    span = Span.up_to(datetime.now(UTC), window_s)
-    told = await ports.reports.waterfall(who.tenant)
     only = None if deployment is None else [deployment]
-    seen = await look(ports, who.tenant, span, costing.METRICS, only)
-    view = costing.costs(told, seen, span, deployment)
+    looked = await look(ports, who.tenant, window_s, costing.METRICS, only)
+    told = await ports.reports.waterfall(who.tenant)
+    view = costing.costs(told, looked.seen, looked.span, deployment)
     if CSV not in accept:
         return view
     answer = Response(as_csv(view), media_type=CSV)

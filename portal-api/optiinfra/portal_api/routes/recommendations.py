@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from optiinfra.portal_api.auth import Approver, Ports, Reader
 from optiinfra.portal_api.figures.card import METRICS, CardView, card
-from optiinfra.portal_api.figures.seen import SPEND_LATEST_S, Seen, Span, look
+from optiinfra.portal_api.figures.seen import SPEND_LATEST_S, Seen, look
 from optiinfra.portal_api.paging import Paged, PageOf, json_answer
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.problems import PreconditionNeeded
@@ -98,7 +98,7 @@ async def recommendation_card(
 async def _replicas_seen(ports: ApiPorts, tenant: str) -> dict[str, Seen] | None:
     """None where telemetry cannot be read: a person can decide all the same."""
     try:
-        return await look(ports, tenant, Span.up_to(datetime.now(UTC), SPEND_LATEST_S), METRICS)
+        return (await look(ports, tenant, SPEND_LATEST_S, METRICS)).seen
     except Unavailable:
         return None
 

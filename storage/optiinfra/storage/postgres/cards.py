@@ -24,10 +24,12 @@ SELECT coalesce(json_agg(w ORDER BY w.same DESC, w.at DESC), '[]') FROM (
     SELECT o.change_id AS id, p.body ->> 'title' AS title, o.body ->> 'deployment' AS deployment,
         o.body ->> 'terminal' AS terminal, o.body -> 'predicted_usd_per_month'
         AS predicted_usd_per_month, o.body -> 'realised_usd_per_month' AS realised_usd_per_month,
-        o.at, coalesce(o.body ->> 'deployment' = r.deployment, false) AS same
-    FROM outcomes o LEFT JOIN recommendations p ON p.id = o.change_id
-    WHERE o.tenant = r.tenant AND o.kind = r.kind AND o.change_id <> r.id
-    ORDER BY same DESC, o.at DESC LIMIT {SIMILAR}
+        o.at, o.same
+    FROM (
+        SELECT a.*, coalesce(a.body ->> 'deployment' = r.deployment, false) AS same
+        FROM outcomes a WHERE a.tenant = r.tenant AND a.kind = r.kind AND a.change_id <> r.id
+        ORDER BY same DESC, a.at DESC LIMIT {SIMILAR}
+    ) o LEFT JOIN recommendations p ON p.id = o.change_id
 ) w
 """  # noqa: S608 - of constants
 _ASKED = f"""

@@ -165,16 +165,22 @@ FROM (
     WHERE s.tenant = $1 AND s.state IN ({_MOVING})
 ) w
 """  # noqa: S608 - of constants
+_COMPLETED = f"""
+SELECT o.change_id, o.at, o.body ->> 'deployment' AS deployment, {_SAVED} AS saved,
+    o.body -> 'usd_per_hour_before' AS before
+FROM outcomes o WHERE o.tenant = $1 AND o.body ->> 'terminal' = 'completed' OFFSET 0
+"""  # noqa: S608 - of constants
+"""What sums need of an outcome, and no more: whole bodies would be sorted on disk."""
 _REALISED = f"""
 SELECT w.changes, w.known, w.usd_per_month, w.deployments, (
     SELECT max(e.position) FROM event_log e
     WHERE e.chain = w.last AND e.type = {_type("outcome.recorded")}
 ) AS event_position
 FROM (
-    SELECT count(*) AS changes, count({_SAVED}) AS known, sum({_SAVED}) AS usd_per_month,
-        coalesce(json_agg(DISTINCT o.body ->> 'deployment'), '[]') AS deployments,
+    SELECT count(*) AS changes, count(o.saved) AS known, sum(o.saved) AS usd_per_month,
+        coalesce(json_agg(DISTINCT o.deployment), '[]') AS deployments,
         (array_agg(o.change_id ORDER BY o.at DESC))[1] AS last
-    FROM outcomes o WHERE o.tenant = $1 AND o.body ->> 'terminal' = 'completed'
+    FROM ({_COMPLETED}) o
 ) w
 """  # noqa: S608 - of constants
 _DECLARED = """
@@ -188,11 +194,10 @@ FROM ({_PENDING}) p, ({_RUNNING}) q, ({_REALISED}) r
 _WATERFALL = f"""
 SELECT json_build_object('deployments', ({_DECLARED}), 'outcomes', (
     SELECT coalesce(json_object_agg(w.deployment, row_to_json(w)), '{{}}') FROM (
-        SELECT o.body ->> 'deployment' AS deployment, count(*) AS changes,
-            count({_SAVED}) AS known, sum({_SAVED}) AS usd_per_month,
-            (array_agg(o.body -> 'usd_per_hour_before' ORDER BY o.at, o.change_id))[1] AS before
-        FROM outcomes o WHERE o.tenant = $1 AND o.body ->> 'terminal' = 'completed'
-        GROUP BY o.body ->> 'deployment'
+        SELECT o.deployment, count(*) AS changes, count(o.saved) AS known,
+            sum(o.saved) AS usd_per_month,
+            (array_agg(o.before ORDER BY o.at, o.change_id))[1] AS before
+        FROM ({_COMPLETED}) o GROUP BY o.deployment
     ) w
 ))::text
 """  # noqa: S608 - of constants

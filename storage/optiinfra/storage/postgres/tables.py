@@ -145,6 +145,13 @@ class EventRow(Table):
         UniqueConstraint("chain", "version"),
         UniqueConstraint("event_id"),
         Index("ix_event_log_tenant_position", "tenant", "position"),
+        Index(
+            "ix_event_log_tenant_type_position",
+            "tenant",
+            "type",
+            "position",
+            postgresql_ops={"type": "text_pattern_ops"},
+        ),
         Index("ix_event_log_at", "at", postgresql_using="brin"),
     )
 
@@ -325,6 +332,7 @@ class OutcomeRow(Table):
     """The ledger of predicted against realised effect."""
 
     __tablename__ = "outcomes"
+    __table_args__ = (Index("ix_outcomes_tenant_at", "tenant", "at"),)
 
     change_id: Mapped[str] = mapped_column(primary_key=True)
     tenant: Mapped[str]
