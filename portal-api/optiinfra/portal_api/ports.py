@@ -10,6 +10,7 @@ from optiinfra.events.bus import Bus
 from optiinfra.events.condition import ConsumerCondition, consumer_condition
 from optiinfra.events.feed import Feed
 from optiinfra.events.subjects import Stream
+from optiinfra.portal_api.hindsight import Hindsight, Reading
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
 from optiinfra.portal_api.notifications.slack_desk import SlackDesk, closed_desk
@@ -75,6 +76,7 @@ class ApiPorts:
     metric_store: MetricStore | None = None
     consumers: Consumers | None = None
     series: RememberedSeries = field(default_factory=lambda: RememberedSeries(None))
+    hindsight: Reading = field(default_factory=lambda: Reading(None))
 
     @property
     def metrics(self) -> MetricStore:
@@ -99,12 +101,14 @@ def api_ports(
     slack: SlackDesk | None = None,
     metrics: MetricStore | None = None,
     cache: RegistryCache | None = None,
+    hindsight: Hindsight | None = None,
     origins: frozenset[str] = frozenset(),
     ring_size: int = 4096,
 ) -> ApiPorts:
     """The ports over one database and one bus; without `letters` none is sent again.
 
-    Without `metrics` what needs them is unavailable; without `cache` no series is remembered.
+    Without `metrics` what needs them is unavailable; without `cache` no series is remembered;
+    without `hindsight` no log is read again.
     """
     queries, hub = Queries(database), Hub(Feed(bus), ring_size=ring_size)
     access = AccessTokens(database)
@@ -126,6 +130,7 @@ def api_ports(
         metric_store=metrics,
         consumers=Consumers(bus),
         series=RememberedSeries(cache),
+        hindsight=Reading(hindsight),
     )
 
 

@@ -796,6 +796,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/events/{event}/causes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Event Causes
+         * @description What caused an event and what it led to, nearest first within bounds; says what was cut.
+         */
+        get: operations["event_causes"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/audit": {
         parameters: {
             query?: never;
@@ -808,6 +828,29 @@ export interface paths {
          * @description Who did or tried what, the latest first; what was denied too.
          */
         get: operations["audit"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/audit/export": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Audit Export
+         * @description The log and the audit trail as lines of JSON that prove themselves.
+         *
+         *     As `optiinfra audit export`; `optiinfra audit verify --file` checks it. A download that broke
+         *     off lacks the last line, which seals the others.
+         */
+        get: operations["audit_export"];
         put?: never;
         post?: never;
         delete?: never;
@@ -830,6 +873,50 @@ export interface paths {
         get: operations["audit_verify"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/replay": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Replay
+         * @description How the changes stood that were open in a range, folded from the log alone, oldest first.
+         *
+         *     As `optiinfra events replay --states`. A page ends early where its chains are long.
+         */
+        get: operations["replay"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/what-if": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * What If
+         * @description Which recorded decisions would differ under another policy, why, and for how much.
+         *
+         *     As `optiinfra what-if`. Nothing is written.
+         */
+        post: operations["what_if"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1615,6 +1702,18 @@ export interface components {
                 [key: string]: string;
             };
         };
+        /**
+         * CausesView
+         * @description An event among what caused it (depth below 0) and what it led to (above 0).
+         */
+        CausesView: {
+            /** Items */
+            items: components["schemas"]["RelatedView"][];
+            /** Causes Cut */
+            causes_cut: boolean;
+            /** Effects Cut */
+            effects_cut: boolean;
+        };
         /** ChangeDetail */
         ChangeDetail: {
             /** Id */
@@ -2148,10 +2247,54 @@ export interface components {
              */
             updated_at: string;
         };
+        /**
+         * Difference
+         * @description A change whose decisions differ: where they part, and what became of it in both.
+         */
+        Difference: {
+            /** Change */
+            change: string;
+            /** Deployment */
+            deployment: string;
+            /** Title */
+            title: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Recorded */
+            recorded: string;
+            /** Other */
+            other: string;
+            /** Why */
+            why: string;
+            /** Recorded End */
+            recorded_end: string;
+            /** Other End */
+            other_end: string;
+            effect: components["schemas"]["Effect"];
+        };
         /** DropBody */
         DropBody: {
             /** Reason */
             reason: string;
+        };
+        /**
+         * Effect
+         * @description What a difference would have meant, $ a month; `basis` says how it is known.
+         *
+         *     Where it is unknown, the money is what is at stake.
+         */
+        Effect: {
+            /**
+             * Basis
+             * @enum {string}
+             */
+            basis: "none" | "realised" | "predicted" | "unknown";
+            usd_per_month?: components["schemas"]["Interval"] | null;
+            /** Ttft P95 S */
+            ttft_p95_s?: number | null;
         };
         /**
          * Engine
@@ -3205,6 +3348,16 @@ export interface components {
              */
             next?: string | null;
         };
+        /** PageOf[ReplayView] */
+        PageOf_ReplayView_: {
+            /** Items */
+            items: components["schemas"]["ReplayView"][];
+            /**
+             * Next
+             * @description path and query of the next page
+             */
+            next?: string | null;
+        };
         /** PageOf[UserView] */
         PageOf_UserView_: {
             /** Items */
@@ -3802,6 +3955,65 @@ export interface components {
             reason: string;
         };
         /**
+         * RelatedView
+         * @description An event in a tree of causes; `depth` is 0 at its middle, and its parent is `causation`.
+         */
+        RelatedView: {
+            /** Position */
+            position: number;
+            /** Id */
+            id: string;
+            /** Kind */
+            kind: string;
+            /** Chain */
+            chain: string;
+            /** Version */
+            version: number;
+            /** Source */
+            source: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /**
+             * Said At
+             * Format: date-time
+             */
+            said_at: string;
+            /** Correlation */
+            correlation: string | null;
+            /** Causation */
+            causation: string | null;
+            /** Hash */
+            hash: string;
+            /** Fact */
+            fact: {
+                [key: string]: unknown;
+            };
+            /** Depth */
+            depth: number;
+        };
+        /**
+         * ReplayView
+         * @description One change from its beginning to the end of the range; steps are where it moved.
+         */
+        ReplayView: {
+            /** Change */
+            change: string;
+            /** Title */
+            title: string | null;
+            /** Deployment */
+            deployment: string | null;
+            /**
+             * Opened At
+             * Format: date-time
+             */
+            opened_at: string;
+            /** Steps */
+            steps: components["schemas"]["StepView"][];
+        };
+        /**
          * ReplicaView
          * @description One replica that was priced or scraped in the window.
          */
@@ -4374,6 +4586,26 @@ export interface components {
          * @enum {string}
          */
         StepKind: "apply" | "finish" | "rollback";
+        /**
+         * StepView
+         * @description How a change stood from an event on; `why` it waits, is undone or has ended, if said.
+         */
+        StepView: {
+            /** Position */
+            position: number;
+            /** Event */
+            event: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            state: components["schemas"]["ChangeState"];
+            /** Stage */
+            stage: number | null;
+            /** Why */
+            why: string | null;
+        };
         /** SwitchBody */
         SwitchBody: {
             /** Stopped */
@@ -4655,6 +4887,45 @@ export interface components {
              * @description completed changes whose saving is not known
              */
             unknown: number;
+        };
+        /**
+         * WhatIfBody
+         * @description `since` is when the first of the changes has begun: a day ago, if it is not given.
+         * @example {
+         *       "policy": {
+         *         "max_moving": 1,
+         *         "name": "careful"
+         *       }
+         *     }
+         */
+        WhatIfBody: {
+            /** Policy */
+            policy: {
+                [key: string]: unknown;
+            };
+            /** Since */
+            since?: string | null;
+        };
+        /** WhatIfView */
+        WhatIfView: {
+            /** Changes */
+            changes: number;
+            /** Differences */
+            differences: components["schemas"]["Difference"][];
+            realised: components["schemas"]["Interval"];
+            predicted: components["schemas"]["Interval"];
+            /** Unknown */
+            unknown: number;
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            /**
+             * Events
+             * @description how many events of the log were read
+             */
+            events: number;
         };
         /**
          * WorkView
@@ -6148,6 +6419,37 @@ export interface operations {
             };
         };
     };
+    event_causes: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                event: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CausesView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     audit: {
         parameters: {
             query?: {
@@ -6184,6 +6486,38 @@ export interface operations {
             };
         };
     };
+    audit_export: {
+        parameters: {
+            query?: {
+                since?: string | null;
+                until?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/x-ndjson": string;
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     audit_verify: {
         parameters: {
             query?: never;
@@ -6200,6 +6534,74 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["VerificationView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    replay: {
+        parameters: {
+            query?: {
+                change?: string | null;
+                since?: string | null;
+                until?: string | null;
+                limit?: number;
+                cursor?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PageOf_ReplayView_"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    what_if: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WhatIfBody"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WhatIfView"];
                 };
             };
             /** @description What went wrong, as RFC 9457 says */
