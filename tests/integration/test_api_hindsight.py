@@ -100,7 +100,7 @@ async def test_no_event_and_an_event_of_others_are_told_alike(stand: Stand) -> N
 
 
 async def states(stand: Stand, **params: Any) -> dict[str, list[str]]:
-    path, found = "/replay", {}
+    path, found = "/replay", dict[str, list[str]]()
     while path:
         page = await get(stand, path, **params)
         found |= {
