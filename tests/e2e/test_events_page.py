@@ -244,7 +244,7 @@ async def test_another_policy_is_tried_from_the_page(stand: Stand) -> None:
         await field.fill(json.dumps(all_of_them))
         await run.last.click()
         await expect(page.get_by_text("1 of 2 changes differ")).to_be_visible()
-        table = page.get_by_role("region", name="decisions that differ")
+        table = page.get_by_role("list", name="decisions that differ")
         await expect(table).to_contain_text("Move two to spot")
         await expect(table).to_contain_text("unknown")
         await field.fill('{"nmae": "typo"}')

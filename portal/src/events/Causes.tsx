@@ -1,5 +1,5 @@
 /** The tree of an event: what caused it, above it, and all that it led to, below. */
-import type { KeyboardEvent } from "react";
+import { useEffect, useRef, type KeyboardEvent } from "react";
 import type { Causes as Found, RelatedRow } from "../api/types";
 import { clock, count } from "../format";
 import { useSnapshot } from "../live/context";
@@ -83,10 +83,20 @@ function Tree({ found, id, onChoose }: Props & { found: Found }) {
   const causes = nodes.filter(({ row }) => row.depth < 0).length;
   const effects = nodes.length - causes - 1;
   const first = nodes[0]?.row;
+  const box = useRef<HTMLOListElement>(null);
+  useEffect(() => {
+    const here = box.current?.querySelector<HTMLElement>("[aria-current]");
+    if (box.current && here) box.current.scrollTop = here.offsetTop - box.current.clientHeight / 3;
+  }, [id, found]);
   return (
     <>
       <p className="mb-2 text-muted">{above(found, first, causes)}</p>
-      <ol aria-label="causes and effects" className="space-y-0.5" onKeyDown={(event) => moved(event, nodes)}>
+      <ol
+        ref={box}
+        aria-label="causes and effects"
+        className="relative max-h-96 space-y-0.5 overflow-y-auto rounded-md border border-line p-1"
+        onKeyDown={(event) => moved(event, nodes)}
+      >
         {nodes.map(({ row, level }) => (
           <li
             key={row.id}
@@ -113,7 +123,7 @@ function Tree({ found, id, onChoose }: Props & { found: Found }) {
         ))}
       </ol>
       <p className="mt-2 text-muted">
-        {effects === 0 ? "It led to nothing, so far." : `It led to ${count(effects)} events.`}
+        {effects === 0 ? "It led to nothing, so far." : `It led to ${events(effects)}.`}
         {found.effects_cut && " There may be more, further on in the log."}
       </p>
     </>
@@ -121,7 +131,12 @@ function Tree({ found, id, onChoose }: Props & { found: Found }) {
 }
 
 function above(found: Found, first: RelatedRow | undefined, causes: number): string {
-  if (found.causes_cut) return `The nearest ${count(causes)} causes; there are more before them.`;
+  if (found.causes_cut) return `The nearest ${count(causes)} of its causes; there are more before them.`;
   if (first?.causation) return "What caused the first of these is not in the log.";
-  return causes === 0 ? "Nothing caused it: it began here." : `${count(causes)} causes, the first on top.`;
+  if (causes === 0) return "Nothing caused it: it began here.";
+  return causes === 1 ? "What caused it stands above it." : `${count(causes)} causes, the first on top.`;
+}
+
+function events(number: number): string {
+  return number === 1 ? "1 event" : `${count(number)} events`;
 }

@@ -59,11 +59,11 @@ export function Drawer({ event, onClose, onChoose, onChange }: DrawerProps) {
           </Link>
         </p>
       )}
+      <Causes id={event.id} onChoose={onChoose} />
       <div>
         <h3 className="mb-1 text-xs font-semibold tracking-wide text-muted uppercase">Body</h3>
         <Raw value={event.fact} open />
       </div>
-      <Causes id={event.id} onChoose={onChoose} />
     </aside>
   );
 }

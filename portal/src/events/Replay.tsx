@@ -24,7 +24,7 @@ function timeIn(field: string): string | undefined {
 }
 
 export function Replay() {
-  const { range } = useScope();
+  const { range, deployment } = useScope();
   const { change } = useSearch({ from: "/events" });
   const [from, setFrom] = useState("");
   const [to, setTo] = useState("");
@@ -98,7 +98,9 @@ export function Replay() {
       )}
       {!backwards && events.length > 0 && (
         <Shown query={folded} lines={8} height="h-7">
-          {({ changes }) => <Stage key={`${since} ${until} ${change}`} events={events} changes={changes} />}
+          {({ changes }) => (
+            <Scoped key={`${since} ${until} ${change} ${deployment}`} {...{ events, changes, deployment }} />
+          )}
         </Shown>
       )}
     </>
@@ -114,6 +116,7 @@ function ChangeChoice({ folded, change }: { folded: Folded | undefined; change: 
     <label className="min-w-0 text-xs text-muted">
       change
       <select
+        aria-label="change"
         value={change ?? ""}
         className={classes(FIELD, "block max-w-64")}
         onChange={(event) => {
@@ -133,6 +136,20 @@ function ChangeChoice({ folded, change }: { folded: Folded | undefined; change: 
       </select>
     </label>
   );
+}
+
+/** What is about the deployment that is chosen for all pages, if one is. */
+function Scoped({ events, changes, deployment }: { events: EventRow[]; changes: ReplayRow[]; deployment: string }) {
+  const [itsChanges, itsEvents] = useMemo(() => {
+    if (deployment === "") return [changes, events];
+    const found = changes.filter((one) => one.deployment === deployment);
+    const chains = new Set(found.map((one) => one.change));
+    return [found, events.filter((one) => chains.has(one.chain) || one.fact["deployment"] === deployment)];
+  }, [events, changes, deployment]);
+  if (itsEvents.length === 0) {
+    return <Empty why={`Nothing was said of ${deployment} in the range.`} next="Choose all deployments above." />;
+  }
+  return <Stage events={itsEvents} changes={itsChanges} />;
 }
 
 /** The player and what it shows; `changes` are folded, so that a step asks nobody. */

@@ -5,12 +5,11 @@ import { useState } from "react";
 import { call } from "../api/client";
 import type { components } from "../api/schema";
 import type { Difference, Interval, WhatIf as Found } from "../api/types";
-import { count, dayAndClock, seconds } from "../format";
+import { count, dayAndClock, seconds, UNKNOWN, words } from "../format";
 import { useLive } from "../live/context";
 import { keptScope } from "../shell/keys";
-import { Button, Code, Empty, Panel, Skeleton } from "../ui/basics";
+import { Button, Code, Empty, Facts, Panel, Skeleton } from "../ui/basics";
 import { problemIn, ProblemNote } from "../ui/problem";
-import { Table } from "../ui/table";
 
 type Check = components["schemas"]["CheckView"];
 type Policy = components["schemas"]["PolicyDetail"];
@@ -188,16 +187,17 @@ function Checked({ check }: { check: Check }) {
 }
 
 function Differences({ found }: { found: Found }) {
-  const { differences, changes, realised, predicted, unknown } = found;
+  const { differences, changes, unknown } = found;
   return (
     <>
       <p role="status">
         <strong>
           {count(differences.length)} of {count(changes)} changes differ
         </strong>
-        ; realised {money(realised)}, predicted {money(predicted)} a month, {count(unknown)} without a known effect.{" "}
+        ; a month, {total(found, "realised")} realised and {total(found, "predicted")} predicted (+ is saved by the
+        other policy); {count(unknown)} without a known effect.{" "}
         <span className="text-muted">
-          {count(found.events)} events were read, of changes begun since {dayAndClock(found.since)}.
+          {count(found.events)} events were read, of changes of all deployments begun since {dayAndClock(found.since)}.
         </span>
       </p>
       {differences.length === 0 ? (
@@ -206,48 +206,55 @@ function Differences({ found }: { found: Found }) {
           next={changes === 0 ? "Choose a longer time." : undefined}
         />
       ) : (
-        <Table
-          label="decisions that differ"
-          head={["change", "recorded", "other policy", "why", "effect (+ saves)"]}
-          rows={differences.map(rowOf)}
-        />
+        <ol aria-label="decisions that differ" className="space-y-2">
+          {differences.map((one) => (
+            <Card key={one.change} one={one} />
+          ))}
+        </ol>
       )}
     </>
   );
 }
 
-function rowOf(one: Difference) {
-  return [
-    <span key="change" className="block min-w-40">
-      <Link
-        to="/executions"
-        search={(before) => ({ ...keptScope(before), id: one.change })}
-        className="text-accent underline"
-      >
-        {one.title}
-      </Link>{" "}
-      <span className="block text-xs text-muted">
-        {one.deployment}, {dayAndClock(one.at)}
-      </span>
-    </span>,
-    <Way key="recorded" said={one.recorded} end={one.recorded_end} />,
-    <Way key="other" said={one.other} end={one.other_end} />,
-    <span key="why" className="block min-w-40">
-      {one.why || "–"}
-    </span>,
-    <span key="effect" className="block min-w-32">
-      {effect(one)}
-    </span>,
-  ];
+function Card({ one }: { one: Difference }) {
+  return (
+    <li className="space-y-2 rounded-md border border-line p-3">
+      <p>
+        <Link
+          to="/executions"
+          search={(before) => ({ ...keptScope(before), id: one.change })}
+          className="font-medium text-accent underline"
+        >
+          {one.title}
+        </Link>{" "}
+        <span className="text-xs text-muted">
+          {one.deployment}, parted {dayAndClock(one.at)}
+        </span>
+      </p>
+      <Facts
+        rows={[
+          ["recorded", <Way said={one.recorded} end={one.recorded_end} />],
+          ["other policy", <Way said={one.other} end={one.other_end} />],
+          ["why", one.why || "–"],
+          ["effect", effect(one)],
+        ]}
+      />
+    </li>
+  );
 }
 
 function Way({ said, end }: { said: string; end: string }) {
   return (
-    <span className="block min-w-36">
-      {said}
-      <span className="block text-xs text-muted">in the end: {end.replaceAll("_", " ")}</span>
-    </span>
+    <>
+      {said} <span className="text-muted">(in the end: {words(end)})</span>
+    </>
   );
+}
+
+/** A sum of which no part is known is not 0. */
+function total(found: Found, basis: "realised" | "predicted"): string {
+  const known = found.differences.some((one) => one.effect.basis === basis);
+  return known ? money(found[basis]) : UNKNOWN;
 }
 
 /** In the words of the command line; what is not known is said to be so. */
