@@ -35,12 +35,14 @@ function chosenIn(search: Record<string, unknown>): { tab?: string; id?: string 
   return { ...(tab && { tab }), ...(id && { id }) };
 }
 
+export const EVENT_VIEWS = ["audit", "replay", "what-if"] as const;
+
 export interface EventSearch {
   kind?: string;
   change?: string;
   find?: string;
   event?: string;
-  view?: "audit";
+  view?: (typeof EVENT_VIEWS)[number];
 }
 
 function eventsIn(search: Record<string, unknown>): EventSearch {
@@ -49,7 +51,8 @@ function eventsIn(search: Record<string, unknown>): EventSearch {
     const given = text(search[name]);
     if (given) found[name] = given;
   }
-  if (search["view"] === "audit") found.view = "audit";
+  const view = EVENT_VIEWS.find((one) => one === search["view"]);
+  if (view) found.view = view;
   return found;
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from optiinfra.coordinator.hindsight import LogHindsight
 from optiinfra.coordinator.runner import Runner
 from optiinfra.coordinator.timekeeping import sweep_timers
 from optiinfra.events import commands as c
@@ -19,6 +20,7 @@ from optiinfra.events.bus import Bus
 from optiinfra.events.envelope import Event
 from optiinfra.events.feed import Delivered, StreamState
 from optiinfra.portal_api.app import create_app
+from optiinfra.portal_api.hindsight import Reading
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
 from optiinfra.portal_api.notifications.declared import Declared
@@ -267,6 +269,7 @@ async def standing(
         metric_store=metrics,
         consumers=Consumers(bus) if bus else None,
         series=RememberedSeries(cache),
+        hindsight=Reading(LogHindsight()),
     )
     app = create_app(ports)
     async with app.router.lifespan_context(app):

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optiinfra.coordinator.ledger import Ledger
-from optiinfra.coordinator.what_if import Logged, WhatIf, what_if
+from optiinfra.coordinator.what_if import Logged, what_if
 from optiinfra.events import facts as f
 from optiinfra.schemas.approval_rules import ApprovalRule, Decision
 from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.hindsight import WhatIf
 from optiinfra.schemas.money import Interval
 from optiinfra.schemas.outcome import Outcome
 from optiinfra.schemas.recommendation import Recommendation, Risk

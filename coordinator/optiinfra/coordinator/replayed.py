@@ -9,6 +9,7 @@ from typing import Any
 from optiinfra.coordinator.saga.evolve import fold
 from optiinfra.coordinator.saga.state import Saga
 from optiinfra.events.facts import FACT, change_of
+from optiinfra.schemas.hindsight import Standing
 
 
 class Replayed:
@@ -17,10 +18,27 @@ class Replayed:
     def __init__(self) -> None:
         self.changes: dict[str, Saga] = {}
 
-    def take(self, event: Mapping[str, Any]) -> None:
-        """One event as the log's readers give it: its chain, its time `at` and its fact."""
+    def take(self, event: Mapping[str, Any]) -> Saga | None:
+        """One event as the log's readers give it: its chain, its time `at` and its fact.
+
+        The change as it stands then; None when the event belongs to none.
+        """
         fact = FACT.validate_python(event["fact"])
         change = change_of(fact)
-        if change is not None and event["chain"] == change:
-            saga = self.changes.get(change, Saga(change=change))
-            self.changes[change] = fold(saga, [(fact, datetime.fromisoformat(event["at"]))])
+        if change is None or event["chain"] != change:
+            return None
+        saga = self.changes.get(change, Saga(change=change))
+        folded = fold(saga, [(fact, datetime.fromisoformat(event["at"]))])
+        self.changes[change] = folded
+        return folded
+
+
+def standing(saga: Saga) -> Standing:
+    """How a change stands, in short."""
+    return Standing(
+        change=saga.change,
+        state=saga.state,
+        deployment=None if saga.recommendation is None else saga.recommendation.deployment,
+        stage=None if saga.step is None else saga.step.stage,
+        why=saga.waiting or saga.end_reason or saga.rollback_reason,
+    )

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 
 from optiinfra.coordinator.counts import Counts
 from optiinfra.coordinator.decisions_in_words import essence, question_in, why_of
@@ -22,6 +21,7 @@ from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.errors import Invariant, Rejected
+from optiinfra.schemas.hindsight import Difference, Effect, WhatIf
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.money import Interval
 from optiinfra.schemas.outcome import Outcome
@@ -48,45 +48,6 @@ class Logged:
     def heard(self) -> bool:
         """Whether it came from outside: what the coordinator said is named by its place."""
         return self.event.id != derived_id(self.chain, self.version)
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """What a difference would have meant, $ a month; `basis` says how it is known.
-
-    Where it is unknown, the money is what is at stake.
-    """
-
-    basis: Literal["none", "realised", "predicted", "unknown"]
-    usd_per_month: Interval | None = None
-    ttft_p95_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A change whose decisions differ: where they part, and what became of it in both."""
-
-    change: str
-    deployment: str
-    title: str
-    at: datetime
-    recorded: str
-    other: str
-    why: str
-    recorded_end: str
-    other_end: str
-    effect: Effect
-
-
-@dataclass(frozen=True, slots=True)
-class WhatIf:
-    """`usd_per_month` adds up what is known: apart for what was realised and what was predicted."""
-
-    changes: int
-    differences: tuple[Difference, ...]
-    realised: Interval
-    predicted: Interval
-    unknown: int
 
 
 @dataclass(slots=True)
@@ -351,7 +312,7 @@ def _effect(record: _Record, saga: Saga, predicted: Interval | None, *, open_end
     )
     unknown = open_end and (was_done or not would_be)
     if was_done == would_be and not unknown:
-        return Effect("none")
+        return Effect(basis="none")
     sign = -1.0 if was_done else 1.0
     outcome = record.outcome
     ttft = outcome.ttft_p95_s if outcome else None
@@ -359,10 +320,16 @@ def _effect(record: _Record, saga: Saga, predicted: Interval | None, *, open_end
     if was_done and outcome and isinstance(outcome.realised_usd_per_month, Known):
         usd = outcome.realised_usd_per_month.value
         money = Interval(low=usd, mid=usd, high=usd).scaled(sign)
-        return Effect("unknown" if unknown else "realised", money, ttft_p95_s)
+        return Effect(
+            basis="unknown" if unknown else "realised", usd_per_month=money, ttft_p95_s=ttft_p95_s
+        )
     if predicted is not None:
-        return Effect("unknown" if unknown else "predicted", predicted.scaled(sign), ttft_p95_s)
-    return Effect("unknown", None, ttft_p95_s)
+        return Effect(
+            basis="unknown" if unknown else "predicted",
+            usd_per_month=predicted.scaled(sign),
+            ttft_p95_s=ttft_p95_s,
+        )
+    return Effect(basis="unknown", ttft_p95_s=ttft_p95_s)
 
 
 def _total(effects: Iterable[Effect]) -> Interval:

@@ -46,14 +46,14 @@ class Paging:
         """The rows as shown, with the link to what follows the last of them."""
         shown = rows[: self.limit]
         last = [shown[-1][name] for name in key] if len(rows) > self.limit else None
-        return PageOf[T](items=[view(row) for row in shown], next=self._following(last))
+        return PageOf[T](items=[view(row) for row in shown], next=self.following(last))
 
     def page_of(self, documents: Sequence[Document], response: Response) -> Response:
         """The same of documents, written as they are, with the headers of `response`."""
         last = documents[self.limit - 1].key if len(documents) > self.limit else None
-        return page_answer(documents[: self.limit], response, self._following(last))
+        return page_answer(documents[: self.limit], response, self.following(last))
 
-    def _following(self, last: Sequence[Any] | None) -> str | None:
+    def following(self, last: Sequence[Any] | None) -> str | None:
         """The address of what comes after the sort key `last`."""
         if last is None:
             return None

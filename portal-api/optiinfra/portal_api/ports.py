@@ -10,6 +10,7 @@ from optiinfra.events.bus import Bus
 from optiinfra.events.condition import ConsumerCondition, consumer_condition
 from optiinfra.events.feed import Feed
 from optiinfra.events.subjects import Stream
+from optiinfra.portal_api.hindsight import Hindsight, Reading
 from optiinfra.portal_api.lately import Lately
 from optiinfra.portal_api.live.hub import Hub
 from optiinfra.portal_api.live.settled import Settled
@@ -82,6 +83,7 @@ class ApiPorts:
     consumers: Consumers | None = None
     series: RememberedSeries = field(default_factory=lambda: RememberedSeries(None))
     looks: Lately = field(default_factory=Lately)
+    hindsight: Reading = field(default_factory=lambda: Reading(None))
 
     @property
     def metrics(self) -> MetricStore:
@@ -107,12 +109,14 @@ def api_ports(
     notifications: Declared | None = None,
     metrics: MetricStore | None = None,
     cache: RegistryCache | None = None,
+    hindsight: Hindsight | None = None,
     origins: frozenset[str] = frozenset(),
     ring_size: int = 4096,
 ) -> ApiPorts:
     """The ports over one database and one bus; without `letters` none is sent again.
 
-    Without `metrics` what needs them is unavailable; without `cache` no series is remembered.
+    Without `metrics` what needs them is unavailable; without `cache` no series is remembered;
+    without `hindsight` no log is read again.
     """
     queries, hub = Queries(database), Hub(Feed(bus), ring_size=ring_size)
     access = AccessTokens(database)
@@ -135,6 +139,7 @@ def api_ports(
         metric_store=metrics,
         consumers=Consumers(bus),
         series=RememberedSeries(cache),
+        hindsight=Reading(hindsight),
     )
 
 

@@ -99,6 +99,22 @@ class EventView(BaseModel):
     fact: dict[str, Any]
 
 
+class RelatedView(EventView):
+    """An event in a tree of causes; `depth` is 0 at its middle, and its parent is `causation`."""
+
+    depth: int
+
+
+class CausesView(BaseModel):
+    """An event among what caused it (depth below 0) and what it led to (above 0)."""
+
+    items: list[RelatedView]
+    causes_cut: bool
+    """The chain of causes goes on further up."""
+    effects_cut: bool
+    """There may be more effects than were looked at."""
+
+
 class LookView(BaseModel):
     """One look at a stage: what the assessors answered, and how it was read."""
 

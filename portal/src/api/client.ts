@@ -21,6 +21,8 @@ export interface Options {
   body?: unknown;
   headers?: Record<string, string>;
   token?: string;
+  /** How long the answer may take, ms. */
+  within?: number;
 }
 
 export async function call<T>(path: string, options: Options = {}): Promise<Answer<T>> {
@@ -85,7 +87,7 @@ async function send(path: string, options: Options): Promise<Response> {
       method: options.method ?? "GET",
       headers,
       body: options.body === undefined ? null : JSON.stringify(options.body),
-      signal: AbortSignal.timeout(TIMEOUT_MS),
+      signal: AbortSignal.timeout(options.within ?? TIMEOUT_MS),
       credentials: "same-origin",
       cache: "no-store",
     });

@@ -1,34 +1,21 @@
 /** One event with its body, what caused it, and what it led to. */
 import { Link } from "@tanstack/react-router";
 import type { EventRow } from "../api/types";
-import { clock, dayAndClock } from "../format";
+import { dayAndClock } from "../format";
 import { keptScope } from "../shell/keys";
-import { Button, Facts, Raw } from "../ui/basics";
+import { Button, Facts, Raw, Skeleton } from "../ui/basics";
+import { ProblemNote } from "../ui/problem";
+import { Causes, useCauses } from "./Causes";
 import { summaryOf } from "./words";
 
 interface DrawerProps {
   event: EventRow;
-  log: EventRow[];
   onClose: () => void;
   onChoose: (id: string) => void;
   onChange: (change: string) => void;
 }
 
-const DEEPEST = 30;
-
-/** From the first cause that is known here down to the event's own. */
-function causesOf(event: EventRow, log: EventRow[]): EventRow[] {
-  const byId = new Map(log.map((row) => [row.id, row]));
-  const found: EventRow[] = [];
-  let cause = event.causation ? byId.get(event.causation) : undefined;
-  while (cause && found.length < DEEPEST && !found.includes(cause)) {
-    found.unshift(cause);
-    cause = cause.causation ? byId.get(cause.causation) : undefined;
-  }
-  return found;
-}
-
-export function Drawer({ event, log, onClose, onChoose, onChange }: DrawerProps) {
+export function Drawer({ event, onClose, onChoose, onChange }: DrawerProps) {
   const { correlation } = event;
   return (
     <aside
@@ -57,6 +44,13 @@ export function Drawer({ event, log, onClose, onChoose, onChange }: DrawerProps)
         <p className="flex flex-wrap gap-2">
           <Button onClick={() => onChange(correlation)}>Only this change</Button>
           <Link
+            to="/events"
+            search={(before) => ({ ...keptScope(before), view: "replay", change: correlation })}
+            className="self-center text-accent underline"
+          >
+            Replay it
+          </Link>
+          <Link
             to="/executions"
             search={(before) => ({ ...keptScope(before), id: correlation })}
             className="self-center text-accent underline"
@@ -65,8 +59,7 @@ export function Drawer({ event, log, onClose, onChoose, onChange }: DrawerProps)
           </Link>
         </p>
       )}
-      <Chain title="Because of" rows={causesOf(event, log)} none={event.causation ? "Its cause lies outside this range." : "Nothing caused it: it began here."} onChoose={onChoose} />
-      <Chain title="Led to" rows={log.filter((row) => row.causation === event.id)} none="Nothing, so far." onChoose={onChoose} />
+      <Causes id={event.id} onChoose={onChoose} />
       <div>
         <h3 className="mb-1 text-xs font-semibold tracking-wide text-muted uppercase">Body</h3>
         <Raw value={event.fact} open />
@@ -75,32 +68,17 @@ export function Drawer({ event, log, onClose, onChoose, onChange }: DrawerProps)
   );
 }
 
-interface ChainProps {
-  title: string;
-  rows: EventRow[];
-  none: string;
-  onChoose: (id: string) => void;
-}
-
-function Chain({ title, rows, none, onChoose }: ChainProps) {
+/** An event that is not among those that were read: another range's, or further than was read. */
+export function FarDrawer({ id, ...rest }: Omit<DrawerProps, "event"> & { id: string }) {
+  const query = useCauses(id);
+  const event = query.data?.items.find((row) => row.id === id);
+  if (event) return <Drawer event={event} {...rest} />;
   return (
-    <section>
-      <h3 className="mb-1 text-xs font-semibold tracking-wide text-muted uppercase">{title}</h3>
-      {rows.length === 0 && <p className="text-muted">{none}</p>}
-      <ol className="space-y-1">
-        {rows.map((row) => (
-          <li key={row.id}>
-            <button
-              type="button"
-              onClick={() => onChoose(row.id)}
-              className="w-full rounded-md px-2 py-1 text-left hover:bg-raised"
-            >
-              <span className="font-mono text-xs text-muted">{clock(row.at)}</span>{" "}
-              {summaryOf(row.kind, row.fact)}
-            </button>
-          </li>
-        ))}
-      </ol>
-    </section>
+    <aside aria-label="event" className="space-y-4 rounded-lg border border-line bg-panel p-4 lg:w-105">
+      <Button look="quiet" data-action="close" onClick={rest.onClose}>
+        Close
+      </Button>
+      {query.isError ? <ProblemNote error={query.error} /> : <Skeleton lines={8} />}
+    </aside>
   );
 }

@@ -8,7 +8,7 @@ import { useSnapshot } from "../live/context";
 import { RANGE_NAMES, useScope } from "../shell/scope";
 import { Button, classes, Empty, Skeleton } from "../ui/basics";
 import { ProblemNote } from "../ui/problem";
-import { Drawer } from "./Drawer";
+import { Drawer, FarDrawer } from "./Drawer";
 import { MOST_ROWS, useEventLog } from "./log";
 import { summaryOf } from "./words";
 
@@ -51,6 +51,13 @@ export function EventTable() {
       search: ({ [name]: _, ...rest }) => (value ? { ...rest, [name]: value } : rest),
     });
   const chosen = open ? rows?.find((row) => row.id === open) : undefined;
+  const actions = {
+    onClose: () => put("event", undefined),
+    onChoose: (id: string) => put("event", id),
+    onChange: (id: string) => put("change", id),
+  };
+  const opened =
+    open && rows && (chosen ? <Drawer event={chosen} {...actions} /> : <FarDrawer id={open} {...actions} />);
   return (
     <>
       <div className="flex flex-wrap items-center gap-2">
@@ -95,17 +102,10 @@ export function EventTable() {
       {shown.length > 0 && (
         <div className={classes("flex min-h-0 flex-1 flex-col gap-3 lg:flex-row", query.isError && "opacity-60")}>
           <Rows rows={shown} chosen={open} onChoose={(id) => put("event", id)} />
-          {chosen && (
-            <Drawer
-              event={chosen}
-              log={rows ?? []}
-              onClose={() => put("event", undefined)}
-              onChoose={(id) => put("event", id)}
-              onChange={(id) => put("change", id)}
-            />
-          )}
+          {opened}
         </div>
       )}
+      {shown.length === 0 && opened}
     </>
   );
 }

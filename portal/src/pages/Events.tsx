@@ -1,39 +1,45 @@
-/** Everything that was said, and who did or tried what. */
+/** Everything that was said, how it stood then, what might have been, and who did or tried what. */
 import { useNavigate, useSearch } from "@tanstack/react-router";
 import { AuditTable } from "../events/AuditTable";
 import { EventTable } from "../events/EventTable";
+import { Replay } from "../events/Replay";
+import { WhatIf } from "../events/WhatIf";
 import { classes } from "../ui/basics";
 
-const VIEWS = ["events", "audit"] as const;
+const VIEWS = [
+  { view: undefined, name: "Event log", Shown: EventTable },
+  { view: "replay", name: "Replay", Shown: Replay },
+  { view: "what-if", name: "What if", Shown: WhatIf },
+  { view: "audit", name: "Audit trail", Shown: AuditTable },
+] as const;
 
 export function Events() {
   const { view } = useSearch({ from: "/events" });
   const navigate = useNavigate({ from: "/events" });
-  const chosen = view ?? "events";
+  const { Shown } = VIEWS.find((one) => one.view === view) ?? VIEWS[0];
   return (
     <div className="flex h-full min-h-128 flex-col gap-3">
-      <div role="group" aria-label="what" className="flex gap-1">
-        {VIEWS.map((name) => (
+      <div role="group" aria-label="what" className="flex flex-wrap gap-1">
+        {VIEWS.map(({ view: one, name }) => (
           <button
             key={name}
             type="button"
-            aria-pressed={name === chosen}
+            aria-pressed={one === view}
             onClick={() =>
               void navigate({
-                search: ({ view: _, event: __, ...rest }) =>
-                  name === "audit" ? { ...rest, view: name } : rest,
+                search: ({ view: _, event: __, ...rest }) => (one ? { ...rest, view: one } : rest),
               })
             }
             className={classes(
               "rounded-md px-2 py-1 text-sm",
-              name === chosen ? "bg-accent-soft font-semibold text-accent" : "text-muted hover:bg-raised",
+              one === view ? "bg-accent-soft font-semibold text-accent" : "text-muted hover:bg-raised",
             )}
           >
-            {name === "events" ? "Event log" : "Audit trail"}
+            {name}
           </button>
         ))}
       </div>
-      {chosen === "events" ? <EventTable /> : <AuditTable />}
+      <Shown />
     </div>
   );
 }

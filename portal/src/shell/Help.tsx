@@ -13,6 +13,7 @@ const KEYS: [string, string][] = [
   ["/", "search"],
   ["a / x", "approve / reject what is open"],
   ["t", "a chart as a table"],
+  ["← ↑ → ↓", "in an event's tree: cause, row, effect"],
   ...PAGES.map(({ letter, name }): [string, string] => [`g ${letter}`, name]),
 ];
 

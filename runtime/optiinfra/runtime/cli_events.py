@@ -16,8 +16,8 @@ from optiinfra.runtime.cli_options import Home, Json, Limit, settings_of
 from optiinfra.schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from optiinfra.coordinator.saga.state import Saga
     from optiinfra.runtime.settings import Settings
+    from optiinfra.schemas.hindsight import Standing
 
 events = typer.Typer(help="Events: tail, replay.", no_args_is_help=True, rich_markup_mode=None)
 _AGO = re.compile(r"^(\d+)([smhd])$")
@@ -82,7 +82,7 @@ def replay(
 
     Nothing is written and nothing in use is asked: the states are folded from the events alone.
     """
-    from optiinfra.coordinator.replayed import Replayed
+    from optiinfra.coordinator.replayed import Replayed, standing
 
     settings = settings_of(home)
     start = time_of(since)
@@ -110,7 +110,7 @@ def replay(
         if limit == 0:
             break
     if projection is not None:
-        _tell_states(projection.changes.values(), as_json=as_json)
+        _tell_states(map(standing, projection.changes.values()), as_json=as_json)
 
 
 def is_direct(settings: Settings) -> bool:
@@ -167,23 +167,15 @@ def time_of(given: str | None) -> datetime | None:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def _tell_states(changes: Iterable[Saga], *, as_json: bool) -> None:
-    rows = [
-        (
-            saga.change if as_json else saga.change[:8],
-            saga.state.value,
-            None if saga.recommendation is None else saga.recommendation.deployment,
-            None if saga.step is None else saga.step.stage,
-            saga.waiting or saga.end_reason or saga.rollback_reason,
-        )
-        for saga in changes
-    ]
+def _tell_states(standings: Iterable[Standing], *, as_json: bool) -> None:
     names = ("change", "state", "deployment", "stage", "why")
+    rows = [one.model_dump(mode="json") for one in standings]
     if as_json:
         for row in rows:
-            console.data(dict(zip(names, row, strict=True)))
+            console.data(row)
     else:
-        console.table(names, rows)
+        short = [{**row, "change": row["change"][:8]} for row in rows]
+        console.table(names, [tuple(row[name] for name in names) for row in short])
 
 
 def _tell(event: dict[str, Any], *, as_json: bool) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +13,7 @@ from optiinfra.runtime.cli_events import Since, Tenant, time_of
 from optiinfra.runtime.cli_options import Home, Json, settings_of
 
 if TYPE_CHECKING:
-    from optiinfra.coordinator.what_if import Difference, Effect, WhatIf
+    from optiinfra.schemas.hindsight import Difference, Effect, WhatIf
     from optiinfra.schemas.money import Interval
 
 
@@ -31,12 +30,11 @@ def what_if(
 
     What was never recorded, such as a person's word that nobody was asked for, is unknown.
     """
-    from optiinfra.coordinator.what_if import Logged
-    from optiinfra.coordinator.what_if import what_if as run_again
+    from optiinfra.coordinator.hindsight import LogHindsight
     from optiinfra.runtime.policy_file import load_policy
     from optiinfra.runtime.session import database_of
     from optiinfra.storage.postgres.database import open_database
-    from optiinfra.storage.postgres.events import event_of, links_of_tenant
+    from optiinfra.storage.postgres.events import links_of_tenant
 
     rules = load_policy(policy)
     url, at = database_of(settings_of(home)), time_of(since)
@@ -44,12 +42,11 @@ def what_if(
     async def work() -> WhatIf:
         async with open_database(url, connections=1) as database:
             links = await links_of_tenant(database, tenant, at)
-        log = [Logged(one.chain, one.version, one.at, event_of(one)) for one in links]
-        return run_again(log, rules)
+        return LogHindsight().what_if(links, rules)
 
     found = asyncio.run(work())
     if as_json:
-        console.data(_plain(found))
+        console.data(found.model_dump(mode="json"))
         return 0
     for one in found.differences:
         _tell(one)
@@ -85,17 +82,3 @@ def _money(interval: Interval) -> str:
     if interval.low == interval.high:
         return f"{interval.mid:+,.0f} $"
     return f"{interval.mid:+,.0f} $ ({interval.low:+,.0f} … {interval.high:+,.0f})"
-
-
-def _plain(found: WhatIf) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(one) for name, one in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(one) for one in value]
-        if hasattr(value, "model_dump"):
-            return value.model_dump(mode="json")
-        return value.isoformat() if hasattr(value, "isoformat") else value
-
-    told: dict[str, Any] = plain(asdict(found))
-    return told

@@ -160,6 +160,7 @@ async def _collector(settings: Settings) -> None:
 
 
 async def _portal_api(settings: Settings) -> None:
+    from optiinfra.coordinator.hindsight import LogHindsight
     from optiinfra.portal_api.app import create_app
     from optiinfra.portal_api.ports import api_ports
     from optiinfra.portal_api.server import serve
@@ -183,6 +184,7 @@ async def _portal_api(settings: Settings) -> None:
                 notifications=await declared(fleet, stack) if fleet is not None else None,
                 metrics=stores.metrics,
                 cache=stores.cache,
+                hindsight=LogHindsight(),
             )
             once: str | None = None
             if tenant is not None:

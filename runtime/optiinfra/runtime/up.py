@@ -19,6 +19,7 @@ import structlog
 
 from optiinfra.agents.actuators.traffic import GatewayTraffic
 from optiinfra.agents.memory import OutcomeMemory
+from optiinfra.coordinator.hindsight import LogHindsight
 from optiinfra.events import topology
 from optiinfra.events.bus_roles import AGENTS, BusRole
 from optiinfra.portal_api.app import create_app
@@ -331,6 +332,7 @@ class _Up:
             notifications=await declared(self._fleet, stack),
             metrics=stores.metrics,
             cache=stores.cache,
+            hindsight=LogHindsight(),
         )
         url = await stack.enter_async_context(
             running_api(

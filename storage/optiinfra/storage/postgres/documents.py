@@ -167,7 +167,7 @@ SELECT row_to_json(shown)::text, shown.updated_at, shown.id FROM (
         rollback_reason text, end_reason text)
 ) shown
 """  # noqa: S608 - of constants
-_EVENT_COLUMNS = """
+EVENT_COLUMNS = """
     e.position, e.event_id AS id,
     split_part(e.type, '.', 2) || '.' || split_part(e.type, '.', 3) AS kind,
     e.chain, e.version, e.source, e.at, e.said_at, e.correlation, e.causation, e.hash,
@@ -175,7 +175,7 @@ _EVENT_COLUMNS = """
 """
 _EVENTS = f"""
 SELECT row_to_json(shown)::text, shown.position FROM (
-    SELECT {_EVENT_COLUMNS} FROM event_log e
+    SELECT {EVENT_COLUMNS} FROM event_log e
     WHERE {{where}} ORDER BY e.position LIMIT {{limit}}
 ) shown
 """  # noqa: S608 - of constants
@@ -217,7 +217,7 @@ LATERAL (
             WHERE w.kind LIKE 'execution.%' OR w.kind LIKE 'gate.%') || ']', '[]') AS told
     FROM (
         SELECT e.kind, row_to_json(e)::text AS text FROM (
-            SELECT {_EVENT_COLUMNS} FROM event_log e
+            SELECT {EVENT_COLUMNS} FROM event_log e
             WHERE e.chain = s.change_id ORDER BY e.version LIMIT {TIMELINE_LIMIT}
         ) e OFFSET 0
     ) w

@@ -46,10 +46,15 @@ def event_of(link: Link, *, traceparent: str | None = None) -> Event:
     )
 
 
-async def links_of_tenant(database: Database, tenant: str, since: datetime | None) -> list[Link]:
-    """The log of a tenant in its order: all of each chain that has begun since a time."""
+async def links_of_tenant(
+    database: Database, tenant: str, since: datetime | None, most: int | None = None
+) -> list[Link]:
+    """The log of a tenant in its order: all of each chain that has begun since a time.
+
+    With `most`, only so many of the first.
+    """
     async with database.connection() as connection:
-        rows = await connection.fetch(_OF_TENANT, tenant, since)
+        rows = await connection.fetch(_OF_TENANT, tenant, since, most)
     return [Link(**dict(row)) for row in rows]
 
 
@@ -71,5 +76,5 @@ SELECT {LINK_COLUMNS} FROM event_log WHERE tenant = $1 AND (
     $2::timestamptz IS NULL OR chain LIKE 'tenant-%' OR chain IN (
         SELECT chain FROM event_log WHERE tenant = $1 AND version = 1 AND at >= $2
     )
-) ORDER BY position
+) ORDER BY position LIMIT $3
 """  # noqa: S608 - constants
