@@ -796,6 +796,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/events/{event}/causes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Event Causes
+         * @description What caused an event and what it led to, nearest first within bounds; says what was cut.
+         */
+        get: operations["event_causes"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/audit": {
         parameters: {
             query?: never;
@@ -808,6 +828,29 @@ export interface paths {
          * @description Who did or tried what, the latest first; what was denied too.
          */
         get: operations["audit"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/audit/export": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Audit Export
+         * @description The log and the audit trail as lines of JSON that prove themselves.
+         *
+         *     As `optiinfra audit export`; `optiinfra audit verify --file` checks it. A download that broke
+         *     off lacks the last line, which seals the others.
+         */
+        get: operations["audit_export"];
         put?: never;
         post?: never;
         delete?: never;
@@ -830,6 +873,50 @@ export interface paths {
         get: operations["audit_verify"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/replay": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Replay
+         * @description How the changes stood that were open in a range, folded from the log alone, oldest first.
+         *
+         *     As `optiinfra events replay --states`. A page ends early where its chains are long.
+         */
+        get: operations["replay"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/what-if": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * What If
+         * @description Which recorded decisions would differ under another policy, why, and for how much.
+         *
+         *     As `optiinfra what-if`. Nothing is written.
+         */
+        post: operations["what_if"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1485,6 +1572,7 @@ export interface components {
          *         ]
          *       },
          *       "change": {
+         *         "diff": "--- now\n+++ after\n@@ -1,4 +1,4 @@\n deployment: chat\n model: 8b\n-replica chat-b2202355.market: on_demand\n+replica chat-b2202355.market: spot\n",
          *         "spec": {
          *           "kind": "spot_migration",
          *           "replicas": [
@@ -1519,6 +1607,7 @@ export interface components {
          *         "approvals": [],
          *         "approvals_left": 1,
          *         "approvals_needed": 1,
+         *         "asked_because": "no rule of the policy is about it",
          *         "awaited": true,
          *         "type_to_confirm": "chat"
          *       },
@@ -1571,6 +1660,9 @@ export interface components {
          *         "spend_usd_per_hour": 2,
          *         "spend_usd_per_month": 1460,
          *         "track_record": {
+         *           "deployments": [
+         *             "chat"
+         *           ],
          *           "finished": 1,
          *           "kind": "spot_migration",
          *           "known": 1,
@@ -1609,6 +1701,7 @@ export interface components {
          *           }
          *         ]
          *       },
+         *       "simulated": [],
          *       "state": "awaiting_approval",
          *       "unknown": {
          *         "change.values.before": "the proposal tells what it sets, not what is set now"
@@ -1648,12 +1741,29 @@ export interface components {
             rollback: components["schemas"]["Rollback"];
             decision: components["schemas"]["DecisionView"];
             /**
+             * Simulated
+             * @description deployments of the fleet that run on emulated replicas: all their figures are simulated; null where telemetry cannot be read
+             */
+            simulated: string[] | null;
+            /**
              * Unknown
              * @description what is null above, and why
              */
             unknown: {
                 [key: string]: string;
             };
+        };
+        /**
+         * CausesView
+         * @description An event among what caused it (depth below 0) and what it led to (above 0).
+         */
+        CausesView: {
+            /** Items */
+            items: components["schemas"]["RelatedView"][];
+            /** Causes Cut */
+            causes_cut: boolean;
+            /** Effects Cut */
+            effects_cut: boolean;
         };
         /** ChangeDetail */
         ChangeDetail: {
@@ -1725,6 +1835,11 @@ export interface components {
             spec: {
                 [key: string]: unknown;
             };
+            /**
+             * Diff
+             * @description unified diff of the whole configuration; what is not known says `unknown`
+             */
+            diff: string;
         };
         /** ChangeView */
         ChangeView: {
@@ -2116,6 +2231,11 @@ export interface components {
         DecisionView: {
             /** Awaited */
             awaited: boolean;
+            /**
+             * Asked Because
+             * @description why a person is asked; null: nobody is
+             */
+            asked_because: string | null;
             /** Approvals */
             approvals: components["schemas"]["ApprovalView"][];
             /** Approvals Needed */
@@ -2200,10 +2320,54 @@ export interface components {
              */
             updated_at: string;
         };
+        /**
+         * Difference
+         * @description A change whose decisions differ: where they part, and what became of it in both.
+         */
+        Difference: {
+            /** Change */
+            change: string;
+            /** Deployment */
+            deployment: string;
+            /** Title */
+            title: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /** Recorded */
+            recorded: string;
+            /** Other */
+            other: string;
+            /** Why */
+            why: string;
+            /** Recorded End */
+            recorded_end: string;
+            /** Other End */
+            other_end: string;
+            effect: components["schemas"]["Effect"];
+        };
         /** DropBody */
         DropBody: {
             /** Reason */
             reason: string;
+        };
+        /**
+         * Effect
+         * @description What a difference would have meant, $ a month; `basis` says how it is known.
+         *
+         *     Where it is unknown, the money is what is at stake.
+         */
+        Effect: {
+            /**
+             * Basis
+             * @enum {string}
+             */
+            basis: "none" | "realised" | "predicted" | "unknown";
+            usd_per_month?: components["schemas"]["Interval"] | null;
+            /** Ttft P95 S */
+            ttft_p95_s?: number | null;
         };
         /**
          * Engine
@@ -3102,6 +3266,9 @@ export interface components {
          *       },
          *       "realised": {
          *         "changes": 1,
+         *         "deployments": [
+         *           "chat"
+         *         ],
          *         "event_position": 44,
          *         "source": "event log: outcome.recorded of completed changes, at 730 h a month",
          *         "unknown": 0,
@@ -3115,6 +3282,7 @@ export interface components {
          *         "items": [],
          *         "source": "changes that are approved, executing or rolling_back"
          *       },
+         *       "simulated": [],
          *       "slo": {
          *         "deployments": [
          *           {
@@ -3200,6 +3368,11 @@ export interface components {
             pending: components["schemas"]["Pending"];
             running: components["schemas"]["Running"];
             slo: components["schemas"]["Attainment"];
+            /**
+             * Simulated
+             * @description deployments that run on emulated replicas: all their figures are simulated
+             */
+            simulated: string[];
         };
         /** PageOf[AgentView] */
         PageOf_AgentView_: {
@@ -3325,6 +3498,16 @@ export interface components {
         PageOf_RecommendationView_: {
             /** Items */
             items: components["schemas"]["RecommendationView"][];
+            /**
+             * Next
+             * @description path and query of the next page
+             */
+            next?: string | null;
+        };
+        /** PageOf[ReplayView] */
+        PageOf_ReplayView_: {
+            /** Items */
+            items: components["schemas"]["ReplayView"][];
             /**
              * Next
              * @description path and query of the next page
@@ -3832,6 +4015,11 @@ export interface components {
              * @description of the newest outcome in the log
              */
             event_position: number | null;
+            /**
+             * Deployments
+             * @description on which they were
+             */
+            deployments: string[];
             /** Source */
             source: string;
         };
@@ -3935,6 +4123,65 @@ export interface components {
         RejectionBody: {
             /** Reason */
             reason: string;
+        };
+        /**
+         * RelatedView
+         * @description An event in a tree of causes; `depth` is 0 at its middle, and its parent is `causation`.
+         */
+        RelatedView: {
+            /** Position */
+            position: number;
+            /** Id */
+            id: string;
+            /** Kind */
+            kind: string;
+            /** Chain */
+            chain: string;
+            /** Version */
+            version: number;
+            /** Source */
+            source: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /**
+             * Said At
+             * Format: date-time
+             */
+            said_at: string;
+            /** Correlation */
+            correlation: string | null;
+            /** Causation */
+            causation: string | null;
+            /** Hash */
+            hash: string;
+            /** Fact */
+            fact: {
+                [key: string]: unknown;
+            };
+            /** Depth */
+            depth: number;
+        };
+        /**
+         * ReplayView
+         * @description One change from its beginning to the end of the range; steps are where it moved.
+         */
+        ReplayView: {
+            /** Change */
+            change: string;
+            /** Title */
+            title: string | null;
+            /** Deployment */
+            deployment: string | null;
+            /**
+             * Opened At
+             * Format: date-time
+             */
+            opened_at: string;
+            /** Steps */
+            steps: components["schemas"]["StepView"][];
         };
         /**
          * ReplicaView
@@ -4521,6 +4768,26 @@ export interface components {
          * @enum {string}
          */
         StepKind: "apply" | "finish" | "rollback";
+        /**
+         * StepView
+         * @description How a change stood from an event on; `why` it waits, is undone or has ended, if said.
+         */
+        StepView: {
+            /** Position */
+            position: number;
+            /** Event */
+            event: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            state: components["schemas"]["ChangeState"];
+            /** Stage */
+            stage: number | null;
+            /** Why */
+            why: string | null;
+        };
         /** SwitchBody */
         SwitchBody: {
             /** Stopped */
@@ -4648,6 +4915,11 @@ export interface components {
              * @description realised within the predicted range
              */
             within: number;
+            /**
+             * Deployments
+             * @description on which they were
+             */
+            deployments: string[];
         };
         /**
          * TrialOutcome
@@ -4862,6 +5134,45 @@ export interface components {
              * @description completed changes whose saving is not known
              */
             unknown: number;
+        };
+        /**
+         * WhatIfBody
+         * @description `since` is when the first of the changes has begun: a day ago, if it is not given.
+         * @example {
+         *       "policy": {
+         *         "max_moving": 1,
+         *         "name": "careful"
+         *       }
+         *     }
+         */
+        WhatIfBody: {
+            /** Policy */
+            policy: {
+                [key: string]: unknown;
+            };
+            /** Since */
+            since?: string | null;
+        };
+        /** WhatIfView */
+        WhatIfView: {
+            /** Changes */
+            changes: number;
+            /** Differences */
+            differences: components["schemas"]["Difference"][];
+            realised: components["schemas"]["Interval"];
+            predicted: components["schemas"]["Interval"];
+            /** Unknown */
+            unknown: number;
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            /**
+             * Events
+             * @description how many events of the log were read
+             */
+            events: number;
         };
         /**
          * WorkView
@@ -6355,6 +6666,37 @@ export interface operations {
             };
         };
     };
+    event_causes: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                event: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CausesView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     audit: {
         parameters: {
             query?: {
@@ -6391,6 +6733,38 @@ export interface operations {
             };
         };
     };
+    audit_export: {
+        parameters: {
+            query?: {
+                since?: string | null;
+                until?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/x-ndjson": string;
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     audit_verify: {
         parameters: {
             query?: never;
@@ -6407,6 +6781,74 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["VerificationView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    replay: {
+        parameters: {
+            query?: {
+                change?: string | null;
+                since?: string | null;
+                until?: string | null;
+                limit?: number;
+                cursor?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PageOf_ReplayView_"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    what_if: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WhatIfBody"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WhatIfView"];
                 };
             };
             /** @description What went wrong, as RFC 9457 says */

@@ -1,0 +1,1 @@
+export{t as Executions,n as standing}from"./Executions-g5otC9nQ.js";
