@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -242,15 +243,14 @@ async def test_the_present_of_a_replica_is_what_telemetry_tells(
 ) -> None:
     await declare(postgres, "acme", [deployment()])
     here = {"instance_type": "g5.xlarge", "market": "on_demand"}
-    async with (
-        metric_store(servers.clickhouse_url) as store,
-        standing(postgres, metrics=store) as stand,
-    ):
-        proposal = recommendation("a")
-        (replica,) = proposal.spec.replicas  # type: ignore[union-attr]
-        await stand.fleet.hear(f.RecommendationProposed(recommendation=proposal))
-        real = await got(stand, f"/recommendations/{proposal.id}/card")
+    proposal = recommendation("a")
+    (replica,) = proposal.spec.replicas  # type: ignore[union-attr]
+    async with metric_store(servers.clickhouse_url) as store, AsyncExitStack() as stack:
+        before = await stack.enter_async_context(standing(postgres, metrics=store))
+        await before.fleet.hear(f.RecommendationProposed(recommendation=proposal))
+        real = await got(before, f"/recommendations/{proposal.id}/card")
         assert real["simulated"] == []
+        stand = await stack.enter_async_context(standing(postgres, metrics=store))
         at = just_now()
         await record(store, [price(2.0, at=at, replica=replica, **here)], family="cost")
         scrape = sample("scrape_window_s", 1.0, at=at, replica=replica, emulated="true")
