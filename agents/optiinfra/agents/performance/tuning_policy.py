@@ -53,7 +53,7 @@ class Tuning(Value):
     measure_s: float = Field(
         default=20.0,
         ge=0,
-        description="how long a replay is measured at least, after half as long to warm up",
+        description="how long a replay is measured at least, after one and half as long to warm up",
     )
     saturation: float = Field(
         default=8.0,
