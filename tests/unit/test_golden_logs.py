@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from optiinfra.coordinator.hindsight import LogHindsight
 from optiinfra.coordinator.replayed import Replayed
 from optiinfra.coordinator.saga.evolve import fold
 from optiinfra.coordinator.saga.state import Saga
@@ -70,6 +71,21 @@ def test_a_replay_folds_it_to_the_same_ends() -> None:
         replayed.take({**row, "fact": json.loads(row["body"])})
     ends = {change: saga.state.value for change, saga in replayed.changes.items()}
     assert ends == {change: state["state"] for change, state in states.items()}
+
+
+def test_how_a_change_stood_is_told_after_each_of_its_events() -> None:
+    states = json.loads(gzip.decompress(states_of(LOGS[-1]).read_bytes()))
+    log = [{**row, "fact": json.loads(row["body"])} for row in events(LOGS[-1])]
+    told = list(LogHindsight().standings(log))
+    assert [one.change if one else None for one in told] == [
+        row["chain"] if row["chain"] in states else None for row in log
+    ]
+    last = {one.change: one for one in told if one is not None}
+    for change, state in states.items():
+        assert last[change].state.value == state["state"]
+        assert last[change].deployment == state["recommendation"]["deployment"]
+        if state["end_reason"]:
+            assert last[change].why == (state["waiting"] or state["end_reason"])
 
 
 def test_the_newest_holds_every_kind_of_fact_that_is_logged() -> None:
