@@ -188,6 +188,19 @@ async def test_what_it_can_at_present_is_its_rate_while_requests_wait() -> None:
     assert abs(replay.output_tokens / replay.span_s - 8 * 480) < 1.0
 
 
+async def test_the_others_are_asked_for_many_times_what_the_present_one_serves_in_staging() -> None:
+    slow = [
+        one.model_copy(update={"reading": Known(value=200.0)})
+        if one.metric == "generation_tokens_per_s"
+        else one
+        for one in capped()
+    ]
+    world = World(samples=slow)
+    await world.studies(saturation=8.0).round()
+    asked = [round(one.output_tokens / one.span_s) for one in world.replays]
+    assert asked == [8 * 200, *[8 * 480] * (len(asked) - 1)]
+
+
 async def test_after_a_study_the_deployment_rests() -> None:
     world = World(gain=False)
     studies = world.studies(cooldown_s=3_600.0)

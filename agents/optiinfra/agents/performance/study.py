@@ -262,8 +262,12 @@ class Studies:
 
 async def _searched(search: Search, staging: Staging, subject: _Subject, replay: Replay) -> None:
     """Tries what the search asks for, the present configuration first: no latency may be over its
-    objective, or over what it is with that."""
-    slo = subject.deployment.slo
+    objective, or over what it is with that.
+
+    What the present one serves in staging says how much the others are asked for: telemetry may
+    hold moments in which it served less than it could, and the fast ones would wait for requests.
+    """
+    slo, policy = subject.deployment.slo, subject.policy
     while (knobs := search.ask()) is not None:
         engine = search.space.config(knobs)
         trial = await staging.tried(engine, dict(knobs), replay, search.hopeless)
@@ -273,9 +277,11 @@ async def _searched(search: Search, staging: Staging, subject: _Subject, replay:
                 Limits(
                     ttft_p95_s=_at_least(trial.ttft_p95_s, slo.ttft_p95_s),
                     tpot_p95_s=_at_least(trial.tpot_p95_s, slo.tpot_p95_s),
-                    kv_usage=subject.policy.kv_limit,
+                    kv_usage=policy.kv_limit,
                 )
             )
+            most = max(subject.served_tokens_per_s, trial.throughput or 0.0)
+            replay = replay.offering(policy.saturation * most)
 
 
 def _at_least(reading: Reading, objective: float) -> float:
