@@ -15,6 +15,7 @@ from optiinfra.coordinator.what_if import Logged, what_if
 from optiinfra.events import facts as f
 from optiinfra.schemas.approval_rules import ApprovalRule, Decision
 from optiinfra.schemas.change import ChangeState
+from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.hindsight import WhatIf
 from optiinfra.schemas.money import Interval
 from optiinfra.schemas.outcome import Outcome
@@ -210,6 +211,20 @@ def test_limits_hold_back_the_second_of_two() -> None:
     assert difference.change == second.id
     assert difference.other == "change deferred"
     assert "the policy allows 1" in difference.why
+
+
+def test_a_run_that_waits_without_end_is_refused_and_says_what_to_do() -> None:
+    story = Recorder(ASK)
+    for name in ("chat", "search"):
+        story.open(proposal(name))
+    for name in ("chat", "search"):
+        story.agree(proposal(name))
+    story.wait(600)
+    story.open(proposal("later"))
+    one_at_a_time = AUTO.model_copy(update={"max_moving": 1})
+    with pytest.raises(Rejected, match="wait for too long"):
+        what_if(story.log, one_at_a_time, 3)
+    assert what_if(story.log, one_at_a_time, 1_000) == what_if(story.log, one_at_a_time)
 
 
 def test_nothing_recorded_nothing_differs() -> None:

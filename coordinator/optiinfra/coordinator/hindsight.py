@@ -23,7 +23,7 @@ class LogHindsight:
             saga = replayed.take(event)
             yield None if saga is None else standing(saga)
 
-    def what_if(self, links: Sequence[Link], rules: Rules) -> WhatIf:
-        """A tenant's log, in its order, under `rules`."""
+    def what_if(self, links: Sequence[Link], rules: Rules, most_waits: int | None = None) -> WhatIf:
+        """A tenant's log, in its order, under `rules`. Raises `Rejected` beyond `most_waits`."""
         log = [Logged(one.chain, one.version, one.at, event_of(one)) for one in links]
-        return what_if(log, rules)
+        return what_if(log, rules, most_waits)

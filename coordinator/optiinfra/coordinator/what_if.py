@@ -8,6 +8,7 @@ here", never an invention.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from optiinfra.coordinator.ledger import Ledger
 from optiinfra.coordinator.saga.state import Saga
 from optiinfra.events import facts as f
 from optiinfra.events.envelope import Event
+from optiinfra.events.timers import TimerName
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.errors import Invariant, Rejected
 from optiinfra.schemas.hindsight import Difference, Effect, WhatIf
@@ -125,11 +127,13 @@ class _Replay(Ledger):
 class Simulation:
     """One run; `differences` and totals come from `result`."""
 
-    def __init__(self, log: Sequence[Logged], rules: Rules) -> None:
+    def __init__(self, log: Sequence[Logged], rules: Rules, most_waits: int | None = None) -> None:
         self._ledger = _Replay(rules)
+        self._waits_left = most_waits
         self._log = log
         self._records: dict[str, _Record] = {}
         self._parts: dict[str, _Part] = {}
+        self._due: list[tuple[datetime, str, TimerName, str]] = []
         self._ends: dict[str, str] = {}
         for one in log:
             if f.change_of(one.event.fact) is None:
@@ -214,9 +218,12 @@ class Simulation:
         theirs = {(t.name, t.key): t.fire_at for t in recorded if isinstance(t, f.TimerSet)}
         for timer in said:
             if isinstance(timer, f.TimerSet):
-                there = theirs.get((timer.name, timer.key))
+                name = (timer.name, timer.key)
+                there = theirs.get(name)
                 if there is None or abs((there - timer.fire_at).total_seconds()) > _SAME_S:
-                    part.own_timers.add((timer.name, timer.key))
+                    part.own_timers.add(name)
+                if name in part.own_timers:
+                    heapq.heappush(self._due, (timer.fire_at, timer.change, *name))
 
     def _is_ours(self, part: _Part, fact: f.TimerFired) -> bool:
         return (fact.name, fact.key) in part.own_timers
@@ -233,6 +240,7 @@ class Simulation:
     def _fire_until(self, at: datetime) -> None:
         while (due := self._next_due(at)) is not None:
             fire_at, change, fact = due
+            self._count_wait()
             self._ledger.move_to(fire_at)
             name = derived_id("what-if", change, fact.name, fact.key)
             tenant = self._records[change].entries[0].event.tenant
@@ -243,15 +251,25 @@ class Simulation:
             place = Logged(change, 0, fire_at, event)
             self._compare(place, said, [])
 
+    def _count_wait(self) -> None:
+        if self._waits_left is None:
+            return
+        self._waits_left -= 1
+        if self._waits_left < 0:
+            raise Rejected(
+                "under this policy too many changes would wait for too long to be followed here",
+                hint="choose a later time, or run `optiinfra what-if`, which has no such limit",
+            )
+
     def _next_due(self, at: datetime) -> tuple[datetime, str, f.TimerFired] | None:
-        due = [
-            (pending.fire_at, change, f.TimerFired(change=change, name=name, key=pending.key))
-            for change, part in self._parts.items()
-            if part.own_timers and not part.unknown
-            for name, pending in self._ledger.saga(change).timers.items()
-            if (name, pending.key) in part.own_timers and pending.fire_at <= at
-        ]
-        return min(due, key=lambda one: one[:2], default=None)
+        """The first of this run's own timers that is due; one that was set again is told later."""
+        while self._due and self._due[0][0] <= at:
+            fire_at, change, name, key = heapq.heappop(self._due)
+            part, pending = self._part(change), self._ledger.saga(change).timers.get(name)
+            ours = (name, key) in part.own_timers and not part.unknown
+            if ours and pending is not None and (pending.key, pending.fire_at) == (key, fire_at):
+                return fire_at, change, f.TimerFired(change=change, name=name, key=key)
+        return None
 
     def _result(self) -> WhatIf:
         found = [
@@ -294,9 +312,12 @@ class Simulation:
         )
 
 
-def what_if(log: Sequence[Logged], rules: Rules) -> WhatIf:
-    """Runs a tenant's log, in its order, under `rules`."""
-    return Simulation(log, rules).run()
+def what_if(log: Sequence[Logged], rules: Rules, most_waits: int | None = None) -> WhatIf:
+    """Runs a tenant's log, in its order, under `rules`.
+
+    Raises `Rejected` when more than `most_waits` timers fire that the log does not have.
+    """
+    return Simulation(log, rules, most_waits).run()
 
 
 def _effect(record: _Record, saga: Saga, predicted: Interval | None, *, open_end: bool) -> Effect:

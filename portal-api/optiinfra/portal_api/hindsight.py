@@ -16,12 +16,15 @@ from optiinfra.storage.postgres.replays import Chain
 BUSY_S = 10.0
 """Who has waited so long for another's reading is told to come again."""
 
+MOST_WAITS = 10_000
+"""So many timers of its own may fire in a run: each change that waits looks again and again."""
+
 
 class Hindsight(Protocol):
     """What is needed of whoever can fold and decide; it computes, and asks nobody."""
 
     def standings(self, events: Iterable[Mapping[str, Any]]) -> Iterator[Standing | None]: ...
-    def what_if(self, links: Sequence[Link], rules: Rules) -> WhatIf: ...
+    def what_if(self, links: Sequence[Link], rules: Rules, most_waits: int) -> WhatIf: ...
 
 
 class Reading:
@@ -42,10 +45,10 @@ class Reading:
             return await asyncio.to_thread(fold)
 
     async def what_if(self, links: Sequence[Link], rules: Rules) -> WhatIf:
-        """Raises `Unavailable`."""
+        """Raises `Unavailable`, and `Rejected` where the run would not come to an end soon."""
         hindsight = self._given()
         async with self._turn():
-            return await asyncio.to_thread(hindsight.what_if, links, rules)
+            return await asyncio.to_thread(hindsight.what_if, links, rules, MOST_WAITS)
 
     def _given(self) -> Hindsight:
         if self._hindsight is None:
