@@ -105,7 +105,7 @@ async def test_a_short_replay_is_measured_again_and_again_once_the_engine_is_war
     assert long.served >= 60
     assert long.served % 30 == 0, "whole replays alone count"
     assert long.took_s > 6.0, "and half as long before"
-    assert looked == sorted(looked), "only the first replay that counts can be given up"
+    assert looked == [], "to give up a replay that is so short would save nothing"
 
 
 async def test_a_larger_batch_serves_the_same_replay_faster(bench: Bench) -> None:

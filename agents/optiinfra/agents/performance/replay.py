@@ -164,15 +164,21 @@ class Player:
         It is played whole before that, for half as long at least, which does not count: an engine
         is slow at its first batches of each size. (It is not cut short then: vLLM takes seconds to
         be rid of hundreds of requests whose clients have left.) `watch` is asked during the first
-        time that counts. A request that fails ends it. With 0 s it is played once.
+        time that counts, once that has taken `at_least_s`: giving up a shorter one saves nothing,
+        and a moment's stall would decide it. A request that fails ends it. With 0 s it is played
+        once.
         """
+        clock = asyncio.get_running_loop().time
         warm_s = 0.0
         while warm_s < at_least_s / 2:
             played = await self.play(replay, lambda *_: False)
             if played.failed or not played.served:
                 return played
             warm_s += played.took_s
-        played = await self.play(replay, watch)
+        began_s = clock()
+        played = await self.play(
+            replay, lambda done, rate: clock() - began_s > at_least_s and watch(done, rate)
+        )
         while played.took_s < at_least_s and not played.stopped and not played.failed:
             played.add(await self.play(replay, lambda *_: False))
         return played
