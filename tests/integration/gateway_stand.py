@@ -37,6 +37,7 @@ class Engine:
         self.hold = asyncio.Event()
         self.hold.set()
         self.seen: list[web.Request] = []
+        self._served: set[object] = set()
         self.begun = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.url = ""
@@ -74,6 +75,10 @@ class Engine:
         if self.mode == "silent":
             self.begun.set()
             await asyncio.Event().wait()
+        if self.mode == "stale" and request.transport in self._served:
+            assert request.transport is not None
+            request.transport.abort()
+        self._served.add(request.transport)
         if self.mode == "hangup" and request.transport is not None:
             request.transport.abort()
         if self.mode == "head_only":

@@ -127,6 +127,28 @@ async def test_what_has_not_begun_to_answer_is_tried_elsewhere(
     assert (len(red.seen), len(blue.seen)) == (1, 1)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_connection_that_is_closed_as_it_is_used_again_costs_no_request(
+    bench: Bench, red: Engine, *, stream: bool
+) -> None:
+    """There is no other backend to go to."""
+    red.mode = "stale"
+    await bench.route((red, 1))
+    assert [(await bench.ask(stream=stream))[0] for _ in range(4)] == [200] * 4
+    assert len(red.seen) > 4, "some came on a connection that was used before"
+    totals = await bench.totals()
+    assert (totals["served"], totals["failed"]) == (4, 0)
+
+
+async def test_an_engine_that_hangs_up_on_a_new_connection_is_asked_once(
+    bench: Bench, red: Engine
+) -> None:
+    red.mode = "hangup"
+    await bench.route((red, 1))
+    assert (await bench.ask())[0] == 502
+    assert len(red.seen) == 1
+
+
 async def test_an_error_is_no_reason_to_try_elsewhere(
     bench: Bench, red: Engine, blue: Engine
 ) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import aiohttp
 from multidict import CIMultiDict
@@ -65,33 +66,32 @@ class Upstream:
 
     def __init__(self, *, connect_s: float, idle_s: float, keepalive_s: float) -> None:
         """`idle_s` bounds each wait for bytes, the first one too; the whole has no limit."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_s),
-            timeout=aiohttp.ClientTimeout(total=None, connect=connect_s, sock_read=idle_s),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=_OWN_HEADERS,
-            auto_decompress=False,
-            trust_env=False,
+        timeout = aiohttp.ClientTimeout(total=None, connect=connect_s, sock_read=idle_s)
+        self._session = _session(
+            aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_s), timeout
         )
+        self._fresh = _session(aiohttp.TCPConnector(limit=0, force_close=True), timeout)
 
     async def close(self) -> None:
         await self._session.close()
+        await self._fresh.close()
 
     async def open(self, backend: Backend, inbound: Inbound) -> Opened:
         """The answer, its head and the first bytes of its body received, the rest to be read.
 
         `Untouched` when another backend may be asked; a refusal when the backend may have worked.
+        A backend may close a connection in the moment in which it is used again: then the request
+        is sent once more, on a new one.
         """
         url = URL(backend.url.rstrip("/") + inbound.target, encoded=True)
-        headers = upstream_headers(inbound.headers, inbound.request_id)
+        way = _Way()
         try:
-            answer = await self._session.request(
-                inbound.method,
-                url,
-                headers=headers,
-                data=_payload(inbound.body, headers),
-                allow_redirects=False,
-            )
+            try:
+                answer = await _asked(self._session, url, inbound, way)
+            except BROKEN as error:
+                if not (way.was_open and _before_answer(error)):
+                    raise
+                answer = await _asked(self._fresh, url, inbound, way)
         except BROKEN as error:
             raise _translated(error) from error
         except ValueError as error:
@@ -103,6 +103,54 @@ class Upstream:
             if isinstance(error, BROKEN):
                 raise _broken_off(error) from error
             raise
+
+
+@dataclass(slots=True)
+class _Way:
+    """How a request got to its backend."""
+
+    was_open: bool = False
+
+
+def _session(
+    connector: aiohttp.TCPConnector, timeout: aiohttp.ClientTimeout
+) -> aiohttp.ClientSession:
+    told = aiohttp.TraceConfig()
+    told.on_connection_reuseconn.append(_note_reuse)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=timeout,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=_OWN_HEADERS,
+        auto_decompress=False,
+        trust_env=False,
+        trace_configs=[told],
+    )
+
+
+async def _note_reuse(_session: aiohttp.ClientSession, context: Any, _: object) -> None:
+    context.trace_request_ctx.was_open = True
+
+
+async def _asked(
+    session: aiohttp.ClientSession, url: URL, inbound: Inbound, way: _Way
+) -> aiohttp.ClientResponse:
+    headers = upstream_headers(inbound.headers, inbound.request_id)
+    return await session.request(
+        inbound.method,
+        url,
+        headers=headers,
+        data=_payload(inbound.body, headers),
+        allow_redirects=False,
+        trace_request_ctx=way,
+    )
+
+
+def _before_answer(error: Exception) -> bool:
+    """Whether the connection was closed before the first byte of an answer."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return isinstance(error.message, str)
+    return isinstance(error, aiohttp.ClientOSError | ConnectionError)
 
 
 def _payload(body: bytes, headers: CIMultiDict[str]) -> bytes | AsyncIterator[bytes] | None:
