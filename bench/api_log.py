@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+from bench.event_log import LOG_COLUMNS, SAGA_COLUMNS
 from bench.fleet import deployments
 from optiinfra.coordinator.saga.state import Saga
 from optiinfra.events import facts as f
@@ -32,14 +33,6 @@ from optiinfra.storage.postgres.journal import link_of
 
 TENANT = "bench"
 EVENTS_A_CHANGE = 20
-LOG_COLUMNS = (
-    "event_id", "tenant", "chain", "version", "type", "subject", "source", "at", "said_at",
-    "correlation", "causation", "body", "prev_hash", "hash",
-)  # fmt: skip
-SAGA_COLUMNS = (
-    "change_id", "tenant", "deployment", "state", "version", "hash", "body", "moving_since",
-    "opened_at", "updated_at",
-)  # fmt: skip
 RECOMMENDATION_COLUMNS = (
     "id", "tenant", "deployment", "proposer", "kind", "risk", "version_hash", "body",
     "proposed_at",

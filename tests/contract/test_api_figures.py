@@ -10,19 +10,15 @@ from typing import Any
 
 import pytest
 
-from optiinfra.events import facts as f
-from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.deployment import SLO
-from optiinfra.schemas.money import Interval
-from optiinfra.schemas.outcome import Outcome
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unit, Unknown, UnknownReason
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.embedded.servers import Addresses
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.setup import declare
-from tests.factories import AT
 from tests.integration.api_stand import Stand, standing
+from tests.integration.figures_stand import completed
 from tests.measured import DARK, just_now, metric_store, price, record, sample
 from tests.telemetry import deployment, steady
 
@@ -77,31 +73,6 @@ async def fleet(store: MetricStore) -> None:
     ])  # fmt: skip
 
 
-async def completed(
-    stand: Stand, name: str, realised: Reading, *, before: Reading = MISSING, minute: int = 0
-) -> str:
-    proposal = await stand.fleet.awaiting(name, title=f"Move {name} to spot")
-    async with stand.client(Role.APPROVER) as client:
-        answer = await client.post(
-            f"/api/v1/recommendations/{proposal.id}/approve",
-            json={"reason": "looks right"},
-            headers={"If-Match": f'"{proposal.version_hash()}"'},
-        )
-    assert answer.status_code == 202, answer.text
-    await stand.fleet.take_in(stand.said.events)
-    await stand.fleet.play()
-    outcome = Outcome(
-        change=proposal.id, deployment="chat", kind="spot_migration",
-        terminal=ChangeState.COMPLETED,
-        predicted_usd_per_month=Interval(low=500.0, mid=700.0, high=900.0),
-        realised_usd_per_month=realised, usd_per_hour_before=before, usd_per_hour_after=MISSING,
-        ttft_p95_s=MISSING, tpot_p95_s=MISSING, quality_mean=MISSING, features={},
-        at=AT + timedelta(minutes=minute),
-    )  # fmt: skip
-    await stand.fleet.hear(f.OutcomeRecorded(outcome=outcome))
-    return proposal.id
-
-
 async def test_an_empty_fleet_knows_nothing_and_says_why(stand: Stand) -> None:
     found = await got(stand, "/overview")
     assert found["spend"]["usd_per_hour"]["value"] is None
@@ -116,7 +87,7 @@ async def test_an_empty_fleet_knows_nothing_and_says_why(stand: Stand) -> None:
 async def test_the_overview_adds_up_what_is_known(stand: Stand, store: MetricStore) -> None:
     await fleet(store)
     await completed(stand, "a", Known(value=800.0))
-    await completed(stand, "b", MISSING, minute=1)
+    await completed(stand, "b", MISSING)
     waiting = await stand.fleet.awaiting("c", title="Move c to spot")
     found = await got(stand, "/overview?window_s=300")
     assert found["spend"]["usd_per_hour"]["value"] == 3.0
@@ -213,7 +184,7 @@ async def test_the_waterfall_leads_from_the_first_spend_to_the_present_one(
 ) -> None:
     await fleet(store)
     await completed(stand, "a", Known(value=730.0), before=Known(value=5.0))
-    await completed(stand, "b", Known(value=365.0), before=Known(value=4.0), minute=1)
+    await completed(stand, "b", Known(value=365.0), before=Known(value=4.0))
     (chat,) = (await got(stand, "/costs?window_s=300&deployment=chat"))["deployments"]
     water = {name: part["value"] for name, part in chat["waterfall"].items() if name[-1] == "r"}
     assert water == {
@@ -237,7 +208,7 @@ async def test_costs_can_be_had_as_a_table(stand: Stand, store: MetricStore) -> 
 
 async def test_outcomes_come_a_page_at_a_time(stand: Stand) -> None:
     first = await completed(stand, "a", Known(value=800.0))
-    second = await completed(stand, "b", MISSING, minute=1)
+    second = await completed(stand, "b", MISSING)
     page = await got(stand, "/outcomes?limit=1&kind=spot_migration&state=completed")
     assert [one["id"] for one in page["items"]] == [second]
     rest = await got(stand, page["next"].removeprefix("/api/v1"))

@@ -111,14 +111,18 @@ async def fill(stand: Stand, store: MetricStore) -> None:
     await record(store, [
         sample("quality_baseline", 0.93, at=now, unit=Unit.SCORE, **baseline)
     ], family="quality")  # fmt: skip
-    await completed(stand, "a", Known(value=730.5), Known(value=5.25))
-    await completed(stand, "b", Known(value=365.0), Known(value=4.0))
-    await completed(stand, "c", MISSING, MISSING)
+    told: dict[str, Any] = {"ttft_p95_s": Known(value=0.31), "features": {"replicas": 2.0}}
+    await completed(stand, "a", Known(value=730.5), before=Known(value=5.25), **told)
+    await completed(stand, "b", Known(value=365.0), before=Known(value=4.0), **told)
+    await completed(stand, "c", MISSING, **told)
     await stand.fleet.awaiting("d")
 
 
-async def completed(stand: Stand, name: str, realised: Reading, before: Reading) -> None:
-    proposal = await stand.fleet.awaiting(name)
+async def completed(
+    stand: Stand, name: str, realised: Reading, *, before: Reading = MISSING, **told: Any
+) -> str:
+    """A change that was approved and carried out, and what its outcome tells; its id."""
+    proposal = await stand.fleet.awaiting(name, title=f"Move {name} to spot")
     async with stand.client(Role.APPROVER) as client:
         answer = await client.post(
             f"/api/v1/recommendations/{proposal.id}/approve",
@@ -128,12 +132,14 @@ async def completed(stand: Stand, name: str, realised: Reading, before: Reading)
     assert answer.status_code == 202, answer.text
     await stand.fleet.take_in(stand.said.events)
     await stand.fleet.play()
-    outcome = Outcome(
-        change=proposal.id, deployment="chat", kind="spot_migration",
-        terminal=ChangeState.COMPLETED,
-        predicted_usd_per_month=Interval(low=500.0, mid=700.0, high=900.0),
-        realised_usd_per_month=realised, usd_per_hour_before=before, usd_per_hour_after=MISSING,
-        ttft_p95_s=Known(value=0.31), tpot_p95_s=MISSING, quality_mean=MISSING,
-        features={"replicas": 2.0}, at=AT + timedelta(minutes=ord(name)),
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "change": proposal.id, "deployment": "chat", "kind": "spot_migration",
+        "terminal": ChangeState.COMPLETED,
+        "predicted_usd_per_month": Interval(low=500.0, mid=700.0, high=900.0),
+        "realised_usd_per_month": realised, "usd_per_hour_before": before,
+        "usd_per_hour_after": MISSING, "ttft_p95_s": MISSING, "tpot_p95_s": MISSING,
+        "quality_mean": MISSING, "features": {}, "at": AT + timedelta(minutes=ord(name)),
+    }  # fmt: skip
+    outcome = Outcome(**(given | told))
     await stand.fleet.hear(f.OutcomeRecorded(outcome=outcome))
+    return proposal.id
