@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from optiinfra.demo.vllm.engine import found
-from optiinfra.demo.vllm.measure import REQUESTS, STEADY_PER_S, mcnemar, saturating, steady
+from optiinfra.demo.vllm.measure import (
+    REQUESTS,
+    STEADY_PER_S,
+    mcnemar,
+    right_answers,
+    saturating,
+    steady,
+)
 from optiinfra.demo.vllm.plan import (
     BAD_BATCH,
     GRID,
@@ -31,7 +40,7 @@ from optiinfra.demo.vllm.summary import (
 from optiinfra.events.facts import GateAnswered
 from optiinfra.runtime.engine_file import declared_engines
 from optiinfra.runtime.fleet_file import load_fleet
-from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.errors import Rejected, Unavailable
 from optiinfra.schemas.rollout import ArmEvidence, SequentialEvidence
 from optiinfra.schemas.vote import AgentName
 from optiinfra.serving.launch import problems
@@ -193,3 +202,15 @@ def test_a_vllm_that_is_not_there_is_refused(
     named.write_text("#!/bin/sh\n")
     named.chmod(0o755)
     assert found(named) == named
+
+
+async def test_a_question_that_is_not_answered_is_told_in_words() -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.json_response({"error": "no backend"}, status=502)
+
+    app = web.Application()
+    app.router.add_post("/v1/completions", refuse)
+    async with TestServer(app) as server:
+        url = str(server.make_url("")).rstrip("/")
+        with pytest.raises(Unavailable, match=r"status 502: .*no backend"):
+            await right_answers(url, questions()[:1])

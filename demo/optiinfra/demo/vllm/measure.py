@@ -12,6 +12,7 @@ import aiohttp
 
 from optiinfra.agents.performance.replay import Played, Player, Replay, Request
 from optiinfra.demo.vllm.plan import MEASURE_S, MODEL, Question
+from optiinfra.schemas.errors import Unavailable
 
 ANSWER_TOKENS = 48
 """So that a server's speed shows: an answer alone would be a handful of tokens."""
@@ -44,13 +45,17 @@ async def throughput(url: str, replay: Replay) -> Played:
 
 
 async def right_answers(url: str, asked: Sequence[Question]) -> list[bool]:
-    """Whether each question is answered with exactly what is right, greedily."""
+    """Whether each question is answered with exactly what is right, greedily.
+
+    Raises `Unavailable` when one is not answered.
+    """
     turn = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(http: aiohttp.ClientSession, one: Question) -> bool:
         body = {"model": MODEL, "prompt": one.prompt, "max_tokens": 16, "temperature": 0}
         async with turn, http.post(f"{url}/v1/completions", json=body) as answer:
-            answer.raise_for_status()
+            if answer.status != 200:
+                raise Unavailable(f"a question got status {answer.status}: {await answer.text()}")
             text = (await answer.json())["choices"][0]["text"]
             return str(text).strip() == one.answer
 
