@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -469,6 +470,24 @@ async def test_an_engine_is_started_with_the_flags_of_its_configuration_and_so_a
         like = replace(spec(Provider.LOCAL), token=derived_id("next"), like=first)
         successor = (await actuator.launch(like)).replica
         assert await actuator.engine("acme", "chat", successor.id) == engine
+
+
+async def test_an_engine_that_ends_while_it_is_looked_at_is_reaped_by_that_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dies(psutil.Process):
+        def status(self) -> str:
+            self.kill()
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            return super().status()
+
+    async with local(tmp_path) as actuator:
+        replica = (await actuator.launch(spec(Provider.LOCAL))).replica
+        pid = int(replica.instance.id.removeprefix("local-"))
+        with monkeypatch.context() as patch:
+            patch.setattr(psutil, "Process", Dies)
+            assert list(await actuator.replicas("acme", "chat")) == []
+        assert not psutil.pid_exists(pid)
 
 
 async def test_a_configuration_that_reaches_no_engine_is_refused(

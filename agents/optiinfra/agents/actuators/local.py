@@ -254,10 +254,10 @@ class LocalActuator:
         pid = _pid(home)
         if pid is None:
             return None
-        self._reap(record.token)
         try:
             process = psutil.Process(pid)
             if process.status() == psutil.STATUS_ZOMBIE:
+                self._reap(record.token)
                 return None
             born = process.create_time()
         except psutil.NoSuchProcess:
@@ -291,6 +291,7 @@ class LocalActuator:
         raise Unavailable(f"process {process.pid} of {record.replica} does not end")
 
     def _reap(self, token: str) -> None:
+        """Takes leave of a child that was seen to have ended; until then its pid stays its own."""
         child = self._children.get(token)
         if child is not None and child.poll() is not None:
             del self._children[token]
