@@ -126,7 +126,9 @@ class Clients:
                 url = await self._url
                 async with session.ws_connect(f"{url}/api/v1/stream{after}") as socket:
                     async for message in socket:
-                        self._watching.take(number, json.loads(message.data), time.monotonic())
+                        at_s = time.monotonic()
+                        for line in message.data.split("\n"):
+                            self._watching.take(number, json.loads(line), at_s)
             await asyncio.sleep(0.1)
 
 

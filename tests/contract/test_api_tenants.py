@@ -380,7 +380,8 @@ async def over_socket(url: str, token: str) -> AsyncIterator[str]:
     headers = {"Authorization": f"Bearer {token}"}
     async with connect(address, additional_headers=headers, proxy=None) as socket:
         async for text in socket:
-            yield str(text)
+            for line in str(text).split("\n"):
+                yield line
 
 
 async def over_sse(url: str, token: str) -> AsyncIterator[str]:

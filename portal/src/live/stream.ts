@@ -135,7 +135,9 @@ export class LiveStream {
     address.searchParams.set("after", String(this.seq ?? 0));
     const socket = new WebSocket(address, ["optiinfra.v1", `ticket.${ticket}`]);
     this.socket = socket;
-    socket.onmessage = (message) => this.take(JSON.parse(message.data as string) as Frame);
+    socket.onmessage = (message) => {
+      for (const line of (message.data as string).split("\n")) this.take(JSON.parse(line) as Frame);
+    };
     socket.onclose = () => {
       if (this.socket !== socket) return;
       this.socket = null;

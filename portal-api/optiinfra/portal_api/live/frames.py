@@ -8,7 +8,8 @@ from datetime import datetime
 
 from optiinfra.events.feed import Delivered, StreamState
 
-VERSION = 1
+VERSION = 2
+"""2: a WebSocket message holds one frame or several, a line each."""
 SUBJECT_TOKENS = 4
 _ATTRIBUTES = {
     "ce-specversion": "specversion",

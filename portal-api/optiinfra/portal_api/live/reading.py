@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -22,6 +22,10 @@ class Sent:
     sequence: int | None = None
 
 
+Together = Sequence[Sent]
+"""What is to be sent at once."""
+
+
 class Reading:
     """Gives one tenant's frames after `after` (None: from now on), then waits for more."""
 
@@ -32,23 +36,23 @@ class Reading:
         self._ping_s = ping_s
         self._prev = 0
 
-    async def frames(self) -> AsyncGenerator[Sent, None]:
+    async def frames(self) -> AsyncGenerator[Together, None]:
         """For ever. Raises `Restarting` when the client has to connect again, `Unavailable`
         when the broker cannot say where the stream stands.
         """
         state = await self._hub.state()
         while self._hub.epoch is None:
             await self._changed(self._hub.changed)
-        yield Sent(frames.hello(state))
+        yield (Sent(frames.hello(state)),)
         cursor = self._prev = state.last if self._after is None else self._after
         if cursor > state.last:
-            yield Sent(frames.gap(state.last + 1, cursor))
+            yield (Sent(frames.gap(state.last + 1, cursor)),)
             cursor = self._prev = state.last
         async with aclosing(self._from(cursor, state.epoch)) as rest:
-            async for sent in rest:
-                yield sent
+            async for together in rest:
+                yield together
 
-    async def _from(self, cursor: int, epoch: str) -> AsyncGenerator[Sent, None]:
+    async def _from(self, cursor: int, epoch: str) -> AsyncGenerator[Together, None]:
         while True:
             self._hub.require(epoch)
             changed = self._hub.changed
@@ -56,13 +60,13 @@ class Reading:
                 async with aclosing(self._catch_up(cursor)) as older:
                     async for reached, sent in older:
                         cursor = reached
-                        yield sent
+                        yield (sent,)
             elif chunk := self._hub.after(cursor):
-                for sent in self._mine(chunk):
-                    yield sent
                 cursor = chunk[-1].sequence
+                if mine := self._mine(chunk):
+                    yield mine
             elif not await self._changed(changed):
-                yield Sent(frames.ping(self._hub.head))
+                yield (Sent(frames.ping(self._hub.head)),)
 
     async def _catch_up(self, cursor: int) -> AsyncGenerator[tuple[int, Sent], None]:
         """From the broker until the ring is met; each frame with where it leaves the cursor."""
@@ -78,12 +82,13 @@ class Reading:
                         yield cursor, sent
             yield cursor, Sent(frames.ping(self._hub.head))
 
-    def _mine(self, batch: Sequence[Frame]) -> Iterator[Sent]:
+    def _mine(self, batch: Sequence[Frame]) -> list[Sent]:
+        mine = []
         for frame in batch:
             if frame.tenant == self._tenant:
-                text = frame.text(self._prev)
+                mine.append(Sent(frame.text(self._prev), frame.sequence))
                 self._prev = frame.sequence
-                yield Sent(text, frame.sequence)
+        return mine
 
     async def _changed(self, changed: asyncio.Event) -> bool:
         """Whether something came within the time after which a sign of life is due."""

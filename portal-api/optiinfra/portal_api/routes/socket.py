@@ -13,7 +13,7 @@ from optiinfra.portal_api.auth import Needs, Permission, principal
 from optiinfra.portal_api.cookies import is_own_page
 from optiinfra.portal_api.denials import note_denial
 from optiinfra.portal_api.live.hub import Restarting
-from optiinfra.portal_api.live.reading import PING_S, Reading, Sent
+from optiinfra.portal_api.live.reading import PING_S, Reading, Together
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.problems import SignInNeeded
 from optiinfra.schemas.errors import Denied, Unavailable
@@ -22,7 +22,7 @@ from optiinfra.storage.postgres.access import Principal, Purpose
 PROTOCOL = "optiinfra.v1"
 TICKET = "ticket."
 STALLED_S = 30.0
-"""How long one frame may wait for a client that does not read."""
+"""How long one message may wait for a client that does not read."""
 
 
 log = structlog.get_logger()
@@ -93,8 +93,8 @@ class Socket:
         reading = Reading(self._ports.hub, who.tenant, after)
         try:
             async with aclosing(reading.frames()) as frames:
-                async for sent in frames:
-                    await self._send(sent)
+                async for together in frames:
+                    await self._send(together)
                     if clock() - checked_at > PING_S:
                         await self._check_still_signed_in(who)
                         checked_at = clock()
@@ -103,10 +103,10 @@ class Socket:
         except (WebSocketDisconnect, RuntimeError):
             return
 
-    async def _send(self, sent: Sent) -> None:
+    async def _send(self, together: Together) -> None:
         try:
             async with asyncio.timeout(STALLED_S):
-                await self._socket.send_text(sent.text)
+                await self._socket.send_text("\n".join(sent.text for sent in together))
         except TimeoutError as stalled:
             raise _Over(Close.TOO_FAR_BEHIND, "too far behind") from stalled
 

@@ -75,8 +75,8 @@ async def _server_sent(ports: ApiPorts, who: Principal, after: int | None) -> As
     checked_at = clock()
     async with aclosing(Reading(ports.hub, who.tenant, after).frames()) as sending:
         try:
-            async for sent in sending:
-                yield _server_sent_event(sent)
+            async for together in sending:
+                yield "".join(_server_sent_event(sent) for sent in together)
                 if clock() - checked_at > PING_S:
                     if not await ports.access.still_valid(who.token_id):
                         return
