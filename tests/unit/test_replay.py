@@ -1,4 +1,4 @@
-"""A streamed answer, read line by line: its times, its tokens, and whether it is whole."""
+"""A streamed answer, read line by line, and what several times of a replay say together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from optiinfra.agents.performance.replay import Incoming
+from optiinfra.agents.performance.replay import Incoming, Played
+from optiinfra.schemas.telemetry import Known, Unknown
+from optiinfra.serving.simulation import percentile
 
 
 def line(*, piece: bool = True, tokens: int | None = None) -> bytes:
@@ -42,3 +44,16 @@ def test_what_is_no_event_brings_nothing() -> None:
     assert coming.first_s is None
     with pytest.raises(ValueError, match="Expecting value"):
         coming.take(b"data: <html>\n", 1.0)
+
+
+def test_the_rate_is_that_of_the_fastest_time_and_the_latencies_are_those_of_all() -> None:
+    """Two of three times were disturbed: the median, and the mean, would tell of the machine."""
+    times = [Played(ttft_s=[ttft], tokens=100) for ttft in (0.2, 0.1, 0.3)]
+    for one, took_s in zip(times, (4.0, 1.0, 5.0), strict=True):
+        one.end(took_s)
+    first, *later = times
+    for one in later:
+        first.add(one)
+    assert first.tokens_per_s == Known(value=100.0)
+    assert first.ttft_p95_s == Known(value=percentile([0.1, 0.2, 0.3], 0.95))
+    assert isinstance(Played().tokens_per_s, Unknown)

@@ -116,8 +116,8 @@ class Played:
 
     @property
     def tokens_per_s(self) -> Reading:
-        """The fastest of all times: what else a machine does only ever slows an engine down, so that
-        is the steadiest estimate of what it can (Chen and Revels 2016, arXiv:1608.04295)."""
+        """The fastest of all times: what else a machine does only ever slows an engine down, so
+        that is the steadiest estimate of what it can (Chen and Revels 2016, arXiv:1608.04295)."""
         if not self.rates:
             return Unknown(reason=UnknownReason.NO_TRAFFIC, detail="nothing was served")
         return Known(value=max(self.rates))
