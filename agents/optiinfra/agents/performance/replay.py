@@ -15,7 +15,7 @@ from optiinfra.schemas.telemetry import Known, Reading, Unknown, UnknownReason
 from optiinfra.serving.simulation import percentile
 
 _LOOK_S = 0.5
-_CONNECT_S = 5.0
+_CONNECT_S = 30.0
 _DATA = b"data: "
 _DONE = b"[DONE]"
 
