@@ -35,8 +35,11 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
-"""Unbound: vLLM would bind every server of this machine to the same first cores."""
+"""Unbound: vLLM would bind every server of this machine to the same first cores. And the model runs
+in the engine's own process: beside it, each of the two spins for a second while it waits for the
+other, on a small machine often on the core that the other needs."""
 
 
 @dataclass(frozen=True, slots=True)
