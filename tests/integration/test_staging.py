@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from statistics import median
 
 import httpx
 import pytest
@@ -19,7 +20,9 @@ from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.moving.warm_up import CompletionWarmUp
 from optiinfra.agents.performance.replay import Replay, Request, Watch, replay_of
 from optiinfra.agents.performance.staging import Staging, StagingPolicy, StagingPorts, staging_of
+from optiinfra.demo.vllm.measure import in_turns
 from optiinfra.runtime.stores import new_id, now
+from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.sampling import AnswerSample
 from optiinfra.schemas.telemetry import Known
 from optiinfra.schemas.tuning import TrialOutcome, TuningTrial
@@ -88,6 +91,29 @@ async def test_a_replay_is_served_whole_and_measured(bench: Bench) -> None:
     assert trial.tokens_per_s.value < REPLAY.output_tokens / REPLAY.span_s
     assert isinstance(trial.kv_usage_peak, Known)
     assert trial.took_s > 0
+    assert await bench.left() == 0
+
+
+async def test_two_engines_serve_side_by_side_in_turns_and_neither_stays(bench: Bench) -> None:
+    engines = [VllmConfig(model="m", max_num_seqs=seqs) for seqs in (1, 16)]
+    async with bench.staging().side_by_side(engines) as replicas:
+        assert await bench.left() == 2
+        urls = [replica.url or "" for replica in replicas]
+        slow, fast = await in_turns(urls, REPLAY, 3, DEPLOYMENT.model)
+        with pytest.raises(Unavailable, match="not served whole"):
+            await in_turns(urls, REPLAY, 1, "another model")
+    assert len(slow) == len(fast) == 3
+    assert median(slow) < median(fast)
+    assert await bench.left() == 0
+
+
+async def test_engines_of_which_one_does_not_start_are_told_and_none_stays(bench: Bench) -> None:
+    engines = [
+        VllmConfig(model="m", max_num_seqs=seqs) for seqs in (16, engine_process.DOES_NOT_START)
+    ]
+    with pytest.raises(Unavailable, match="cannot be measured"):
+        async with bench.staging(ready_s=20.0).side_by_side(engines):
+            pass
     assert await bench.left() == 0
 
 

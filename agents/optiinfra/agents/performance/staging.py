@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -15,7 +16,7 @@ from optiinfra.agents.moving.warm_up import WarmUp
 from optiinfra.agents.performance.replay import Played, Player, Replay, Watch, client
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import Deployment, Replica, ReplicaState
-from optiinfra.schemas.errors import Rejected
+from optiinfra.schemas.errors import Rejected, Unavailable
 from optiinfra.schemas.ids import DeploymentId, NewId
 from optiinfra.schemas.recommendation import Placement
 from optiinfra.schemas.telemetry import Known, Reading, Unknown
@@ -108,6 +109,17 @@ class Staging:
         took_s = self._ports.monotonic() - began_s
         _log.info("staging.tried", deployment=self._deployment.id, **_told(trial), took_s=took_s)
         return trial.model_copy(update={"took_s": round(took_s, 3)})
+
+    @asynccontextmanager
+    async def side_by_side(self, engines: Sequence[EngineConfig]) -> AsyncIterator[list[Replica]]:
+        """Warm replicas of these until the block ends. Raises `Unavailable` when one does not
+        serve."""
+        try:
+            yield [await self._launched(engine) for engine in engines]
+        except _Ended as ended:
+            raise Unavailable(f"a staging replica cannot be measured: {ended}") from ended
+        finally:
+            await asyncio.shield(self.clear())
 
     async def _launched(self, engine: EngineConfig) -> Replica:
         """A warm replica that serves."""

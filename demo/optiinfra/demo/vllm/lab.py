@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.moving.warm_up import CompletionWarmUp
 from optiinfra.agents.performance.replay import Replay
 from optiinfra.agents.performance.staging import Staging, StagingPolicy, StagingPorts
-from optiinfra.demo.vllm.measure import saturating, steady
+from optiinfra.demo.vllm.measure import in_turns, saturating, steady
 from optiinfra.demo.vllm.plan import (
     DEPLOYMENT,
     ENVIRONMENT,
@@ -41,11 +41,14 @@ from optiinfra.schemas.recommendation import (
 )
 from optiinfra.schemas.tuning import KnobValue, TuningTrial
 from optiinfra.schemas.vote import AgentName
+from optiinfra.serving.engines import VllmConfig
 
 _HERE = Placement(
     provider=Provider.LOCAL, instance_type="local", region="local", market=Market.ON_DEMAND
 )
 _READY_S = 600.0
+ROUNDS = 8
+"""So often two servers serve the replay in turns."""
 
 
 class Lab:
@@ -60,6 +63,14 @@ class Lab:
     async def tried(self, knobs: Mapping[str, KnobValue]) -> TuningTrial:
         """A server with `knobs`, under the replay that the demo measures with."""
         return await self._under(self._saturating, knobs)
+
+    async def in_turns(self, both: Sequence[Mapping[str, KnobValue]]) -> list[list[float]]:
+        """Tokens/s of servers with these knobs side by side, round by round."""
+        async with self._staging() as staging:
+            configs = [self._with(knobs) for knobs in both]
+            async with staging.side_by_side(configs) as replicas:
+                urls = [replica.url for replica in replicas if replica.url is not None]
+                return await in_turns(urls, self._saturating, ROUNDS)
 
     async def proposed(
         self, standing: str, name: str, knobs: Mapping[str, KnobValue], bus_url: str
@@ -106,8 +117,10 @@ class Lab:
 
     async def _under(self, replay: Replay, knobs: Mapping[str, KnobValue]) -> TuningTrial:
         async with self._staging() as staging:
-            config = engine(self._models).model_copy(update=dict(knobs))
-            return await staging.tried(config, dict(knobs), replay, lambda *_: False)
+            return await staging.tried(self._with(knobs), dict(knobs), replay, lambda *_: False)
+
+    def _with(self, knobs: Mapping[str, KnobValue]) -> VllmConfig:
+        return engine(self._models).model_copy(update=dict(knobs))
 
     @asynccontextmanager
     async def _staging(self) -> AsyncIterator[Staging]:

@@ -44,6 +44,27 @@ async def throughput(url: str, replay: Replay) -> Played:
         return await Player(url, MODEL, http, _IDLE_S).measure(replay, lambda *_: False, MEASURE_S)
 
 
+async def in_turns(
+    urls: Sequence[str], replay: Replay, rounds: int, model: str = MODEL
+) -> list[list[float]]:
+    """Tokens/s of each engine in each of `rounds`, in which they serve `replay` one after another:
+    what this machine does besides meets all of them alike. A round before them does not count.
+
+    Raises `Unavailable` when a request is not served whole.
+    """
+    rates: list[list[float]] = [[] for _ in urls]
+    async with _client() as http:
+        players = [Player(url, model, http, _IDLE_S) for url in urls]
+        for number in range(rounds + 1):
+            for player, found in zip(players, rates, strict=True):
+                played = await player.play(replay, lambda *_: False)
+                if played.failed:
+                    raise Unavailable(f"{played.failed} request(s) were not served whole")
+                if number:
+                    found.extend(played.rates)
+    return rates
+
+
 async def right_answers(url: str, asked: Sequence[Question]) -> list[bool]:
     """Whether each question is answered with exactly what is right, greedily.
 

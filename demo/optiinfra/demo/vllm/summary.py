@@ -70,7 +70,7 @@ class Tuned(Value):
 
 
 class Grid(Value):
-    """The whole grid on staging replicas: its best and ours, as measured again in turns."""
+    """The whole grid on staging replicas; its best and ours, the median of all their turns."""
 
     size: int
     best: str
