@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from optiinfra.storage import clickhouse_queries as queries
 from optiinfra.storage import clickhouse_rollups as rollups
@@ -35,8 +35,7 @@ class SummaryQuery:
     deployments: Sequence[str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(NamedTuple):
     """One series in the window: when it was seen, its newest reading, and what it comes to.
 
     `weighted` adds up value × the time that each reading covers, `covered_s` that time alone.
@@ -68,11 +67,13 @@ _RAW = f"""
 SELECT deployment, replica, metric, series, {rollups.SUMMED}, max(value) AS high,
     ifNull(sumIf(value, ts >= fromUnixTimestamp64Milli({{recent_ms:Int64}}, 'UTC')), 0) AS late,
     count(value) AS known, countIf(isNull(value)) AS unknown, uniqExact(ts) = count() AS apart
-FROM (
-    SELECT deployment, replica, metric, series, ts, value, unknown_reason, window_s FROM metrics
-    WHERE {_ASKED} AND {queries.BETWEEN} AND %(when)s %(once)s
-) GROUP BY deployment, replica, metric, series
+FROM %(rows)s GROUP BY deployment, replica, metric, series
 """  # noqa: S608 - constants only
+_ROWS = f"metrics WHERE {_ASKED} AND {queries.BETWEEN} AND %(when)s"
+_ROWS_ONCE = f"""(
+    SELECT deployment, replica, metric, series, ts, value, unknown_reason, window_s
+    FROM {_ROWS} LIMIT 1 BY deployment, {queries.SAME_SAMPLE}
+)"""  # noqa: S608 - constants only
 _WHOLE = "toDateTime({whole_s:UInt32}, 'UTC')"
 _BROKEN = "toDateTime({broken_s:UInt32}, 'UTC')"
 _RAGGED = f"(ts < {_WHOLE} OR ts >= {_BROKEN})"
@@ -105,7 +106,6 @@ SELECT deployment, replica, metric, series,
 FROM (%(parts)s) GROUP BY deployment, replica, metric, series
 ORDER BY deployment, replica, metric, series LIMIT {MAX_ROWS + 1}
 """  # noqa: S608 - constants only
-_ONCE = f"LIMIT 1 BY deployment, {queries.SAME_SAMPLE}"
 
 
 OpenHours = Sequence[tuple[str, int]]
@@ -132,7 +132,8 @@ def summaries(query: SummaryQuery, *, open_hours: OpenHours | None, once: bool =
     `open_hours`; None: all from the samples.
     """
     when = ["1"] if open_hours is None else [_RAGGED, _STILL_OPEN]
-    parts = [_RAW % {"when": one, "once": _ONCE if once else ""} for one in when]
+    rows = _ROWS_ONCE if once else _ROWS
+    parts = [_RAW % {"rows": rows % {"when": one}} for one in when]
     if open_hours is not None:
         parts.append(_HOURS)
     opened = {
