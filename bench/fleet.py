@@ -35,6 +35,8 @@ RATES = (
 )  # fmt: skip
 FRACTIONS = ("kv_usage_fraction", "prefix_cache_hit_fraction")
 LATENCIES = ("ttft_s", "tpot_s")
+_WINDOW = f"toString({SCRAPE_S} + (cityHash64(second, replica) % 10000) / 1e6)"
+"""No two scrapes are equally far apart."""
 
 
 def deployments(replicas: int) -> tuple[str, ...]:
@@ -112,7 +114,7 @@ def _scrapes(tenant: str, number: int, replicas: int, begin: datetime, end: date
     SELECT '{tenant}', 'chat-{number}', one.1, one.2,
         toDateTime64({int(begin.timestamp())} + second, 3, 'UTC'),
         one.3 * (1 + (cityHash64(replica, second) % 100) / 200), '', one.4,
-        CAST(one.5, 'Map(LowCardinality(String), String)'),
+        CAST(mapConcat(one.5, map('__window_s', {_WINDOW})), 'Map(LowCardinality(String), String)'),
         lower(hex(sipHash128(replica, second)))
     FROM (SELECT concat('r', toString({number * PER_DEPLOYMENT} + number)) AS replica
         FROM numbers({many}))
@@ -129,9 +131,9 @@ def _scrapes(tenant: str, number: int, replicas: int, begin: datetime, end: date
 
 def _sample(metric: str, mean: float, unit: str, **labels: str) -> str:
     """Replica, metric, mean, unit and labels."""
-    named = {"__window_s": repr(float(SCRAPE_S)), **labels}
-    pairs = ", ".join(f"'{name}', '{value}'" for name, value in named.items())
-    return f"(replica, '{metric}', {mean}::Float64, '{unit}', map({pairs}))"
+    pairs = ", ".join(f"'{name}', '{value}'" for name, value in labels.items())
+    labelled = f"map({pairs})::Map(String, String)"
+    return f"(replica, '{metric}', {mean}::Float64, '{unit}', {labelled})"
 
 
 def _levels() -> Iterator[str]:
