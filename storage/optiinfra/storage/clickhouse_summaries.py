@@ -77,17 +77,23 @@ _ROWS_ONCE = f"""(
 _WHOLE = "toDateTime({whole_s:UInt32}, 'UTC')"
 _BROKEN = "toDateTime({broken_s:UInt32}, 'UTC')"
 _RAGGED = f"(ts < {_WHOLE} OR ts >= {_BROKEN})"
+_IN_HOURS = f"{_ASKED} AND ts >= {_WHOLE} AND ts < {_BROKEN}"
 _OPEN = f"""
-SELECT toString(deployment), toUnixTimestamp(start) FROM metrics_touched
-WHERE tenant = {{tenant:String}} AND span = '{rollups.HOUR}'
-AND start >= {_WHOLE} AND start < {_BROKEN}
-GROUP BY deployment, start HAVING max(touched_at) > max(rolled_at)
+SELECT toString(deployment), toUnixTimestamp(start) FROM (
+    SELECT deployment, start FROM metrics_touched
+    WHERE tenant = {{tenant:String}} AND span = '{rollups.HOUR}'
+    AND start >= {_WHOLE} AND start < {_BROKEN}
+    GROUP BY deployment, start HAVING max(touched_at) > max(rolled_at)
+    UNION DISTINCT
+    SELECT deployment, ts AS start FROM metrics_hourly WHERE {_IN_HOURS}
+    GROUP BY deployment, ts HAVING argMax(series, rolled_at) = ''
+)
 """  # noqa: S608 - constants only
+"""Also what a collector of a release before has folded, which knew no series."""
 _THOSE = """(SELECT one.1, one.2 FROM (SELECT arrayJoin(arrayZip(
     {open_of:Array(String)}, arrayMap(s -> toDateTime(s, 'UTC'), {open_s:Array(UInt32)})
 )) AS one))"""
 _STILL_OPEN = f"ts >= {_WHOLE} AND ts < {_BROKEN} AND (deployment, toStartOfHour(ts)) IN {_THOSE}"
-_IN_HOURS = f"{_ASKED} AND ts >= {_WHOLE} AND ts < {_BROKEN}"
 _HOURS = f"""
 SELECT deployment, replica, metric, series, begun, ended, newest, reason, total, weighted,
     covered_s, high, 0 AS late, known, unknown, 1 AS apart
@@ -109,7 +115,7 @@ ORDER BY deployment, replica, metric, series LIMIT {MAX_ROWS + 1}
 
 
 OpenHours = Sequence[tuple[str, int]]
-"""Deployments and begins (s since the epoch) of hours that are not folded as they are now."""
+"""Deployments and begins (s since the epoch) of hours whose rollup does not tell what they hold."""
 
 
 def has_whole_hours(query: SummaryQuery) -> bool:
