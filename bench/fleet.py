@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from pydantic import HttpUrl
 
 from optiinfra.schemas.deployment import Deployment
+from optiinfra.storage import clickhouse_rollups as rollups
 from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.setup import declare
 
 SCRAPE_S = 10
+HOUR_S = 3_600
+FOLDED_S = 6 * HOUR_S
 PER_DEPLOYMENT = 10
 AHEAD = timedelta(minutes=15)
 """So much is there already of what is measured while the benchmark runs."""
@@ -30,14 +35,8 @@ RATES = (
 )  # fmt: skip
 FRACTIONS = ("kv_usage_fraction", "prefix_cache_hit_fraction")
 LATENCIES = ("ttft_s", "tpot_s")
-ROLLED_UP = (
-    "replica, metric, toStartOfHour(ts) AS hour, any(unit), min(value), max(value), "
-    "avgState(value), quantilesTDigestState(0.5, 0.95, 0.99)(value), count(value), "
-    "countIf(isNull(value)), now64(6)"
-)
-COLUMNS = (
-    "tenant, deployment, replica, metric, ts, unit, low, high, mean, quantiles, known, unknown"
-)
+_WINDOW = f"toString({SCRAPE_S} + (cityHash64(second, replica) % 10000) / 1e6)"
+"""No two scrapes are equally far apart."""
 
 
 def deployments(replicas: int) -> tuple[str, ...]:
@@ -56,7 +55,7 @@ async def declare_fleet(database: Database, tenant: str, replicas: int) -> None:
 async def fill_metrics(folder: Path, tenant: str, replicas: int, days: float) -> int:
     """`days` of scrapes up to a little after now, or what is missing of them; the rows there are.
 
-    What is over is in the rollups too, as the collector folds it.
+    Hours that are over are folded, as the collector does.
     """
     store = MetricStore(f"chdb://{folder}")
     try:
@@ -70,31 +69,28 @@ async def fill_metrics(folder: Path, tenant: str, replicas: int, days: float) ->
     )
     try:
         for number, name in enumerate(deployments(replicas)):
-            since = _newest(client, "metrics", name) or until - timedelta(days=days)
+            since = _newest(client, name) or until - timedelta(days=days)
             for begin, end in _pieces(since, until):
                 client.command(_scrapes(tenant, number, replicas, begin, end))
-            _fold(
-                client,
-                name,
-                _newest(client, "metrics_hourly", name) or until - timedelta(days=days),
-            )
+            _touch(client, tenant, name, since, until)
+            _fold(client, tenant, name)
         return _number(client, "SELECT count() FROM metrics")
     finally:
         client.close()
 
 
-def _newest(client: Client, table: str, deployment: str) -> datetime | None:
-    """The newest time of a deployment in a table; None where it has none."""
+def _newest(client: Client, deployment: str) -> datetime | None:
+    """The newest time of a deployment; None where it has none."""
     newest_s = _number(
         client,
-        f"SELECT toUnixTimestamp(max(ts)) FROM {table} "
+        "SELECT toUnixTimestamp(max(ts)) FROM metrics "
         f"WHERE deployment = '{deployment}' AND metric = 'requests_running'",
     )
     return datetime.fromtimestamp(newest_s, UTC) if newest_s else None
 
 
-def _number(client: Client, question: str) -> int:
-    ((number,),) = client.query(question).result_rows
+def _number(client: Client, question: str, named: dict[str, Any] | None = None) -> int:
+    ((number,),) = client.query(question, named).result_rows
     return int(number)
 
 
@@ -118,7 +114,7 @@ def _scrapes(tenant: str, number: int, replicas: int, begin: datetime, end: date
     SELECT '{tenant}', 'chat-{number}', one.1, one.2,
         toDateTime64({int(begin.timestamp())} + second, 3, 'UTC'),
         one.3 * (1 + (cityHash64(replica, second) % 100) / 200), '', one.4,
-        CAST(one.5, 'Map(LowCardinality(String), String)'),
+        CAST(mapConcat(one.5, map('__window_s', {_WINDOW})), 'Map(LowCardinality(String), String)'),
         lower(hex(sipHash128(replica, second)))
     FROM (SELECT concat('r', toString({number * PER_DEPLOYMENT} + number)) AS replica
         FROM numbers({many}))
@@ -135,9 +131,9 @@ def _scrapes(tenant: str, number: int, replicas: int, begin: datetime, end: date
 
 def _sample(metric: str, mean: float, unit: str, **labels: str) -> str:
     """Replica, metric, mean, unit and labels."""
-    named = {"__window_s": repr(float(SCRAPE_S)), **labels}
-    pairs = ", ".join(f"'{name}', '{value}'" for name, value in named.items())
-    return f"(replica, '{metric}', {mean}::Float64, '{unit}', map({pairs}))"
+    pairs = ", ".join(f"'{name}', '{value}'" for name, value in labels.items())
+    labelled = f"map({pairs})::Map(String, String)"
+    return f"(replica, '{metric}', {mean}::Float64, '{unit}', {labelled})"
 
 
 def _levels() -> Iterator[str]:
@@ -158,17 +154,23 @@ def _histograms() -> Iterator[str]:
             yield _sample(f"{metric}_bucket", 4.0, "count", ge=low, le=high)
 
 
-def _fold(client: Client, deployment: str, since: datetime) -> None:
-    """The hours that are over of the levels, a day at a time; histograms are not rolled up."""
-    begin = since.replace(minute=0, second=0, microsecond=0)
-    over = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-    while begin < over:
-        end = min(over, begin + timedelta(days=1))
-        client.command(f"""
-        INSERT INTO metrics_hourly ({COLUMNS}, rolled_at)
-        SELECT any(tenant), '{deployment}', {ROLLED_UP} FROM metrics
-        WHERE deployment = '{deployment}' AND metric NOT LIKE 'ttft%' AND metric NOT LIKE 'tpot%'
-        AND ts >= toDateTime({int(begin.timestamp())}) AND ts < toDateTime({int(end.timestamp())})
-        GROUP BY metric, replica, hour
-        """)
-        begin = end
+def _touch(client: Client, tenant: str, deployment: str, since: datetime, until: datetime) -> None:
+    """Notes the hours that were written to, as the store does with what it is given."""
+    begin_s, end_s = int(since.timestamp()) // HOUR_S * HOUR_S, int(until.timestamp())
+    touched = [(tenant, deployment, hour) for hour in range(begin_s, end_s, HOUR_S)]
+    kept_days = 2 * ((until - since).days + 1)
+    client.command(rollups.TOUCH, rollups.touch_parameters(touched, kept_days))
+
+
+def _fold(client: Client, tenant: str, deployment: str) -> None:
+    """From the first hour that is not folded to the last one that is over, some at a time."""
+    named = {"tenant": tenant, "deployment": deployment, "span": rollups.HOUR}
+    begin_s = _number(client, f"SELECT toUnixTimestamp(min(start)) FROM ({rollups.OPEN})", named)
+    over_s = int(datetime.now(UTC).timestamp()) // HOUR_S * HOUR_S
+    for start_s in range(begin_s or over_s, over_s, FOLDED_S):
+        seconds = min(FOLDED_S, over_s - start_s)
+        rolled_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+        together = rollups.Pending(rollups.HOUR, tenant, deployment, start_s, rolled_at)
+        client.command(rollups.FOLD[rollups.HOUR], together.parameters() | {"seconds": seconds})
+        for hour_s in range(start_s, start_s + seconds, HOUR_S):
+            client.command(rollups.FOLDED, replace(together, start_s=hour_s).parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import isnan
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from optiinfra.storage import clickhouse_folds as folds
 from optiinfra.storage import clickhouse_queries as queries
 from optiinfra.storage import clickhouse_rollups as rollups
 from optiinfra.storage import clickhouse_summaries as windows
-from optiinfra.storage.clickhouse_schema import Retention, statements
+from optiinfra.storage.clickhouse_schema import REFOLDED_H, Retention, statements
 from optiinfra.storage.metric_rows import (
     MetricRow,
     PartPoint,
@@ -191,15 +191,23 @@ class MetricStore:
 
         Raises `Rejected` for more than `MAX_ROWS` series.
         """
-        found = list(await self._rows(windows.summaries(query)))
+        opened = None
+        if self._folds_since(query.since) and windows.has_whole_hours(query):
+            opened = [(name, int(at)) for name, at in await self._rows(windows.open_hours(query))]
+        found = list(await self._rows(windows.summaries(query, open_hours=opened)))
         if len(found) > windows.MAX_ROWS:
             raise Rejected(f"over {windows.MAX_ROWS} series", hint="ask for one deployment")
         for one in windows.doubtful(query, found):
             (deployment,), metrics = one.deployments or (), one.metrics
             found = [row for row in found if row[0] != deployment or row[2] not in metrics]
-            found += await self._rows(windows.summaries(one, once=True))
+            found += await self._rows(windows.summaries(one, open_hours=opened, once=True))
         found.sort(key=lambda row: tuple(row[: windows.KEYS]))
         return [windows.summary_of(*row) for row in found]
+
+    def _folds_since(self, since: datetime) -> bool:
+        """Whether hours since then are folded with all that comes, however late."""
+        folded_h = min(REFOLDED_H, rollups.oldest_h(self._retention.raw_days))
+        return self._clock() - since <= timedelta(hours=folded_h)
 
     async def answers(self, query: windows.AnswersQuery) -> list[MetricRow]:
         """A page of single readings, the latest first."""

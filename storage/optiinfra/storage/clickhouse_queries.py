@@ -32,6 +32,7 @@ DEPLOYMENT = "tenant = {tenant:String} AND deployment = {deployment:String}"
 SERIES = DEPLOYMENT + " AND metric = {metric:String}"
 ONE_REPLICA = "({replica:String} = '' OR replica = {replica:String})"
 UNIT_MS = {Resolution.RAW: 1, Resolution.HOURLY: 3_600_000, Resolution.DAILY: 86_400_000}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 RAW_SPAN, HOURLY_SPAN = timedelta(days=2), timedelta(days=60)
 
 RAW_SERIES = f"""
@@ -82,12 +83,12 @@ class Question:
 
 def milliseconds(at: datetime) -> int:
     """Milliseconds since the epoch, exact."""
-    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    return (at - _EPOCH) // timedelta(milliseconds=1)
 
 
 def moment(ms: int) -> datetime:
     """The inverse of `milliseconds`."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+    return _EPOCH + timedelta(milliseconds=ms)
 
 
 def resolution_for(query: SeriesQuery, retention: Retention, now: datetime) -> Resolution:

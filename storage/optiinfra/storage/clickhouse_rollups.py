@@ -23,7 +23,8 @@ START = {HOUR: "toStartOfHour", DAY: "toStartOfDay"}
 SECONDS = {HOUR: 3_600, DAY: 86_400}
 QUIET_S = 60
 """How long nothing may have come for an hour before it is folded, s."""
-MOST_AT_ONCE = 50
+MOST_AT_ONCE = 20
+"""An upgrade leaves many to fold, and whoever has samples to store waits for these."""
 KEY = "tenant, deployment, span, start"
 ONE_DEPLOYMENT = "tenant = {tenant:String} AND deployment = {deployment:String}"
 SAMPLE_ONCE = "metric, replica, ts, event_id, toString(labels)"
@@ -62,9 +63,9 @@ HAVING max(touched_at) > max(rolled_at)
 ORDER BY start LIMIT {MOST_AT_ONCE}
 """  # noqa: S608 - constants only
 
-_INTO = (
-    "(tenant, deployment, replica, metric, ts, unit, low, high, mean, quantiles, known, unknown, "
-    "rolled_at)"
+_COLUMNS = (
+    "tenant, deployment, replica, metric, ts, unit, low, high, mean, quantiles, known, unknown, "
+    "rolled_at"
 )
 _WHEN = "toDateTime({start:UInt32}, 'UTC')"
 _WITHIN = (
@@ -78,19 +79,28 @@ STATISTICS = """
     count(value) AS known, countIf(isNull(value)) AS unknown
 """
 
+SUMMED = """
+    min(ts) AS begun, max(ts) AS ended, argMax(tuple(value), ts).1 AS newest,
+    argMax(unknown_reason, ts) AS reason, ifNull(sum(value), 0) AS total,
+    ifNull(sum(value * window_s), 0) AS weighted, sumIf(window_s, isNotNull(value)) AS covered_s
+"""
+"""What a summary adds up besides."""
+
 FOLD = {
     HOUR: f"""
-INSERT INTO metrics_hourly {_INTO}
+INSERT INTO metrics_hourly ({_COLUMNS}, series,
+    begun, ended, newest, reason, total, weighted, covered_s)
 SELECT
-    {{tenant:String}}, {{deployment:String}}, replica, metric, {_WHEN}, any(unit), {STATISTICS},
-    {_GENERATION}
+    {{tenant:String}}, {{deployment:String}}, replica, metric, toStartOfHour(ts) AS hour,
+    any(unit), {STATISTICS}, {_GENERATION}, series, {SUMMED}
 FROM (
-    SELECT metric, replica, unit, value FROM metrics WHERE {_WITHIN} LIMIT 1 BY {SAMPLE_ONCE}
+    SELECT metric, replica, series, ts, unit, value, unknown_reason, window_s
+    FROM metrics WHERE {_WITHIN} LIMIT 1 BY {SAMPLE_ONCE}
 )
-GROUP BY metric, replica
+GROUP BY metric, replica, series, hour
 """,  # noqa: S608 - constants only
     DAY: f"""
-INSERT INTO metrics_daily {_INTO}
+INSERT INTO metrics_daily ({_COLUMNS})
 SELECT
     {{tenant:String}}, {{deployment:String}}, replica, metric, {_WHEN},
     any(unit), min(low), max(high), avgMergeState(mean),
@@ -133,14 +143,19 @@ class Pending:
         }
 
 
-def touch_parameters(touched: Collection[Touched], raw_days: int) -> dict[str, Any]:
-    """What `TOUCH` asks for. An hour whose raw rows are about to go is not folded again."""
+def oldest_h(raw_days: int) -> int:
+    """From this age, h, an hour is not folded again: its raw rows are about to go."""
     kept_h = raw_days * 24
+    return kept_h - min(24, kept_h // 2)
+
+
+def touch_parameters(touched: Collection[Touched], raw_days: int) -> dict[str, Any]:
+    """What `TOUCH` asks for."""
     return {
         "tenants": [tenant for tenant, _, _ in touched],
         "deployments": [deployment for _, deployment, _ in touched],
         "hours": [hour for _, _, hour in touched],
-        "oldest_h": kept_h - min(24, kept_h // 2),
+        "oldest_h": oldest_h(raw_days),
     }
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from optiinfra.storage import clickhouse_queries as queries
+from optiinfra.storage import clickhouse_rollups as rollups
 from optiinfra.storage.clickhouse_queries import Question, milliseconds, moment
 
-NAMES = (
-    "quantile", "ge", "le", "market", "instance_type", "price_source", "host", "gpu", "name",
-    "source", "ok", "refusal", "emulated",
-)  # fmt: skip
-"""Labels that tell series apart; those of single answers (session, stratum) do not."""
 MAX_ROWS = 100_000
 KEYS = 4
 """So many values of a row tell series apart, and rows come in their order."""
+_HOUR_S, _HOUR_MS = 3_600, 3_600_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,7 @@ class SummaryQuery:
     deployments: Sequence[str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(NamedTuple):
     """One series in the window: when it was seen, its newest reading, and what it comes to.
 
     `weighted` adds up value × the time that each reading covers, `covered_s` that time alone.
@@ -45,7 +44,7 @@ class Summary:
     deployment: str
     replica: str
     metric: str
-    labels: dict[str, str]
+    labels: Mapping[str, str]
     first_at: datetime
     last_at: datetime
     last: float | None
@@ -60,54 +59,109 @@ class Summary:
     unknown: int
 
 
-_SERIES = f"""
-SELECT deployment, replica, metric, labels, min(ts) AS begun, max(ts) AS ended,
-    argMax(tuple(value), ts).1 AS newest, argMax(unknown_reason, ts) AS reason,
-    max(value) AS highest, ifNull(sum(value), 0) AS added,
-    ifNull(sumIf(value, ts >= fromUnixTimestamp64Milli({{recent_ms:Int64}}, 'UTC')), 0) AS late,
-    count(value) AS told, countIf(isNull(value)) AS untold,
-    uniqExact(toUnixTimestamp64Milli(ts)) = count() AS apart,
-    toFloat64OrZero(labels['__window_s']) AS window_s
-FROM (
-    SELECT deployment, replica, metric, labels, ts, value, unknown_reason FROM metrics
-    WHERE tenant = {{tenant:String}} AND metric IN {{metrics:Array(String)}}
-    AND ({{all:Bool}} OR deployment IN {{deployments:Array(String)}}) AND {queries.BETWEEN}
-    %(once)s
+_ASKED = (
+    "tenant = {tenant:String} AND metric IN {metrics:Array(String)} "
+    "AND ({all:Bool} OR deployment IN {deployments:Array(String)})"
 )
-GROUP BY deployment, replica, metric, labels
+_RAW = f"""
+SELECT deployment, replica, metric, series, {rollups.SUMMED}, max(value) AS high,
+    ifNull(sumIf(value, ts >= fromUnixTimestamp64Milli({{recent_ms:Int64}}, 'UTC')), 0) AS late,
+    count(value) AS known, countIf(isNull(value)) AS unknown, uniqExact(ts) = count() AS apart
+FROM %(rows)s GROUP BY deployment, replica, metric, series
+"""  # noqa: S608 - constants only
+_ROWS = f"metrics WHERE {_ASKED} AND {queries.BETWEEN} AND %(when)s"
+_ROWS_ONCE = f"""(
+    SELECT deployment, replica, metric, series, ts, value, unknown_reason, window_s
+    FROM {_ROWS} LIMIT 1 BY deployment, {queries.SAME_SAMPLE}
+)"""  # noqa: S608 - constants only
+_WHOLE = "toDateTime({whole_s:UInt32}, 'UTC')"
+_BROKEN = "toDateTime({broken_s:UInt32}, 'UTC')"
+_RAGGED = f"(ts < {_WHOLE} OR ts >= {_BROKEN})"
+_IN_HOURS = f"{_ASKED} AND ts >= {_WHOLE} AND ts < {_BROKEN}"
+_OPEN = f"""
+SELECT toString(deployment), toUnixTimestamp(start) FROM (
+    SELECT deployment, start FROM metrics_touched
+    WHERE tenant = {{tenant:String}} AND span = '{rollups.HOUR}'
+    AND start >= {_WHOLE} AND start < {_BROKEN}
+    GROUP BY deployment, start HAVING max(touched_at) > max(rolled_at)
+    UNION DISTINCT
+    SELECT deployment, ts AS start FROM metrics_hourly WHERE {_IN_HOURS}
+    GROUP BY deployment, ts HAVING argMax(series, rolled_at) = ''
+)
+"""  # noqa: S608 - constants only
+"""Also what a collector of a release before has folded, which knew no series."""
+_THOSE = """(SELECT one.1, one.2 FROM (SELECT arrayJoin(arrayZip(
+    {open_of:Array(String)}, arrayMap(s -> toDateTime(s, 'UTC'), {open_s:Array(UInt32)})
+)) AS one))"""
+_STILL_OPEN = f"ts >= {_WHOLE} AND ts < {_BROKEN} AND (deployment, toStartOfHour(ts)) IN {_THOSE}"
+_HOURS = f"""
+SELECT deployment, replica, metric, series, begun, ended, newest, reason, total, weighted,
+    covered_s, high, 0 AS late, known, unknown, 1 AS apart
+FROM metrics_hourly WHERE {_IN_HOURS} AND (deployment, ts) NOT IN {_THOSE}
+AND (deployment, metric, replica, ts, rolled_at) IN (
+    SELECT deployment, metric, replica, ts, max(rolled_at) FROM metrics_hourly
+    WHERE {_IN_HOURS} GROUP BY deployment, metric, replica, ts
+)
 """  # noqa: S608 - constants only
 _SUMMARY = f"""
-SELECT deployment, replica, metric, arrayMap(name -> labels[name], {{names:Array(String)}}) AS named,
+SELECT deployment, replica, metric, series,
     toUnixTimestamp64Milli(min(begun)), toUnixTimestamp64Milli(max(ended)),
     argMax(tuple(newest), ended).1, argMax(reason, ended),
-    if(sum(told) = 0, NULL, sum(added) / sum(told)), max(highest), sum(added), sum(late),
-    sum(added * window_s), sum(told * window_s), sum(told), sum(untold), min(apart)
-FROM ({_SERIES}) GROUP BY deployment, replica, metric, named
-ORDER BY deployment, replica, metric, named LIMIT {MAX_ROWS + 1}
-"""  # noqa: S608, E501 - constants only
-_ONCE = f"LIMIT 1 BY deployment, {queries.SAME_SAMPLE}"
+    if(sum(known) = 0, NULL, sum(total) / sum(known)), max(high), sum(total), sum(late),
+    sum(weighted), sum(covered_s), sum(known), sum(unknown), min(apart)
+FROM (%(parts)s) GROUP BY deployment, replica, metric, series
+ORDER BY deployment, replica, metric, series LIMIT {MAX_ROWS + 1}
+"""  # noqa: S608 - constants only
 
 
-def summaries(query: SummaryQuery, *, once: bool = False) -> Question:
+OpenHours = Sequence[tuple[str, int]]
+"""Deployments and begins (s since the epoch) of hours whose rollup does not tell what they hold."""
+
+
+def has_whole_hours(query: SummaryQuery) -> bool:
+    """Whether there are any before `recent_since`."""
+    named = _parameters(query)
+    return bool(named["whole_s"] < named["broken_s"])
+
+
+def open_hours(query: SummaryQuery) -> Question:
+    """Which of the whole hours are open: asked before, for all parts of a summary to agree."""
+    return Question(_OPEN, _parameters(query))
+
+
+def summaries(query: SummaryQuery, *, open_hours: OpenHours | None, once: bool = False) -> Question:
     """One row for each series, by deployment, replica and metric; its last value says whether all
     of its readings have different times.
 
     Where they have, nothing was stored twice. Else ask again with `once`, which leaves out what
-    came again, at some three times the work.
+    came again, at some three times the work. Whole hours are read as they were folded, but for
+    `open_hours`; None: all from the samples.
     """
-    return Question(
-        _SUMMARY % {"once": _ONCE if once else ""},
-        {
-            "names": list(NAMES),
-            "tenant": query.tenant,
-            "metrics": list(query.metrics),
-            "all": query.deployments is None,
-            "deployments": list(query.deployments or ()),
-            "since_ms": milliseconds(query.since),
-            "until_ms": milliseconds(query.until),
-            "recent_ms": milliseconds(query.recent_since),
-        },
-    )
+    when = ["1"] if open_hours is None else [_RAGGED, _STILL_OPEN]
+    rows = _ROWS_ONCE if once else _ROWS
+    parts = [_RAW % {"rows": rows % {"when": one}} for one in when]
+    if open_hours is not None:
+        parts.append(_HOURS)
+    opened = {
+        "open_of": [deployment for deployment, _ in open_hours or ()],
+        "open_s": [start_s for _, start_s in open_hours or ()],
+    }
+    sql = _SUMMARY % {"parts": " UNION ALL ".join(parts)}
+    return Question(sql, _parameters(query) | opened)
+
+
+def _parameters(query: SummaryQuery) -> dict[str, Any]:
+    return {
+        "tenant": query.tenant,
+        "metrics": list(query.metrics),
+        "all": query.deployments is None,
+        "deployments": list(query.deployments or ()),
+        "since_ms": milliseconds(query.since),
+        "until_ms": milliseconds(query.until),
+        "recent_ms": milliseconds(query.recent_since),
+        "whole_s": -(-milliseconds(query.since) // _HOUR_MS) * _HOUR_S,
+        "broken_s": milliseconds(query.recent_since) // _HOUR_MS * _HOUR_S,
+    }
 
 
 def doubtful(query: SummaryQuery, rows: Sequence[Sequence[Any]]) -> list[SummaryQuery]:
@@ -124,10 +178,15 @@ def doubtful(query: SummaryQuery, rows: Sequence[Sequence[Any]]) -> list[Summary
 
 def summary_of(*row: Any) -> Summary:
     """A row as it is answered."""
-    deployment, replica, metric, named, first_ms, last_ms, *rest, _ = row
-    labels = {name: value for name, value in zip(NAMES, named, strict=True) if value}
+    deployment, replica, metric, series, first_ms, last_ms, *rest, _ = row
     seen = moment(first_ms), moment(last_ms)
-    return Summary(deployment, replica, metric, labels, *seen, *rest)
+    return Summary(deployment, replica, metric, _labels(series), *seen, *rest)
+
+
+@lru_cache(4_096)
+def _labels(series: str) -> Mapping[str, str]:
+    """Few fleets have more series than that of one replica."""
+    return MappingProxyType(json.loads(series))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import groupby
 
 from optiinfra.portal_api.figures.measured import Measured, added, averaged, known, unknown
@@ -70,7 +71,7 @@ class Seen:
         named = {row.replica for metric in (SPEND, SCRAPES) for row in self.of(metric)}
         return sorted(named - {""})
 
-    @property
+    @cached_property
     def present(self) -> list[str]:
         """Those of them that were scraped, or tried to be, of late."""
         rows = (row for row in self.rows if row.metric != SPEND and row.replica)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -45,7 +46,7 @@ class Priced:
     replica: str
     usd: Measured
     use: Use
-    labels: dict[str, str]
+    labels: Mapping[str, str]
 
     @property
     def component(self) -> str:
