@@ -80,7 +80,8 @@ QUERIES: dict[str, dict[str, str]] = {"series": {"deployment": "acme-chat", "met
 """What an operation wants in its query, by its name."""
 REASON = {"reason": "walked"}
 BODIES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("approve", "reject", "retry_letter", "drop_letter"), REASON),
+    **dict.fromkeys(("approve", "reject", "wake", "retry_letter", "drop_letter"), REASON),
+    "snooze": {"until": "2100-01-01T09:00:00Z", **REASON},
     **dict.fromkeys(("pause", "resume", "promote", "abort", "rollback"), REASON),
     "turn": {"stopped": True, **REASON},
     "add_user": {"email": "walker@globex.example", "name": "walker"},

@@ -82,6 +82,29 @@ class RecommendationExpired(Decided):
     reason: str
 
 
+class RecommendationSnoozed(Value):
+    """A person puts the decision off: it stays pending, out of the way, until a time."""
+
+    kind: Literal["recommendation.snoozed"] = "recommendation.snoozed"
+    change: ChangeId
+    version_hash: str
+    by: str
+    until: AwareDatetime
+    reason: str = ""
+    at: AwareDatetime
+
+
+class RecommendationWoken(Value):
+    """A person ends the sleep early; one that is over by itself needs no event."""
+
+    kind: Literal["recommendation.woken"] = "recommendation.woken"
+    change: ChangeId
+    version_hash: str
+    by: str
+    reason: str = ""
+    at: AwareDatetime
+
+
 class VoteCast(Value):
     kind: Literal["vote.cast"] = "vote.cast"
     vote: Vote
@@ -308,6 +331,8 @@ Fact = Annotated[
     | RecommendationProposed
     | RecommendationSuperseded
     | RecommendationExpired
+    | RecommendationSnoozed
+    | RecommendationWoken
     | VoteRequested
     | VoteCast
     | ApprovalRequested

@@ -39,6 +39,7 @@ from optiinfra.portal_api.routes import (
     workers,
 )
 from optiinfra.portal_api.routes.changes import changes_router
+from optiinfra.portal_api.routes.snooze import snooze_router
 from optiinfra.portal_api.routes.switch import switch_router
 
 TITLE = "OptiInfra"
@@ -81,6 +82,7 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
         session.router,
         fleet.router,
         recommendations.router,
+        snooze_router(new_id),
         changes_router(new_id),
         conflicts.router,
         series.router,
