@@ -111,10 +111,14 @@ async def test_a_recommendation_is_listed_shown_and_approved(command: Command) -
     stale = await command.run("recs", "approve", proposal.id, "--version", "0" * 16)
     assert stale[0] == 5
     assert "review again" in stale[2]
+    assert (await command.run("recs", "snooze", proposal.id, "--until", "soon"))[0] == 2
+    code, _, err = await command.run("recs", "snooze", proposal.id, "--until", "4h", "--yes")
+    assert (code, err.splitlines()[-1]) == (0, f"snooze: accepted ({proposal.id})")
     code, out, err = await command.run("recs", "approve", proposal.id, "--yes", "-m", "good")
     assert (code, out) == (0, "")
     assert "accepted" in err
-    (row,) = await command.data("audit", "ls")
+    row, snoozed = await command.data("audit", "ls")
+    assert snoozed["action"] == "recommendation.snooze"
     assert row["detail"]["reason"] == "good"
 
 

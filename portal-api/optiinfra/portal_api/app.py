@@ -32,6 +32,7 @@ from optiinfra.portal_api.routes import (
     recommendations,
     series,
     session,
+    sessions,
     sign_in,
     slack,
     stream,
@@ -80,6 +81,7 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
     """Side by side, since FastAPI matches a path anew at each level of routers in routers."""
     return (
         session.router,
+        sessions.router,
         fleet.router,
         recommendations.router,
         snooze_router(new_id),
