@@ -14,6 +14,8 @@ from optiinfra.events.commands import (
     VoteRequested,
 )
 from optiinfra.events.decided import Decided
+from optiinfra.events.snoozes import RecommendationSnoozed as RecommendationSnoozed
+from optiinfra.events.snoozes import RecommendationWoken as RecommendationWoken
 from optiinfra.events.tenant_facts import AgentHeartbeat as AgentHeartbeat
 from optiinfra.events.tenant_facts import AgentLost as AgentLost
 from optiinfra.events.tenant_facts import AgentRegistered as AgentRegistered
@@ -80,29 +82,6 @@ class RecommendationExpired(Decided):
     kind: Literal["recommendation.expired"] = "recommendation.expired"
     change: ChangeId
     reason: str
-
-
-class RecommendationSnoozed(Value):
-    """A person puts the decision off: it stays pending, out of the way, until a time."""
-
-    kind: Literal["recommendation.snoozed"] = "recommendation.snoozed"
-    change: ChangeId
-    version_hash: str
-    by: str
-    until: AwareDatetime
-    reason: str = ""
-    at: AwareDatetime
-
-
-class RecommendationWoken(Value):
-    """A person ends the sleep early; one that is over by itself needs no event."""
-
-    kind: Literal["recommendation.woken"] = "recommendation.woken"
-    change: ChangeId
-    version_hash: str
-    by: str
-    reason: str = ""
-    at: AwareDatetime
 
 
 class VoteCast(Value):
