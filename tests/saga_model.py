@@ -141,11 +141,11 @@ class Surroundings:
     def _not_yet(self) -> list[f.Fact]:
         """Some put it off first, for a nap or for hours, and some of them end that early."""
         proposal, at = self.log.proposal, self.log.at
-        words = (
+        words: list[f.Fact] = [
             put_off(proposal, self.random.choice((60, 14_400)), at=at),
             woken(proposal, at=later(at, 1)),
-        )
-        return list(words[: self.random.choice((0, 0, 0, 1, 1, 2))])
+        ]
+        return words[: self.random.choice((0, 0, 0, 1, 1, 2))]
 
     def _word(self, name: str) -> f.Fact:
         granted = self.random.random() < 0.8

@@ -44,7 +44,9 @@ export function SnoozeDialog({ card, verb, onClose }: Props) {
   const submit = (event: FormEvent) => {
     event.preventDefault();
     if (missing !== null) return;
-    void saying.say(verb, { reason, ...(until && { until: until.toISOString() }) });
+    const body: Record<string, string> = { reason };
+    if (until !== null) body["until"] = until.toISOString();
+    void saying.say(verb, body);
   };
 
   return (

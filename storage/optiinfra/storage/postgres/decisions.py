@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import asyncpg
 
@@ -245,10 +245,16 @@ def _event(who: Principal, fact: Fact, event_id: str, now: datetime) -> Event:
 
 
 def _put_off(who: Principal, wish: PutOff, now: datetime) -> Fact:
-    named = {"change": wish.change, "version_hash": wish.version_hash, "by": str(person(who.name))}
+    said: dict[str, Any] = {
+        "change": wish.change,
+        "version_hash": wish.version_hash,
+        "by": str(person(who.name)),
+        "reason": wish.reason,
+        "at": now,
+    }
     if wish.until is None:
-        return RecommendationWoken(**named, reason=wish.reason, at=now)
-    return RecommendationSnoozed(**named, until=wish.until, reason=wish.reason, at=now)
+        return RecommendationWoken(**said)
+    return RecommendationSnoozed(**said, until=wish.until)
 
 
 def _require_another(row: asyncpg.Record, who: Principal, decision: Decision) -> None:
