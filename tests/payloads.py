@@ -89,6 +89,12 @@ PAYLOADS: dict[str, f.Fact] = {
         change=CHANGE, by=derived_id("newer"), reason="cheaper"
     ),
     "recommendation.expired": f.RecommendationExpired(change=CHANGE, reason="nobody answered"),
+    "recommendation.snoozed": f.RecommendationSnoozed(
+        change=CHANGE, version_hash="0" * 16, by="person:ada", until=LATER, reason="peak", at=AT
+    ),
+    "recommendation.woken": f.RecommendationWoken(
+        change=CHANGE, version_hash="0" * 16, by="person:ada", at=AT
+    ),
     "vote.requested": c.VoteRequested(
         change=CHANGE, round=1, agents=tuple(VOTERS), recommendation=PROPOSAL, deadline=LATER
     ),

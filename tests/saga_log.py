@@ -97,6 +97,12 @@ class Log:
     def decide(self, *, granted: bool = True, **changes: Any) -> Self:
         return self.hear(decision(self.proposal, granted=granted, at=self.at, **changes))
 
+    def snooze(self, seconds: float, **changes: Any) -> Self:
+        return self.hear(put_off(self.proposal, seconds, at=self.at, **changes))
+
+    def wake(self, **changes: Any) -> Self:
+        return self.hear(woken(self.proposal, at=self.at, **changes))
+
     def control(self, verb: ControlVerb, by: str = "ana", reason: str = "because") -> Self:
         wish = c.ControlRequested(change=self.change, verb=verb, by=by, reason=reason)
         return self.hear(wish)
@@ -174,6 +180,31 @@ def decision(
     }
     approval = Approval(**{**values, **changes})
     return f.ApprovalGranted(approval=approval) if granted else f.ApprovalDenied(approval=approval)
+
+
+def put_off(
+    proposal: Recommendation, seconds: float, *, at: datetime = AT, **changes: Any
+) -> f.RecommendationSnoozed:
+    """A person's "not now" on this very version, unless `changes` say otherwise."""
+    values: dict[str, Any] = {
+        "change": proposal.id,
+        "version_hash": proposal.version_hash(),
+        "by": "person:ana",
+        "until": later(at, seconds),
+        "at": at,
+    }
+    return f.RecommendationSnoozed(**{**values, **changes})
+
+
+def woken(proposal: Recommendation, *, at: datetime = AT, **changes: Any) -> f.RecommendationWoken:
+    """A person ends the sleep of this very version, unless `changes` say otherwise."""
+    values: dict[str, Any] = {
+        "change": proposal.id,
+        "version_hash": proposal.version_hash(),
+        "by": "person:bob",
+        "at": at,
+    }
+    return f.RecommendationWoken(**{**values, **changes})
 
 
 def votes(

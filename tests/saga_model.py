@@ -7,7 +7,7 @@ from random import Random
 
 from optiinfra.coordinator.saga.freeze import FREEZE
 from optiinfra.coordinator.saga.ruling import Loss, Ruling
-from optiinfra.coordinator.saga.state import Saga, World
+from optiinfra.coordinator.saga.state import Saga, World, later
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
@@ -17,7 +17,7 @@ from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import person
 from optiinfra.schemas.vote import VOTERS, AgentName, Verdict
 from tests.factories import gate_answer, step_result, vote
-from tests.saga_log import Log, decision
+from tests.saga_log import Log, decision, put_off, woken
 
 OTHER = "f" * 32
 MOSTLY_YES = (Verdict.APPROVE,) * 12 + (Verdict.ABSTAIN, Verdict.REJECT)
@@ -122,7 +122,8 @@ class Surroundings:
                     if self.random.random() < 0.95
                 ]
             case f.ApprovalRequested() if self.random.random() < 0.8:
-                return [self._word(name) for name in ("ana", "bob")[: fact.needed]]
+                words = [self._word(name) for name in ("ana", "bob")[: fact.needed]]
+                return [*self._not_yet(), *words]
             case c.ExecutionRequested():
                 return self._carry_out(fact)
             case c.GateRequested():
@@ -136,6 +137,15 @@ class Surroundings:
                 ]
             case _:
                 return []
+
+    def _not_yet(self) -> list[f.Fact]:
+        """Some put it off first, for a nap or for hours, and some of them end that early."""
+        proposal, at = self.log.proposal, self.log.at
+        words: list[f.Fact] = [
+            put_off(proposal, self.random.choice((60, 14_400)), at=at),
+            woken(proposal, at=later(at, 1)),
+        ]
+        return words[: self.random.choice((0, 0, 0, 1, 1, 2))]
 
     def _word(self, name: str) -> f.Fact:
         granted = self.random.random() < 0.8
@@ -203,6 +213,7 @@ def broken_promises(log: Log) -> list[str]:
     completed = log.saga.state is ChangeState.COMPLETED
     after_undo = facts[undos[0] + 1 :] if undos else []
     heard = (f.VoteCast, f.OutcomeRecorded)
+    asleep = [n for n, fact in enumerate(facts) if type(fact) in _BEGINS and _sleeps(log, n)]
     checks = {
         "it did not end exactly once": len(ends) == 1,
         "something was said after the end": all(isinstance(x, heard) for x in facts[ends[0] + 1 :]),
@@ -212,12 +223,26 @@ def broken_promises(log: Log) -> list[str]:
         "the finish is not the last step": all(s.kind == "apply" for s in steps[:-1]),
         "touched and neither completed nor undone": bool(undos) == (bool(steps) and not completed),
         "undone twice": len(undos) <= 1,
+        "approved, or asked about anew, while it slept": not asleep,
         "a step after the undo": not any(isinstance(x, c.ExecutionRequested) for x in after_undo),
         "a fence is not its place in the log": all(place == fence for place, fence in fences),
     }
     return [found for found in broken if found] + [
         what for what, kept in checks.items() if not kept
     ]
+
+
+_BEGINS = {f.ApprovalRequested, f.ChangeApproved, c.ExecutionRequested}
+
+
+def _sleeps(log: Log, place: int) -> bool:
+    """Whether the latest word of a person before this place of the log puts the change off."""
+    words = [
+        (fact.at, fact.until if isinstance(fact, f.RecommendationSnoozed) else fact.at)
+        for fact, _ in log.entries[:place]
+        if isinstance(fact, f.RecommendationSnoozed | f.RecommendationWoken)
+    ]
+    return bool(words) and log.entries[place][1] < max(words)[1]
 
 
 def _execution_without_leave(log: Log, place: int) -> str | None:

@@ -108,6 +108,32 @@ async def test_figures_of_emulated_replicas_are_marked_one_by_one(stand: Stand) 
         await expect(spend.locator("[data-simulated]")).to_have_text("simulated")
 
 
+async def test_what_is_snoozed_is_out_of_the_way_until_it_is_woken(stand: Stand) -> None:
+    async with stand.page("/recommendations", size=NARROW) as page:
+        card = await shown(page)
+        dialog, approve = page.get_by_role("dialog"), card.locator("[data-action=approve]")
+        await page.keyboard.press("z")
+        await expect(dialog).to_contain_text("choose until when")
+        await dialog.get_by_label("for 1 hour").check()
+        await dialog.get_by_label("Reason").fill("peak hours")
+        seen = await Axe().run(page, options=WCAG)
+        assert [one["id"] for one in seen.response["violations"]] == []
+        await dialog.get_by_role("button", name="Snooze").click()
+        await expect(card).to_contain_text(re.compile(r"in \d+ min, by person:.*: peak hours"))
+        await expect(approve).to_have_attribute("title", re.compile("wake it first"))
+        await page.goto(f"{stand.url}/")
+        await expect(page.get_by_text("nothing to decide")).to_be_visible()
+        await page.goto(f"{stand.url}/recommendations")
+        await expect(page.get_by_text("Nothing waits for a decision.")).to_be_visible()
+        await page.get_by_role("button", name=re.compile("^snoozed 1$")).click()
+        await expect(page.locator("a[data-row]")).to_contain_text("snoozed until")
+        await page.locator("a[data-row]").click()
+        await card.get_by_role("button", name="Wake").click()
+        await dialog.get_by_role("button", name="Wake").click()
+        await expect(approve).not_to_have_attribute("aria-disabled", "true")
+        await expect(card).not_to_contain_text("peak hours")
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280", "390"])
 async def test_the_card_is_accessible_and_fits(stand: Stand, size: Any, theme: str) -> None:

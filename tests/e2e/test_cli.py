@@ -111,10 +111,14 @@ async def test_a_recommendation_is_listed_shown_and_approved(command: Command) -
     stale = await command.run("recs", "approve", proposal.id, "--version", "0" * 16)
     assert stale[0] == 5
     assert "review again" in stale[2]
+    assert (await command.run("recs", "snooze", proposal.id, "--until", "soon"))[0] == 2
+    code, _, err = await command.run("recs", "snooze", proposal.id, "--until", "4h", "--yes")
+    assert (code, err.splitlines()[-1]) == (0, f"snooze: accepted ({proposal.id})")
     code, out, err = await command.run("recs", "approve", proposal.id, "--yes", "-m", "good")
     assert (code, out) == (0, "")
     assert "accepted" in err
-    (row,) = await command.data("audit", "ls")
+    row, snoozed = await command.data("audit", "ls")
+    assert snoozed["action"] == "recommendation.snooze"
     assert row["detail"]["reason"] == "good"
 
 
@@ -201,12 +205,25 @@ async def test_a_key_is_made_used_listed_and_revoked(command: Command) -> None:
     assert (await command.run("keys", "create", "ci"))[0] == 4
 
 
-async def test_login_prints_a_link_that_works_once(command: Command) -> None:
+async def test_login_prints_a_link_that_works_once_and_its_session_is_ended(
+    command: Command,
+) -> None:
     code, link, _ = await command.run("login")
     assert code == 0
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, headers={"User-Agent": "Fox/1"}) as browser:
         opened = await browser.get(link.strip())
         assert opened.status_code == 303
         me = (await browser.get(f"{command.url}/api/v1/session")).json()
         assert me["name"] == "ana"
         assert (await browser.get(link.strip())).status_code == 401
+        code, listed, err = await command.run("sessions", "ls")
+        assert code == 0, err
+        rows = [line.split("\t")[:3] for line in listed.splitlines()[1:]]
+        assert sorted(row[1:] for row in rows) == [["browser", "Fox/1"], ["this one", "–"]]
+        (there,) = [row[0] for row in rows if row[1] == "browser"]
+        assert (await command.run("sessions", "end"))[0] == 2
+        assert (await command.run("sessions", "end", there))[0] == 0
+        assert (await command.run("sessions", "end", there))[0] == 3
+        assert (await browser.get(f"{command.url}/api/v1/session")).status_code == 401
+    assert (await command.run("sessions", "end", "--all"))[1] == "signed out everywhere\n"
+    assert (await command.run("sessions", "ls"))[0] == 4

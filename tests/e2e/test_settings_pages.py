@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from axe_playwright_python.async_playwright import Axe
@@ -17,7 +18,7 @@ from playwright.async_api import Page, async_playwright, expect
 
 from optiinfra.runtime.session import Session
 from optiinfra.schemas.tenant import Role
-from optiinfra.storage.postgres.access import AccessTokens
+from optiinfra.storage.postgres.access import AccessTokens, issue_one_time_token
 from optiinfra.storage.testing.servers import reachable_home
 from tests.e2e.test_pages import CHROMIUM, CONNECTION, NARROW, WCAG, WIDE, Stand, turned
 from tests.faults.proxy import proxied
@@ -283,6 +284,26 @@ async def test_without_a_connection_nothing_can_be_done_and_the_buttons_say_why(
     settings.admin.complaints.clear()  # what the cut connection has cost
 
 
+async def test_one_sees_where_one_is_signed_in_and_signs_out_there(settings: Settings) -> None:
+    async with settings.viewer.page("/settings") as page:
+        async with settings.viewer.up.database() as database:
+            once = await issue_one_time_token(
+                AccessTokens(database), "default", "vic@acme.example", role=Role.VIEWER
+            )
+        headers = {"Authorization": f"Bearer {once}", "User-Agent": "night shell"}
+        async with httpx.AsyncClient(base_url=settings.viewer.url, trust_env=False) as http:
+            shell = (await http.post("/api/v1/session", headers=headers)).json()["token"]
+        await page.reload()
+        mine = page.get_by_role("list", name="your sessions")
+        await expect(mine.get_by_role("listitem").filter(has_text="this one")).to_have_count(1)
+        row = mine.get_by_role("listitem").filter(has_text="night shell")
+        await row.get_by_role("button", name="sign out of night shell").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Sign out").click()
+        await expect(row).to_have_count(0)
+    async with api(settings.viewer.session.model_copy(update={"token": shell})) as http:
+        assert (await http.get("/session")).status_code == 401
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280", "390"])
 async def test_every_setting_is_accessible_and_fits(
@@ -310,6 +331,8 @@ async def test_every_dialog_is_accessible(settings: Settings, theme: str) -> Non
             ("people", "Add somebody"),
             ("people", "End this session"),
             ("people", "Sign in elsewhere"),
+            ("people", "Sign out everywhere"),
+            ("people", "end the sessions of bob"),
             ("people", "disable bob"),
             ("keys", "Make a key"),
             ("notifications", "send a test to pager"),

@@ -81,8 +81,14 @@ async def bus(nats_server: Callable[[], NatsServer]) -> AsyncIterator[Stand]:
         yield made
 
 
+@dataclass
 class Known:
-    """The one proposal that there is."""
+    """The one proposal that there is; `asleep` once somebody has put it off."""
+
+    asleep: bool = False
+
+    async def is_asleep(self, tenant: str, change: str) -> bool:
+        return self.asleep and (tenant, change) == (PROPOSAL.tenant, PROPOSAL.id)
 
     async def proposal(self, tenant: str, change: str) -> Recommendation | None:
         return PROPOSAL if (tenant, change) == (PROPOSAL.tenant, PROPOSAL.id) else None
@@ -95,10 +101,12 @@ def rules(**changes: Any) -> Notifications:
     )
 
 
-def notifier(bus: Stand, sender: Sender, wanted: Notifications | None = None) -> Notifier:
+def notifier(
+    bus: Stand, sender: Sender, wanted: Notifications | None = None, known: Known | None = None
+) -> Notifier:
     ports = NotifierPorts(
-        bus=bus.bus, publisher=bus.publisher, inbox=MemoryInbox(), proposals=Known(), clock=now,
-        jitter=lambda: 1.0,
+        bus=bus.bus, publisher=bus.publisher, inbox=MemoryInbox(), proposals=known or Known(),
+        clock=now, jitter=lambda: 1.0,
     )  # fmt: skip
     return Notifier("acme", "hook", wanted or rules(), sender, ports)
 
@@ -254,6 +262,22 @@ async def test_only_what_the_rules_send_is_sent_and_only_of_the_own_tenant(
         await say(bus, lost("acme"))
         await until(lambda: len(receiver.came) == 1)
     assert json.loads(receiver.came[0][1])["type"] == "agent.lost"
+
+
+async def test_for_what_sleeps_nobody_is_asked_and_the_rest_is_told(
+    bus: Stand, receiver: Receiver, http: httpx.AsyncClient
+) -> None:
+    known = Known(asleep=True)
+    made = notifier(bus, webhook(receiver, http), known=known)
+    asked = f.ApprovalRequested(
+        change=PROPOSAL.id, version_hash=PROPOSAL.version_hash(), risk=PROPOSAL.risk, expires_at=AT
+    )
+    for fact in (asked, rolled_back()):
+        await made.tell(bus.publisher.event(fact, tenant="acme"))
+    known.asleep = False
+    await made.tell(bus.publisher.event(asked, tenant="acme"))
+    told = [json.loads(body)["type"] for _, body in receiver.came]
+    assert told == ["change.rolled_back", "approval.requested"]
 
 
 def lost(tenant: str) -> f.AgentLost:

@@ -35,7 +35,7 @@ from optiinfra.storage.postgres.export import Range, exported
 from optiinfra.storage.postgres.migrate import upgrade
 from tests.factories import gate_answer, recommendation, rollout, step_result, vote
 from tests.payloads import PAYLOADS
-from tests.saga_log import decision
+from tests.saga_log import decision, put_off, woken
 
 HERE = Path(__file__).parent
 Asked = TypeVar("Asked")
@@ -208,6 +208,7 @@ async def never_begun(p: Player) -> None:
         await p.agree(one)
         if one is cancelled:
             await p.control(one, ControlVerb.ABORT)
+    await p.hear(put_off(asked, 3_600, at=now()), woken(asked, at=now()))
     await p.hear(decision(asked, granted=False, at=now()))
     await p.fire(expired, f.TimerName.APPROVAL_EXPIRY)
     granted = proposal("granted", risk=Risk.MEDIUM)

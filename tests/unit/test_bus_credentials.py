@@ -34,7 +34,10 @@ from optiinfra.schemas.errors import Conflict, Rejected
 from optiinfra.schemas.vote import AgentName
 
 ROOT = Path(__file__).parents[2]
-DECIDES = ("approval.granted", "approval.denied", "control.requested", "switch.turned")
+DECIDES = (
+    "approval.granted", "approval.denied", "control.requested", "switch.turned",
+    "recommendation.snoozed", "recommendation.woken",
+)  # fmt: skip
 COMMANDS = ("execution.requested", "rollback.requested", "vote.requested", "gate.requested")
 
 

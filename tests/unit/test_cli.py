@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from optiinfra.runtime import cli, console
-from optiinfra.runtime.cli_events import time_of
+from optiinfra.runtime.cli_events import time_of, time_to_come
 from optiinfra.runtime.cli_recs import card
 from optiinfra.schemas import errors
 
@@ -206,6 +206,9 @@ def test_times_may_be_given_as_how_long_ago() -> None:
     assert time_of(None) is None
     with pytest.raises(errors.Rejected, match="not a time"):
         time_of("soon")
+    assert 7_190 < time_to_come("2h").timestamp() - time.time() < 7_210
+    with pytest.raises(errors.Rejected, match="how long from now"):
+        time_to_come("tomorrow")
 
 
 def test_a_card_puts_dissent_first_and_never_shows_unknown_as_zero() -> None:
@@ -215,6 +218,7 @@ def test_a_card_puts_dissent_first_and_never_shows_unknown_as_zero() -> None:
         "state": "awaiting_approval",
         "version_hash": "abc",
         "proposed_at": "2026-01-05T12:00:00Z",
+        "snoozed": {"by": "person:ana", "until": "2026-01-05T12:00:00Z", "reason": ""},
         "approvals": [{"by": "person:ana", "granted": True}],
         "approvals_needed": 2,
         "votes": [vote, {"agent": "performance", "verdict": "abstain", "reasons": ["unsure"]}],
@@ -233,6 +237,9 @@ def test_a_card_puts_dissent_first_and_never_shows_unknown_as_zero() -> None:
         },
     }
     lines = card(found)
+    assert lines[0].startswith("Move  [snoozed until 2026-01-0")
+    assert lines[0].endswith("by person:ana]")
+    assert card({**found, "snoozed": None})[0] == "Move  [awaiting_approval]"
     votes = [line for line in lines if line.startswith("vote")]
     assert "performance" in votes[0]
     assert "approval  person:ana says yes; 1 of 2 have said yes" in lines

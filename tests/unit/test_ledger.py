@@ -16,7 +16,7 @@ from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import VOTERS, Verdict
 from tests.factories import AT, event, recommendation, vote
-from tests.saga_log import AUTO
+from tests.saga_log import AUTO, put_off
 
 CHAT, OTHER = recommendation("a"), recommendation("b")
 SEARCH = recommendation("c", deployment="search")
@@ -104,6 +104,15 @@ def test_a_change_that_ends_frees_its_target() -> None:
     assert ledger.freed == set()
     ledger.take(event(vote(CHAT.id, "resource", Verdict.REJECT)))
     assert ledger.freed == {("acme", "chat")}
+
+
+def test_a_change_that_is_put_off_frees_its_target() -> None:
+    ledger = opened(CHAT, rules=Rules())
+    agree(ledger, CHAT)
+    ledger.take(event(put_off(CHAT, 60.0)))
+    assert ledger.freed == {("acme", "chat")}
+    ledger.take(event(f.RecommendationProposed(recommendation=OTHER)))
+    assert ledger.saga(OTHER.id).state is ChangeState.VOTING
 
 
 def test_a_deadline_waits_for_what_was_said_before_it() -> None:

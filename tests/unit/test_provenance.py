@@ -16,7 +16,10 @@ from optiinfra.schemas.tenant import policy
 from tests.payloads import APPROVAL, PAYLOADS
 
 POLICYS = ApprovalGranted(approval=APPROVAL.model_copy(update={"by": policy("default@1")}))
-WORDS = {"approval.granted", "approval.denied", "control.requested", "switch.turned"}
+WORDS = {
+    "approval.granted", "approval.denied", "control.requested", "switch.turned",
+    "recommendation.snoozed", "recommendation.woken",
+}  # fmt: skip
 
 
 def event(fact: object, name: str) -> Event:

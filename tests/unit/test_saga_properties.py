@@ -60,6 +60,8 @@ SAID = {
     "change.resumed",
     "vote.requested",
     "approval.requested",
+    "recommendation.snoozed",
+    "recommendation.woken",
     "execution.requested",
     "gate.requested",
     "gate.closed",

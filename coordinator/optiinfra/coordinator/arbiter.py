@@ -105,7 +105,7 @@ def arbitrate(
 
     What is carried out already is not judged here: that is waited for. The outcome among those
     that are not depends on the policy and on what they say, not on who came first, as far as
-    their preemptions and their patience allow.
+    their preemptions and their patience allow. Who sleeps is in nobody's way.
     """
     proposal = saga.proposal
     twin = _twin(saga, rivals) if saga.round == 0 else None
@@ -113,7 +113,8 @@ def arbitrate(
         reason = f"change {twin} says the same on {proposal.deployment}"
         return Ruling(merged=Loss(change=twin, rule="same", reason=reason))
     older = _replaced(saga, rivals) if saga.round == 0 else []
-    left = [one for one in rivals if one.saga.change not in {loss.change for loss in older}]
+    gone = {loss.change for loss in older}
+    left = [one for one in rivals if one.saga.change not in gone and not one.saga.is_asleep(at)]
     if proposal.is_urgent(at):
         return Ruling(supersedes=tuple(older))
     me = Rival(saga, opened_at)

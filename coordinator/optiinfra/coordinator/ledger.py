@@ -277,5 +277,8 @@ class Ledger:
             self._under_way.begin(moving)
             return
         self._under_way.end(after.change)
-        if before.state.holds_target and not after.state.holds_target:
+        if self._is_in_the_way(before) and not self._is_in_the_way(after):
             self.freed.add((tenant, proposal.deployment))
+
+    def _is_in_the_way(self, saga: Saga) -> bool:
+        return saga.state.holds_target and not saga.is_asleep(self._now)

@@ -46,6 +46,8 @@ HEARS = (
     "vote.cast",
     "approval.granted",
     "approval.denied",
+    "recommendation.snoozed",
+    "recommendation.woken",
     "execution.started",
     "execution.staged",
     "execution.failed",

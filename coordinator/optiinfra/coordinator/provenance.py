@@ -44,12 +44,15 @@ class Vouched:
         return [refused.get(event.id) or failures.get(event.id) for event in events]
 
 
+_WORDS = (ControlRequested, f.SwitchTurned, f.RecommendationSnoozed, f.RecommendationWoken)
+
+
 def is_word(event: Event) -> bool:
     """Whether somebody at the portal must have said it."""
     fact = event.fact
     if isinstance(fact, f.ApprovalGranted | f.ApprovalDenied):
         return fact.approval.by.kind != POLICY
-    return isinstance(fact, ControlRequested | f.SwitchTurned)
+    return isinstance(fact, _WORDS)
 
 
 def _is_own(event: Event) -> bool:

@@ -48,6 +48,8 @@ class Narrator:
             ],
             f.ApprovalGranted: lambda x: [("good", f"approved by {x.approval.by}")],
             f.ApprovalDenied: lambda x: [("bad", f"refused by {x.approval.by}")],
+            f.RecommendationSnoozed: lambda x: [("dim", f"put off until {x.until} by {x.by}")],
+            f.RecommendationWoken: lambda x: [("plain", f"woken by {x.by}")],
             c.ExecutionRequested: self._step,
             f.ExecutionStaged: self._staged,
             f.ExecutionFailed: lambda x: [("bad", f"the step failed: {x.reason}")],

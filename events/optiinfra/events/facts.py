@@ -14,6 +14,8 @@ from optiinfra.events.commands import (
     VoteRequested,
 )
 from optiinfra.events.decided import Decided
+from optiinfra.events.snoozes import RecommendationSnoozed as RecommendationSnoozed
+from optiinfra.events.snoozes import RecommendationWoken as RecommendationWoken
 from optiinfra.events.tenant_facts import AgentHeartbeat as AgentHeartbeat
 from optiinfra.events.tenant_facts import AgentLost as AgentLost
 from optiinfra.events.tenant_facts import AgentRegistered as AgentRegistered
@@ -308,6 +310,8 @@ Fact = Annotated[
     | RecommendationProposed
     | RecommendationSuperseded
     | RecommendationExpired
+    | RecommendationSnoozed
+    | RecommendationWoken
     | VoteRequested
     | VoteCast
     | ApprovalRequested

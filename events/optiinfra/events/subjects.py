@@ -139,6 +139,8 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("recommendation.proposed", f.RecommendationProposed, _CHANGES, (BusRole.AGENT_COST, BusRole.AGENT_PERFORMANCE), _proposal, "an agent proposes a change"),
     Subject("recommendation.superseded", f.RecommendationSuperseded, _CHANGES, _COORD, _change, "a newer proposal took its place"),
     Subject("recommendation.expired", f.RecommendationExpired, _CHANGES, _COORD, _change, "nobody approved it in time"),
+    Subject("recommendation.snoozed", f.RecommendationSnoozed, _CHANGES, _PERSON, _change, "a person put the decision off"),
+    Subject("recommendation.woken", f.RecommendationWoken, _CHANGES, _PERSON, _change, "a person ends its sleep early"),
     Subject("vote.requested", c.VoteRequested, _CHANGES, _COORD, _change, "agents are asked to vote"),
     Subject("vote.cast", f.VoteCast, _CHANGES, VOTERS, _vote, "one agent's vote in one round", _BY_AGENT),
     Subject("approval.requested", f.ApprovalRequested, _CHANGES, _COORD, _change, "a person is asked"),

@@ -32,6 +32,7 @@ from optiinfra.portal_api.routes import (
     recommendations,
     series,
     session,
+    sessions,
     sign_in,
     slack,
     stream,
@@ -39,6 +40,7 @@ from optiinfra.portal_api.routes import (
     workers,
 )
 from optiinfra.portal_api.routes.changes import changes_router
+from optiinfra.portal_api.routes.snooze import snooze_router
 from optiinfra.portal_api.routes.switch import switch_router
 
 TITLE = "OptiInfra"
@@ -79,8 +81,10 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
     """Side by side, since FastAPI matches a path anew at each level of routers in routers."""
     return (
         session.router,
+        sessions.router,
         fleet.router,
         recommendations.router,
+        snooze_router(new_id),
         changes_router(new_id),
         conflicts.router,
         series.router,

@@ -16,6 +16,7 @@ ACCESS = "optiinfra_session"
 REFRESH = "optiinfra_refresh"
 SESSION_PATH = "/api/v1/session"
 """The refresh token goes nowhere else."""
+AGENT_LENGTH = 200
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
@@ -66,6 +67,12 @@ def is_own_page(connection: HTTPConnection) -> bool | None:
 def only_reads(connection: HTTPConnection) -> bool:
     """Whether the request changes nothing; a WebSocket has no method and counts as one that may."""
     return connection.scope.get("method") in _SAFE
+
+
+def agent_of(connection: HTTPConnection) -> str | None:
+    """What the browser or program calls itself, as far as it is text; its owner is shown it."""
+    named = "".join(one for one in connection.headers.get("user-agent", "") if one.isprintable())
+    return named[:AGENT_LENGTH] or None
 
 
 def require_own_page(connection: HTTPConnection) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
 
+from optiinfra.schemas.approval import Snooze
 from optiinfra.schemas.change import ChangeState, Phase
 from optiinfra.schemas.deployment import Deployment
 from optiinfra.schemas.recommendation import Recommendation, Risk
@@ -54,6 +55,8 @@ class RecommendationView(BaseModel):
     recommendation: Recommendation
     proposed_at: AwareDatetime
     updated_at: AwareDatetime
+    snoozed: Snooze | None
+    """Who has put it off, while it sleeps."""
 
 
 class RecommendationDetail(RecommendationView):

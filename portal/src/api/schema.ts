@@ -152,6 +152,51 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/sessions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Sessions
+         * @description The caller's own, the one used last first; keys are listed apart.
+         */
+        get: operations["sessions"];
+        put?: never;
+        post?: never;
+        /**
+         * Sign Out Everywhere
+         * @description Ends all sessions of the caller, this one too, and links that were made but not opened.
+         *     Nothing is renewed from then on; keys go on.
+         */
+        delete: operations["sign_out_everywhere"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/sessions/{session}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * End Session
+         * @description Ends one of the caller's own.
+         */
+        delete: operations["end_session"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/agents": {
         parameters: {
             query?: never;
@@ -201,7 +246,7 @@ export interface paths {
         };
         /**
          * Recommendations
-         * @description The newest first.
+         * @description The newest first; `snoozed` keeps to those that somebody has put off, or to the others.
          */
         get: operations["recommendations"];
         put?: never;
@@ -286,6 +331,47 @@ export interface paths {
          * @description Says no to the version that was shown. Repeating it changes nothing.
          */
         post: operations["reject"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/recommendations/{change}/snooze": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Snooze
+         * @description Puts the decision on the version that was shown off until a time. It stays pending, is
+         *     not asked for, and cannot be approved meanwhile; it still expires when it did.
+         */
+        post: operations["snooze"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/recommendations/{change}/wake": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Wake
+         * @description Asks for the decision again before the time has come.
+         */
+        post: operations["wake"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1149,6 +1235,26 @@ export interface paths {
          * @description Another role, or disabled; the last admin stays one.
          */
         patch: operations["change_user"];
+        trace?: never;
+    };
+    "/api/v1/users/{user}/sessions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * End Sessions Of
+         * @description Ends all sessions of this user, who may sign in again; keys go on.
+         */
+        delete: operations["end_sessions_of"];
+        options?: never;
+        head?: never;
+        patch?: never;
         trace?: never;
     };
     "/api/v1/keys": {
@@ -2246,6 +2352,8 @@ export interface components {
             type_to_confirm: string | null;
             /** Reason */
             reason: string | null;
+            /** @description who has put it off; it is not approved meanwhile */
+            snoozed: components["schemas"]["Snooze"] | null;
         };
         /**
          * Deployment
@@ -2368,6 +2476,14 @@ export interface components {
             usd_per_month?: components["schemas"]["Interval"] | null;
             /** Ttft P95 S */
             ttft_p95_s?: number | null;
+        };
+        /** EndedView */
+        EndedView: {
+            /**
+             * Ended
+             * @description sessions that could have gone on
+             */
+            ended: number;
         };
         /**
          * Engine
@@ -3262,6 +3378,7 @@ export interface components {
          *           }
          *         ],
          *         "oldest_age_s": 0.06,
+         *         "snoozed": 0,
          *         "source": "changes that are awaiting_approval; asked_at is when approval.requested was said"
          *       },
          *       "realised": {
@@ -3514,6 +3631,16 @@ export interface components {
              */
             next?: string | null;
         };
+        /** PageOf[SignedInView] */
+        PageOf_SignedInView_: {
+            /** Items */
+            items: components["schemas"]["SignedInView"][];
+            /**
+             * Next
+             * @description path and query of the next page
+             */
+            next?: string | null;
+        };
         /** PageOf[UserView] */
         PageOf_UserView_: {
             /** Items */
@@ -3559,6 +3686,11 @@ export interface components {
         Pending: {
             /** Count */
             count: number;
+            /**
+             * Snoozed
+             * @description put off by a person until later: not counted, nor listed
+             */
+            snoozed: number;
             /** Oldest Age S */
             oldest_age_s: number | null;
             /**
@@ -4093,6 +4225,7 @@ export interface components {
              * Format: date-time
              */
             updated_at: string;
+            snoozed: components["schemas"]["Snooze"] | null;
             /** Votes */
             votes: components["schemas"]["Vote"][];
             /** Approvals */
@@ -4118,6 +4251,7 @@ export interface components {
              * Format: date-time
              */
             updated_at: string;
+            snoozed: components["schemas"]["Snooze"] | null;
         };
         /** RejectionBody */
         RejectionBody: {
@@ -4632,6 +4766,42 @@ export interface components {
             /** Expires In S */
             expires_in_s: number;
         };
+        /** SignedInView */
+        SignedInView: {
+            /** Id */
+            id: string;
+            /**
+             * Browser
+             * @description a browser's, which is renewed while it is used
+             */
+            browser: boolean;
+            /**
+             * Agent
+             * @description what it called itself when it signed in; null: nothing
+             */
+            agent: string | null;
+            /**
+             * Signed In At
+             * Format: date-time
+             */
+            signed_in_at: string;
+            /**
+             * Last Used At
+             * Format: date-time
+             * @description to within a minute
+             */
+            last_used_at: string;
+            /**
+             * Expires At
+             * @description null: never by itself
+             */
+            expires_at: string | null;
+            /**
+             * Here
+             * @description whether this very request came with it
+             */
+            here: boolean;
+        };
         /**
          * Similar
          * @description A finished change of the same kind.
@@ -4652,6 +4822,45 @@ export interface components {
              * Format: date-time
              */
             at: string;
+        };
+        /**
+         * Snooze
+         * @description A person's "not now": until then nobody is asked, and nothing begins.
+         *
+         *     A waking is one that is over when it is said.
+         */
+        Snooze: {
+            /** By */
+            by: string;
+            /**
+             * Until
+             * Format: date-time
+             */
+            until: string;
+            /**
+             * Reason
+             * @default
+             */
+            reason: string;
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+        };
+        /** SnoozeBody */
+        SnoozeBody: {
+            /**
+             * Reason
+             * @default
+             */
+            reason: string;
+            /**
+             * Until
+             * Format: date-time
+             * @description with its zone; at most when it expires
+             */
+            until: string;
         };
         /**
          * Spend
@@ -5562,6 +5771,91 @@ export interface operations {
             };
         };
     };
+    sessions: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PageOf_SignedInView_"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    sign_out_everywhere: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    end_session: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                session: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     agents: {
         parameters: {
             query?: never;
@@ -5629,6 +5923,7 @@ export interface operations {
                 state?: components["schemas"]["ChangeState"] | null;
                 deployment?: string | null;
                 kind?: string | null;
+                snoozed?: boolean | null;
                 limit?: number;
                 cursor?: string | null;
             };
@@ -5777,6 +6072,86 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": components["schemas"]["RejectionBody"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AcceptedView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    snooze: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description the version that was shown, as `"<version_hash>"` */
+                "If-Match"?: string | null;
+                /** @description names the request for repeats */
+                "Idempotency-Key"?: string | null;
+            };
+            path: {
+                change: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SnoozeBody"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AcceptedView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    wake: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description the version that was shown, as `"<version_hash>"` */
+                "If-Match"?: string | null;
+                /** @description names the request for repeats */
+                "Idempotency-Key"?: string | null;
+            };
+            path: {
+                change: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DecisionBody"];
             };
         };
         responses: {
@@ -7283,6 +7658,37 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["UserView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    end_sessions_of: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                user: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EndedView"];
                 };
             };
             /** @description What went wrong, as RFC 9457 says */

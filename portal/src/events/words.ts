@@ -1,5 +1,5 @@
 /** An event in plain words. */
-import { percent, words } from "../format";
+import { dayAndClock, percent, words } from "../format";
 
 type Fact = Record<string, unknown>;
 
@@ -32,6 +32,9 @@ const TOLD: Record<string, (fact: Fact) => string> = {
   "recommendation.proposed": (fact) => `proposed: ${text(inner(fact, "recommendation")["title"])}`,
   "recommendation.superseded": (fact) => `replaced by another proposal${because(fact)}`,
   "recommendation.expired": (fact) => `expired${because(fact)}`,
+  "recommendation.snoozed": (fact) =>
+    `put off until ${dayAndClock(text(fact["until"]))} by ${text(fact["by"])}${because(fact)}`,
+  "recommendation.woken": (fact) => `woken by ${text(fact["by"])}${because(fact)}`,
   "vote.requested": () => "the agents are asked for their votes",
   "vote.cast": (fact) => {
     const vote = inner(fact, "vote");

@@ -29,7 +29,8 @@ function useOverview() {
     agents: useSnapshot<Page<Agent>>(["agents"], "/agents", { every: AGENTS_EVERY_MS }),
     asked: useSnapshot<Page<RecommendationRow>>(
       ["recommendations"],
-      `/recommendations?state=awaiting_approval&limit=200${of}`,
+      `/recommendations?state=awaiting_approval&snoozed=false&limit=200${of}`,
+      { every: FIGURES_EVERY_MS },
     ),
     running: useSnapshot<Page<ChangeRow>>(["changes"], `/changes?state=executing${of}`),
     undone: useSnapshot<Page<ChangeRow>>(["changes"], `/changes?state=rolling_back${of}`),

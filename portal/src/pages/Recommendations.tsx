@@ -4,15 +4,16 @@ import { Link, useNavigate, useSearch } from "@tanstack/react-router";
 import { useState } from "react";
 import { call } from "../api/client";
 import type { Page, RecommendationRow } from "../api/types";
-import { savingRange } from "../format";
+import { dayAndClock, savingRange } from "../format";
 import { useLiveStream } from "../live/context";
 import { Card } from "../recommendation/Card";
-import { sorted, tabOf, TABS, type Tab } from "../recommendation/order";
+import { isAsleep, sorted, tabOf, TABS, type Tab } from "../recommendation/order";
 import { useScope } from "../shell/scope";
-import { Ago, Button, classes, Code, Empty, Skeleton } from "../ui/basics";
+import { Ago, Badge, Button, classes, Code, Empty, Skeleton, useNow } from "../ui/basics";
 import { ProblemNote } from "../ui/problem";
 import { RiskBadge, StateBadge } from "../ui/states";
 
+const WAKES_MS = 5_000;
 const TOPIC = ["recommendations"] as const;
 
 function useRecommendations(deployment: string) {
@@ -37,18 +38,19 @@ export function Recommendations() {
   const [find, setFind] = useState("");
   const query = useRecommendations(deployment);
   const rows = query.data?.pages.flatMap((page) => page.items);
+  const now = useNow(WAKES_MS);
   const wanted = find.toLowerCase();
   const shown = sorted(
     (rows ?? []).filter(
       (row) =>
-        tabOf(row.state) === tab && row.recommendation.title.toLowerCase().includes(wanted),
+        tabOf(row, now) === tab && row.recommendation.title.toLowerCase().includes(wanted),
     ),
     tab,
   );
   return (
     <div className="grid items-start gap-4 lg:grid-cols-[minmax(18rem,26rem)_1fr]">
       <div className={classes(id && "hidden lg:block", "min-w-0")}>
-        <Tabs tab={tab} rows={rows} />
+        <Tabs tab={tab} rows={rows} now={now} />
         <input
           data-search=""
           type="search"
@@ -63,7 +65,7 @@ export function Recommendations() {
         {rows !== undefined && shown.length === 0 && <Nothing tab={tab} find={find} />}
         <ul className={classes("space-y-2", query.isError && "opacity-60")}>
           {shown.map((row) => (
-            <Row key={row.id} row={row} chosen={row.id === id} tab={tab} />
+            <Row key={row.id} row={row} chosen={row.id === id} tab={tab} now={now} />
           ))}
         </ul>
         {query.hasNextPage && (
@@ -87,9 +89,15 @@ export function Recommendations() {
   );
 }
 
-function Tabs({ tab, rows }: { tab: Tab; rows: RecommendationRow[] | undefined }) {
+interface TabsProps {
+  tab: Tab;
+  rows: RecommendationRow[] | undefined;
+  now: number;
+}
+
+function Tabs({ tab, rows, now }: TabsProps) {
   const navigate = useNavigate({ from: "/recommendations" });
-  const number = (name: Tab) => rows?.filter((row) => tabOf(row.state) === name).length ?? "–";
+  const number = (name: Tab) => rows?.filter((row) => tabOf(row, now) === name).length ?? "–";
   return (
     <div role="group" aria-label="state" className="flex flex-wrap gap-1">
       {TABS.map(({ name, about }) => (
@@ -111,7 +119,14 @@ function Tabs({ tab, rows }: { tab: Tab; rows: RecommendationRow[] | undefined }
   );
 }
 
-function Row({ row, chosen, tab }: { row: RecommendationRow; chosen: boolean; tab: Tab }) {
+interface RowProps {
+  row: RecommendationRow;
+  chosen: boolean;
+  tab: Tab;
+  now: number;
+}
+
+function Row({ row, chosen, tab, now }: RowProps) {
   const { title, deployment, risk, saving_usd_per_month: saving } = row.recommendation;
   return (
     <li>
@@ -128,6 +143,11 @@ function Row({ row, chosen, tab }: { row: RecommendationRow; chosen: boolean; ta
         <span className="block font-medium">{title}</span>
         <span className="mt-1 flex flex-wrap items-center gap-2 text-xs text-muted">
           <StateBadge state={row.state} />
+          {isAsleep(row.snoozed, now) && (
+            <Badge>
+              snoozed until {dayAndClock(row.snoozed.until)} by {row.snoozed.by}
+            </Badge>
+          )}
           <RiskBadge risk={risk} />
           <span>{deployment}</span>
           <Ago at={row.proposed_at} />

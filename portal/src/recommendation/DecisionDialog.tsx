@@ -1,15 +1,9 @@
-/** Asks once more, sends the decision, and waits until its event has come back. */
+/** Asks once more before a yes or a no is sent. */
 import { useState, type FormEvent } from "react";
-import { call, newKey } from "../api/client";
-import type { Accepted, CardView } from "../api/types";
+import type { CardView } from "../api/types";
 import { savingRange } from "../format";
-import { useLiveStream, useRefresh } from "../live/context";
-import { Button } from "../ui/basics";
 import { Dialog } from "../ui/dialog";
-import { problemIn, ProblemNote } from "../ui/problem";
-
-const HEARD_MS = 2_000;
-const FIELD = "mt-1 block w-full rounded-md border border-line bg-panel px-3 py-2";
+import { FIELD, Sending, useSaying } from "./saying";
 
 interface Props {
   card: CardView;
@@ -17,18 +11,12 @@ interface Props {
   onClose: () => void;
 }
 
-type Sent = "no" | "sending" | "unheard";
-
 export function DecisionDialog({ card, verb, onClose }: Props) {
   // What was shown when the dialog opened is what is decided on, whatever comes meanwhile.
   const [{ id, header, money, risk, decision }] = useState(card);
-  const [key] = useState(newKey);
   const [reason, setReason] = useState("");
   const [typed, setTyped] = useState("");
-  const [sent, setSent] = useState<Sent>("no");
-  const [refused, setRefused] = useState<unknown>(null);
-  const stream = useLiveStream();
-  const refresh = useRefresh();
+  const saying = useSaying(id, header.version_hash, onClose);
   const approving = verb === "approve";
   const asked = approving ? decision.type_to_confirm : null;
   const missing = asked !== null && typed !== asked
@@ -37,29 +25,14 @@ export function DecisionDialog({ card, verb, onClose }: Props) {
       ? "a rejection needs a reason: it is learnt from"
       : null;
 
-  const submit = async (event: FormEvent) => {
+  const submit = (event: FormEvent) => {
     event.preventDefault();
-    if (missing !== null || sent === "sending") return;
-    setSent("sending");
-    setRefused(null);
-    try {
-      const { data } = await call<Accepted>(`/recommendations/${id}/${verb}`, {
-        method: "POST",
-        body: { reason },
-        headers: { "If-Match": `"${header.version_hash}"`, "Idempotency-Key": key },
-      });
-      if (data.repeated || (await stream.heard(data.event_id, HEARD_MS))) onClose();
-      else setSent("unheard");
-    } catch (error) {
-      setRefused(error);
-      setSent("no");
-    }
-    void refresh(["recommendation", id]);
+    if (missing === null) void saying.say(verb, { reason });
   };
 
   return (
     <Dialog title={approving ? "Approve" : "Reject"} onClose={onClose}>
-      <form onSubmit={(event) => void submit(event)} className="space-y-3">
+      <form onSubmit={submit} className="space-y-3">
         <p>
           <strong>{header.title}</strong>
           <br />
@@ -94,42 +67,14 @@ export function DecisionDialog({ card, verb, onClose }: Props) {
             className={FIELD}
           />
         </label>
-        <Refused error={refused} onReview={onClose} />
-        {sent === "unheard" && (
-          <p role="alert" className="rounded-md border border-warn bg-warn-soft p-3">
-            Your decision is written down, but the live stream has not confirmed it within{" "}
-            {HEARD_MS / 1_000} s. It is said as soon as the bus takes it; nothing has to be sent
-            again.
-          </p>
-        )}
-        <div className="flex flex-wrap items-center gap-2">
-          {sent !== "unheard" && (
-            <Button
-              type="submit"
-              look={approving ? "primary" : "danger"}
-              why={sent === "sending" ? "waiting for its event" : missing}
-            >
-              {sent === "sending" ? "Sending" : approving ? "Approve" : "Reject"}
-            </Button>
-          )}
-          <Button onClick={onClose}>{sent === "unheard" ? "Close" : "Cancel"}</Button>
-          {missing && <span className="text-sm text-muted">{missing}</span>}
-        </div>
+        <Sending
+          saying={saying}
+          verb={approving ? "Approve" : "Reject"}
+          danger={!approving}
+          missing={missing}
+          onClose={onClose}
+        />
       </form>
     </Dialog>
-  );
-}
-
-function Refused({ error, onReview }: { error: unknown; onReview: () => void }) {
-  if (error === null) return null;
-  const stale = problemIn(error).status === 412;
-  return (
-    <ProblemNote error={error}>
-      {stale && (
-        <Button className="mt-2" onClick={onReview}>
-          This changed: review it again
-        </Button>
-      )}
-    </ProblemNote>
   );
 }

@@ -1,8 +1,9 @@
 /** Which tab a change stands in, and what comes first there. */
-import type { ChangeState, RecommendationRow } from "../api/types";
+import type { ChangeState, RecommendationRow, Snooze } from "../api/types";
 
 export const TABS = [
   { name: "pending", about: "waits for votes, its turn, or a person" },
+  { name: "snoozed", about: "put off by a person; comes back by itself" },
   { name: "approved", about: "decided, not begun" },
   { name: "running", about: "being carried out or undone" },
   { name: "done", about: "carried out, undone or failed" },
@@ -30,8 +31,13 @@ const TAB_OF: Record<ChangeState, Tab> = {
   cancelled: "suppressed",
 };
 
-export function tabOf(state: ChangeState): Tab {
-  return TAB_OF[state];
+/** Whether it is put off at this moment; the time that it names ends it without an event. */
+export function isAsleep(snooze: Snooze | null, now: number): snooze is Snooze {
+  return snooze !== null && now < new Date(snooze.until).getTime();
+}
+
+export function tabOf(row: RecommendationRow, now: number): Tab {
+  return isAsleep(row.snoozed, now) ? "snoozed" : TAB_OF[row.state];
 }
 
 /** Expected dollars a month times how sure they are; what has no estimate comes last. */
@@ -40,13 +46,15 @@ export function expectedValue(row: RecommendationRow): number {
   return saving ? saving.mid * saving.confidence : Number.NEGATIVE_INFINITY;
 }
 
-/** What waits for a person first, then what is worth most; what is over, by time. */
+/** What waits for a person first, then what is worth most; what sleeps, by when it wakes; what is over, by time. */
 export function sorted(rows: RecommendationRow[], tab: Tab): RecommendationRow[] {
   const asked = (row: RecommendationRow) => Number(row.state === "awaiting_approval");
   const order = (a: RecommendationRow, b: RecommendationRow) =>
     tab === "pending" || tab === "approved"
       ? asked(b) - asked(a) || expectedValue(b) - expectedValue(a) || later(a, b)
-      : later(a, b);
+      : tab === "snoozed"
+        ? (a.snoozed?.until ?? "").localeCompare(b.snoozed?.until ?? "")
+        : later(a, b);
   return [...rows].sort(order);
 }
 

@@ -2,10 +2,11 @@
 import { useState } from "react";
 import { call } from "../api/client";
 import { includes } from "../api/session";
-import type { Role, User } from "../api/types";
+import type { Role, SessionsEnded, User } from "../api/types";
 import { useRefresh } from "../live/context";
 import { useSession } from "../shell/session";
 import { Ago, Badge, Button, Empty, Panel } from "../ui/basics";
+import { Dialog } from "../ui/dialog";
 import { Table } from "../ui/table";
 import { Listed, useList } from "./list";
 import { DeedDialog, FIELD, Forbidden, Rows } from "./parts";
@@ -29,7 +30,7 @@ export function People() {
   );
 }
 
-type Asked = { verb: "add" } | { verb: "role" | "access"; user: User };
+type Asked = { verb: "add" } | { verb: "role" | "access" | "out"; user: User };
 
 function Users() {
   const list = useList<User>(TOPIC, "/users?limit=100");
@@ -71,6 +72,7 @@ function Users() {
       </Listed>
       {asked?.verb === "add" && <Add onClose={() => setAsked(null)} />}
       {asked?.verb === "role" && <ChangeRole user={asked.user} onClose={() => setAsked(null)} />}
+      {asked?.verb === "out" && <EndSessions user={asked.user} onClose={() => setAsked(null)} />}
       {asked?.verb === "access" && <ChangeAccess user={asked.user} onClose={() => setAsked(null)} />}
     </Panel>
   );
@@ -121,6 +123,13 @@ function UserTable({ users, why, ask }: TableProps) {
               onClick={() => ask({ verb: "role", user })}
             >
               Role
+            </Button>
+            <Button
+              aria-label={`end the sessions of ${user.email}`}
+              why={why}
+              onClick={() => ask({ verb: "out", user })}
+            >
+              Sign out
             </Button>
             <Button
               look={user.disabled ? "plain" : "danger"}
@@ -202,6 +211,28 @@ function ChangeRole({ user, onClose }: { user: User; onClose: () => void }) {
       <RoleField role={role} choose={setRole} />
       <p className="text-muted">
         It holds for all sessions and keys of this person, within 5 s everywhere. The last admin stays one.
+      </p>
+    </DeedDialog>
+  );
+}
+
+function EndSessions({ user, onClose }: { user: User; onClose: () => void }) {
+  const [ended, setEnded] = useState<number | null>(null);
+  const send = async () => {
+    setEnded((await call<SessionsEnded>(`/users/${user.id}/sessions`, { method: "DELETE" })).data.ended);
+  };
+  if (ended !== null) {
+    return (
+      <Dialog title={`Sessions of ${user.email}`} onClose={onClose}>
+        <p role="status">{ended === 1 ? "1 session was ended." : `${ended} sessions were ended.`}</p>
+        <Button onClick={onClose}>Close</Button>
+      </Dialog>
+    );
+  }
+  return (
+    <DeedDialog title={`Sessions of ${user.email}`} verb="End them all" danger send={send} onClose={onClose}>
+      <p>
+        This person is signed out in all browsers and programs, and may sign in again. Keys go on.
       </p>
     </DeedDialog>
   );

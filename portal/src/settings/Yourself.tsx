@@ -1,19 +1,29 @@
-/** Who is signed in here, how to sign in elsewhere, and out. */
+/** Who is signed in here, where else, how to sign in elsewhere, and out: here, there, everywhere. */
 import { useState } from "react";
 import { call } from "../api/client";
 import { session } from "../api/session";
-import type { Me, SignInLink } from "../api/types";
+import type { Me, Page, SignedIn, SignInLink } from "../api/types";
 import { dayAndClock, seconds, UNKNOWN } from "../format";
-import { useSnapshot } from "../live/context";
+import { useRefresh, useSnapshot } from "../live/context";
 import { useStaleReason } from "../shell/Connection";
-import { Button, Facts, Panel } from "../ui/basics";
+import { Ago, Badge, Button, Facts, Panel } from "../ui/basics";
 import { Dialog } from "../ui/dialog";
 import { Shown } from "../ui/problem";
-import { Copied, DeedDialog } from "./parts";
+import { Copied, DeedDialog, Rows } from "./parts";
 
 const EVERY_MS = 60_000;
+const TOPIC = ["sessions"] as const;
 
 export function Yourself() {
+  return (
+    <>
+      <Here />
+      <Everywhere />
+    </>
+  );
+}
+
+function Here() {
   const query = useSnapshot<Me>(["session"], "/session", { every: EVERY_MS });
   const stale = useStaleReason();
   const [asked, setAsked] = useState<"link" | "out" | null>(null);
@@ -82,8 +92,104 @@ function SignOut({ onClose }: { onClose: () => void }) {
   return (
     <DeedDialog title="End this session" verb="Sign out" danger send={send} onClose={onClose}>
       <p>
-        This browser is signed out, in all its tabs. Other browsers and keys go on: the API cannot end
-        them all at once, but an admin who disables you does.
+        This browser is signed out, in all its tabs. Other browsers and keys go on.
+      </p>
+    </DeedDialog>
+  );
+}
+
+function Everywhere() {
+  const query = useSnapshot<Page<SignedIn>>(TOPIC, "/sessions", { every: EVERY_MS });
+  const stale = useStaleReason();
+  const [asked, setAsked] = useState<SignedIn | "all" | null>(null);
+  return (
+    <Panel
+      title="Where you are signed in"
+      aside={
+        <Button look="danger" why={stale} onClick={() => setAsked("all")}>
+          Sign out everywhere
+        </Button>
+      }
+    >
+      <Shown query={query} lines={3}>
+        {({ items }) => <Sessions rows={items} why={stale} ask={setAsked} />}
+      </Shown>
+      {asked === "all" && <SignOutEverywhere onClose={() => setAsked(null)} />}
+      {asked !== null && asked !== "all" && <SignOutThere there={asked} onClose={() => setAsked(null)} />}
+    </Panel>
+  );
+}
+
+interface SessionsProps {
+  rows: SignedIn[];
+  why: string | null;
+  ask: (one: SignedIn) => void;
+}
+
+function Sessions({ rows, why, ask }: SessionsProps) {
+  return (
+    <Rows
+      label="your sessions"
+      rows={rows.map((row) => ({
+        key: row.id,
+        name: <p className="text-sm break-words">{row.agent ?? `${UNKNOWN} (it did not say what it is)`}</p>,
+        about: (
+          <span className="flex flex-wrap items-center gap-2">
+            {row.browser ? "browser" : "program"}
+            {row.here && <Badge tone="accent">this one</Badge>}
+          </span>
+        ),
+        times: (
+          <>
+            <p>
+              signed in <Ago at={row.signed_in_at} />, used last <Ago at={row.last_used_at} />
+            </p>
+            <p>{row.expires_at ? `good until ${dayAndClock(row.expires_at)}` : "good until it is ended"}</p>
+          </>
+        ),
+        actions: (
+          <Button look="danger" aria-label={`sign out of ${nameOf(row)}`} why={why} onClick={() => ask(row)}>
+            Sign out
+          </Button>
+        ),
+      }))}
+    />
+  );
+}
+
+function nameOf(row: SignedIn): string {
+  const what = row.agent ?? (row.browser ? "a browser" : "a program");
+  return row.here ? `this one, ${what}` : what;
+}
+
+function SignOutThere({ there, onClose }: { there: SignedIn; onClose: () => void }) {
+  const refresh = useRefresh();
+  const send = async () => {
+    await call(`/sessions/${there.id}`, { method: "DELETE" });
+    if (there.here) session.end(null);
+    else await refresh(TOPIC);
+    onClose();
+  };
+  return (
+    <DeedDialog title="Sign out there" verb="Sign out" danger send={send} onClose={onClose}>
+      <p className="break-words">{nameOf(there)}</p>
+      <p className="text-muted">
+        It is renewed no more from now on, and shown nothing new within 5 s (an open live stream: 20 s).
+      </p>
+    </DeedDialog>
+  );
+}
+
+function SignOutEverywhere({ onClose }: { onClose: () => void }) {
+  const send = async () => {
+    await call("/sessions", { method: "DELETE" });
+    session.end(null);
+  };
+  return (
+    <DeedDialog title="Sign out everywhere" verb="Sign out everywhere" danger send={send} onClose={onClose}>
+      <p>
+        All your sessions end, this one too, and so do links that were made but not opened. Your keys go
+        on: revoke them in Settings, Keys.
       </p>
     </DeedDialog>
   );

@@ -41,7 +41,7 @@ export function Rows({ label, rows }: { label: string; rows: RowParts[] }) {
           <div className="min-w-0 grow basis-60">{name}</div>
           <div className="min-w-0 basis-52">{about}</div>
           <div className="basis-56 text-muted">{times}</div>
-          <div className="flex w-44 shrink-0 gap-2 sm:justify-end">{actions}</div>
+          <div className="flex w-44 shrink-0 flex-wrap gap-2 sm:justify-end">{actions}</div>
         </li>
       ))}
     </ul>

@@ -23,7 +23,7 @@ export const ALLOWS: Record<Permission, string> = {
   control: "pause, resume, promote, abort and roll back changes; test a notification target",
   switch: "turn the stop switch",
   letters: "send dead letters again, drop them",
-  decide: "approve and reject recommendations",
+  decide: "approve, reject and snooze recommendations",
   keys: "make, list and revoke one’s own keys; an admin everybody’s",
   users: "add people, give roles, shut people out",
 };

@@ -12,6 +12,7 @@ const KEYS: [string, string][] = [
   ["Esc", "close what is open"],
   ["/", "search"],
   ["a / x", "approve / reject what is open"],
+  ["z", "put what is open off, or wake it"],
   ["t", "a chart as a table"],
   ["← ↑ → ↓", "in an event's tree: cause, row, effect"],
   ...PAGES.map(({ letter, name }): [string, string] => [`g ${letter}`, name]),

@@ -38,6 +38,7 @@ const ACTIONS: Record<string, () => void> = {
   k: () => moveRow(-1),
   a: () => click("[data-action=approve]"),
   x: () => click("[data-action=reject]"),
+  z: () => click("[data-action=snooze]"),
   t: () => click("[data-action=table]"),
   "/": () => document.querySelector<HTMLElement>("[data-search]")?.focus(),
   Escape: () => click("[data-action=close]"),

@@ -20,6 +20,7 @@ from optiinfra.runtime import (
     cli_keys,
     cli_letters,
     cli_recs,
+    cli_sessions,
     cli_what_if,
     console,
 )
@@ -63,6 +64,7 @@ app.add_typer(cli_fleet.topology, name="topology")
 app.add_typer(cli_fleet.config, name="config")
 app.add_typer(cli_engine.app, name="engine")
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_sessions.app, name="sessions")
 app.command()(cli_audit.rebuild)
 app.command()(cli_keys.login)
 app.command("what-if")(cli_what_if.what_if)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from optiinfra.schemas.hindsight import Standing
 
 events = typer.Typer(help="Events: tail, replay.", no_args_is_help=True, rich_markup_mode=None)
-_AGO = re.compile(r"^(\d+)([smhd])$")
+_SPAN = re.compile(r"^(\d+)([smhd])$")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 EVERYTHING = 1_000_000_000
 Tenant = Annotated[str, typer.Option(help="Whose log, when it is read from the database.")]
@@ -154,15 +154,28 @@ def time_of(given: str | None) -> datetime | None:
     """A time, or how long ago it was. Raises `Rejected`."""
     if given is None:
         return None
-    ago = _AGO.match(given)
-    if ago is not None:
-        return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
+    span = _span(given)
+    return _exact(given, "how long ago") if span is None else datetime.now(UTC) - span
+
+
+def time_to_come(given: str) -> datetime:
+    """A time, or how long from now it is. Raises `Rejected`."""
+    span = _span(given)
+    return _exact(given, "how long from now") if span is None else datetime.now(UTC) + span
+
+
+def _span(given: str) -> timedelta | None:
+    found = _SPAN.match(given)
+    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]]) if found else None
+
+
+def _exact(given: str, or_what: str) -> datetime:
     try:
         at = datetime.fromisoformat(given)
     except ValueError as wrong:
         raise Rejected(
             f"{given!r} is not a time",
-            hint="give 2026-01-31T12:00:00Z, or how long ago: 15m, 2h, 3d",
+            hint=f"give 2026-01-31T12:00:00Z, or {or_what}: 15m, 2h, 3d",
         ) from wrong
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 

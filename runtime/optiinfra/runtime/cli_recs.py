@@ -1,13 +1,15 @@
-"""`optiinfra recs`: what is proposed, and your word on it."""
+"""`optiinfra recs`: what is proposed, and your word on it, also "not now"."""
 
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from optiinfra.runtime import console
+from optiinfra.runtime.cli_events import time_to_come
 from optiinfra.runtime.cli_options import Change, Home, Json, Limit, Reason, Yes, settings_of
 from optiinfra.schemas.errors import Rejected
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from optiinfra.runtime.cli_client import Api
 
 app = typer.Typer(
-    help="Recommendations: list, show, approve, reject.",
+    help="Recommendations: list, show, approve, reject, snooze, wake.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -28,6 +30,9 @@ Version = Annotated[
 def ls(
     state: Annotated[str | None, typer.Option(help="As `awaiting_approval`.")] = None,
     deployment: Annotated[str | None, typer.Option()] = None,
+    snoozed: Annotated[
+        bool | None, typer.Option("--snoozed/--awake", help="Only what somebody has put off.")
+    ] = None,
     limit: Limit = 50,
     as_json: Json = False,
     home: Home = None,
@@ -36,12 +41,13 @@ def ls(
     from optiinfra.runtime.cli_client import signed_in
 
     with signed_in(settings_of(home)) as api:
-        found = list(api.pages("/recommendations", limit, state=state, deployment=deployment))
+        want = {"state": state, "deployment": deployment, "snoozed": snoozed}
+        found = list(api.pages("/recommendations", limit, **want))
     if as_json:
         console.data(found)
         return
     rows = [
-        (r["id"], r["state"], r["recommendation"]["title"], r["recommendation"]["risk"],
+        (r["id"], _state(r), r["recommendation"]["title"], r["recommendation"]["risk"],
          console.saving(r["recommendation"]), console.age(r["proposed_at"]))
         for r in found
     ]  # fmt: skip
@@ -88,6 +94,34 @@ def reject(
     _decide("reject", change, (reason, version), yes=yes, as_json=as_json, home=home)
 
 
+@app.command()
+def snooze(
+    change: Change,
+    until: Annotated[str, typer.Option(help="A time, as 2026-01-31T09:00+01:00, or 4h from now.")],
+    reason: Reason = "",
+    version: Version = None,
+    yes: Yes = False,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Puts the decision off: it stays pending, is not asked for, and still expires."""
+    at = time_to_come(until).isoformat()
+    _decide("snooze", change, (reason, version), yes=yes, as_json=as_json, home=home, until=at)
+
+
+@app.command()
+def wake(
+    change: Change,
+    reason: Reason = "",
+    version: Version = None,
+    yes: Yes = False,
+    as_json: Json = False,
+    home: Home = None,
+) -> None:
+    """Asks again for a decision that was put off."""
+    _decide("wake", change, (reason, version), yes=yes, as_json=as_json, home=home)
+
+
 def _decide(
     verb: str,
     change: str,
@@ -96,6 +130,7 @@ def _decide(
     yes: bool,
     as_json: bool,
     home: Any,
+    **more: str,
 ) -> None:
     from optiinfra.runtime.cli_client import signed_in
 
@@ -105,7 +140,7 @@ def _decide(
         if version is None:
             version = _reviewed(api, whole, verb, yes=yes)
         path = f"/recommendations/{whole}/{verb}"
-        accepted = api.post(path, {"reason": reason}, **{"If-Match": f'"{version}"'})
+        accepted = api.post(path, {"reason": reason, **more}, **{"If-Match": f'"{version}"'})
     if as_json:
         console.data(accepted)
     else:
@@ -130,7 +165,7 @@ def card(found: dict[str, Any]) -> list[str]:
     votes = sorted(found["votes"], key=lambda vote: vote["verdict"] == "approve")
     stages = " → ".join(f"{stage['share']:.0%}" for stage in proposal["rollout"]["stages"])
     return [
-        f"{proposal['title']}  [{found['state']}]",
+        f"{proposal['title']}  [{_state(found)}]",
         f"id        {found['id']}  version {found['version_hash']}",
         f"target    {proposal['deployment']}",
         f"proposed  by {proposal['proposer']} {console.age(found['proposed_at'])} ago",
@@ -142,6 +177,15 @@ def card(found: dict[str, Any]) -> list[str]:
         f"rollout   {stages}, rollback in {proposal['rollback_seconds']:.0f} s",
         *(f"warning   cannot be undone: {what}" for what in proposal["cannot_be_undone"]),
     ]
+
+
+def _state(found: dict[str, Any]) -> str:
+    """Where it stands; what sleeps says until when, in the zone of this machine."""
+    off = found["snoozed"]
+    if off is None:
+        return str(found["state"])
+    until = datetime.fromisoformat(off["until"]).astimezone()
+    return f"snoozed until {until:%Y-%m-%d %H:%M} by {off['by']}"
 
 
 def _asked(found: dict[str, Any]) -> list[str]:

@@ -48,7 +48,11 @@ def waits_for(saga: Saga) -> str:
             return _votes(saga)
         case ChangeState.AWAITING_APPROVAL:
             given = len({grant.by.name for grant in saga.grants})
-            return f"approval: {given} of {saga.needed} people have said yes"
+            said = f"approval: {given} of {saga.needed} people have said yes"
+            off = saga.snooze
+            if off is None or not off.lasts(off.at):
+                return said
+            return f"{said}; {off.by} has put it off until {off.until:%Y-%m-%d %H:%M UTC}"
         case ChangeState.EXECUTING:
             return _stage(saga)
         case ChangeState.ROLLING_BACK:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from pydantic import AwareDatetime
 
 from optiinfra.schemas.base import Value
@@ -18,3 +20,18 @@ class Approval(Value):
     version_hash: str
     reason: str = ""
     at: AwareDatetime
+
+
+class Snooze(Value):
+    """A person's "not now": until then nobody is asked, and nothing begins.
+
+    A waking is one that is over when it is said.
+    """
+
+    by: str
+    until: AwareDatetime
+    reason: str = ""
+    at: AwareDatetime
+
+    def lasts(self, now: datetime) -> bool:
+        return now < self.until

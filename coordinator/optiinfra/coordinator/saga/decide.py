@@ -61,6 +61,8 @@ def _turn_came(turn: Turn, fact: f.TimerFired) -> None:
         voting.take_turn(turn)
     elif turn.saga.paused_by == FREEZE:
         staging.thaw(turn)
+    elif turn.saga.state is ChangeState.AWAITING_APPROVAL:
+        voting.heed(turn)
 
 
 _TIMERS: dict[TimerName, Callable[[Turn, f.TimerFired], None]] = {
@@ -87,6 +89,8 @@ _REACTIONS: dict[type, Callable[[Turn, Any], None]] = {
     f.VoteCast: voting.voted,
     f.ApprovalGranted: voting.granted,
     f.ApprovalDenied: voting.denied,
+    f.RecommendationSnoozed: voting.put_off,
+    f.RecommendationWoken: voting.put_off,
     f.ConflictResolved: conflict.lost,
     f.ExecutionStaged: staging.staged,
     f.ExecutionFailed: staging.execution_failed,

@@ -10,7 +10,7 @@ from optiinfra.coordinator.saga.floor_check import BADNESS
 from optiinfra.coordinator.saga.state import Pending, Saga
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
-from optiinfra.schemas.approval import Approval
+from optiinfra.schemas.approval import Approval, Snooze
 from optiinfra.schemas.change import ChangeState, Phase
 from optiinfra.schemas.errors import Rejected
 from optiinfra.schemas.rollout import Step, StepKind
@@ -146,6 +146,27 @@ def _with_grant(grants: tuple[Approval, ...], new: Approval) -> tuple[Approval, 
     if any((g.by, g.version_hash) == (new.by, new.version_hash) for g in grants):
         return grants
     return tuple(sorted((*grants, new), key=lambda grant: (grant.by.name, grant.version_hash)))
+
+
+def _snoozed(saga: Saga, fact: f.RecommendationSnoozed, at: datetime) -> Saga:
+    return _put_off(saga, fact, fact.until)
+
+
+def _woken(saga: Saga, fact: f.RecommendationWoken, at: datetime) -> Saga:
+    return _put_off(saga, fact, fact.at)
+
+
+def _put_off(
+    saga: Saga, fact: f.RecommendationSnoozed | f.RecommendationWoken, until: datetime
+) -> Saga:
+    """Of two words on its sleep the later one counts, in whatever order they come."""
+    if saga.state is not ChangeState.AWAITING_APPROVAL:
+        return saga
+    if fact.version_hash != saga.proposal.version_hash():
+        return saga
+    if saga.snooze is not None and fact.at <= saga.snooze.at:
+        return saga
+    return _with(saga, snooze=Snooze(by=fact.by, until=until, reason=fact.reason, at=fact.at))
 
 
 def _approved(saga: Saga, fact: f.ChangeApproved, at: datetime) -> Saga:
@@ -316,6 +337,8 @@ _HANDLERS: dict[type, Callable[[Saga, Any, datetime], Saga]] = {
     f.ApprovalRequested: _approval_requested,
     f.ApprovalGranted: _decided,
     f.ApprovalDenied: _decided,
+    f.RecommendationSnoozed: _snoozed,
+    f.RecommendationWoken: _woken,
     f.ChangeApproved: _approved,
     c.ExecutionRequested: _execution_requested,
     f.ExecutionStarted: _started,

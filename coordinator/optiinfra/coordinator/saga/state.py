@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, Field
 
 from optiinfra.coordinator.saga.ruling import Ruling
 from optiinfra.events.facts import TimerName
-from optiinfra.schemas.approval import Approval
+from optiinfra.schemas.approval import Approval, Snooze
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.change import ChangeState, Phase
 from optiinfra.schemas.errors import Invariant
@@ -55,6 +55,8 @@ class Saga(Value):
     """What different people granted, by name; how many it takes is the policy's matter."""
     needed: int = 1
     """How many people were asked for."""
+    snooze: Snooze | None = None
+    """The latest word of a person on when the decision is to be asked for again."""
     step: Step | None = None
     fence: int = 0
     begun_fence: int = 0
@@ -93,6 +95,11 @@ class Saga(Value):
             ChangeState.AWAITING_APPROVAL,
             ChangeState.APPROVED,
         )
+
+    def is_asleep(self, at: datetime) -> bool:
+        """Whether a person has put its decision off until later than `at`."""
+        waits = self.state is ChangeState.AWAITING_APPROVAL
+        return waits and self.snooze is not None and self.snooze.lasts(at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from optiinfra.coordinator.saga.conflict import give_orders, is_merged, waits_behind
 from optiinfra.coordinator.saga.floor_check import Counted, counted_vote
 from optiinfra.coordinator.saga.leave import Leave, approval_of, leave_for, people, stands
-from optiinfra.coordinator.saga.staging import defer, hindrance, is_urgent, proceed
+from optiinfra.coordinator.saga.staging import defer, hindrance, is_urgent, proceed, seconds_to
 from optiinfra.coordinator.saga.state import Saga, later
 from optiinfra.coordinator.saga.turn import Turn
 from optiinfra.events import commands as c
@@ -221,6 +221,24 @@ def _ask_people(turn: Turn, leave: Leave) -> None:
 
 def granted(turn: Turn, fact: f.ApprovalGranted) -> None:
     if turn.saga.state is ChangeState.AWAITING_APPROVAL:
+        heed(turn)
+
+
+def put_off(turn: Turn, fact: f.RecommendationSnoozed | f.RecommendationWoken) -> None:
+    heed(turn)
+
+
+def heed(turn: Turn) -> None:
+    """Goes on with the yes of people; while the change sleeps, that waits until it wakes.
+
+    Where nobody has said yes, waking leads to nothing: no rule approves because of it.
+    """
+    saga = turn.saga
+    if not people(saga):
+        return
+    if saga.snooze is not None and saga.is_asleep(turn.context.at):
+        turn.set_timer(TimerName.TURN, saga.version, seconds_to(turn, saga.snooze.until))
+    else:
         _seek_approval(turn)
 
 

@@ -12,6 +12,7 @@ from optiinfra.portal_api.figures.configuration import configuration_diff
 from optiinfra.portal_api.figures.seen import Seen, emulated_in
 from optiinfra.portal_api.measures import SCRAPES, SPEND
 from optiinfra.portal_api.views import ApprovalView
+from optiinfra.schemas.approval import Snooze
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.deployment import Deployment
 from optiinfra.schemas.money import HOURS_PER_MONTH, Interval, PriceSource
@@ -141,6 +142,7 @@ class DecisionView(BaseModel):
     approvals_left: int
     type_to_confirm: str | None
     reason: str | None
+    snoozed: Snooze | None = Field(description="who has put it off; it is not approved meanwhile")
 
 
 class CardView(BaseModel):
@@ -288,6 +290,7 @@ def _decision(proposal: Recommendation, told: Any) -> DecisionView:
             proposal.deployment if proposal.risk.rank >= CONFIRMED_FROM.rank else None
         ),
         reason=None if awaited else _why_not(told),
+        snoozed=told["snoozed"],
     )
 
 

@@ -60,6 +60,7 @@ class PendingChange(BaseModel):
 
 class Pending(BaseModel):
     count: int
+    snoozed: int = Field(description="put off by a person until later: not counted, nor listed")
     oldest_age_s: float | None
     items: list[PendingChange] = Field(description="the oldest ones")
     source: str

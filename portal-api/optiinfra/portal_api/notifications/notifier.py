@@ -19,7 +19,7 @@ from optiinfra.events.subjects import Stream
 from optiinfra.portal_api.notifications.message import message_of, notice_of
 from optiinfra.portal_api.notifications.senders import Sender
 from optiinfra.schemas.errors import Rejected, Unavailable
-from optiinfra.schemas.notification import Notifications
+from optiinfra.schemas.notification import Notice, Notifications
 from optiinfra.schemas.recommendation import Recommendation
 
 log = structlog.get_logger()
@@ -34,6 +34,7 @@ class Proposals(Protocol):
     """Where a change's proposal is read from."""
 
     async def proposal(self, tenant: str, change: str) -> Recommendation | None: ...
+    async def is_asleep(self, tenant: str, change: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Notifier:
         )
 
     async def tell(self, event: Event) -> None:
-        """Sends what a rule wants sent.
+        """Sends what a rule wants sent; for what sleeps nobody is asked.
 
         Raises `Unavailable` while the target cannot take it, `Rejected` when it never will or it
         could not be sent for `give_up_after_s`.
@@ -103,6 +104,9 @@ class Notifier:
         notice = notice_of(event)
         if not self._wanted.sends(self._target, notice, message.risk, message.deployment):
             return
+        if notice is Notice.APPROVAL_REQUESTED and await self._sleeps(event):
+            log.info("notification.kept_back", target=self._target, event_id=event.id)
+            return
         try:
             await self._sender.send(message)
         except Unavailable as failed:
@@ -112,3 +116,8 @@ class Notifier:
             log.warning("notification.not_sent", target=self._target, reason=str(failed))
             raise
         log.info("notification.sent", target=self._target, notice=notice.value, event_id=event.id)
+
+    async def _sleeps(self, event: Event) -> bool:
+        """Whether somebody has put off what is asked for: it came late, or is sent again."""
+        change = change_of(event.fact)
+        return change is not None and await self._ports.proposals.is_asleep(event.tenant, change)

@@ -38,6 +38,7 @@ IdempotencyKey = Annotated[
     Header(alias="Idempotency-Key", max_length=128, description="names the request for repeats"),
 ]
 Name = Annotated[str | None, Query(max_length=63)]
+Snoozed = Annotated[bool | None, Query()]
 _SORT_KEY = (datetime, str)
 
 
@@ -62,9 +63,10 @@ async def recommendations(
     state: ChangeState | None = None,
     deployment: Name = None,
     kind: Name = None,
+    snoozed: Snoozed = None,
 ) -> Response:
-    """The newest first."""
-    want = ChangeFilter(state, deployment, kind)
+    """The newest first; `snoozed` keeps to those that somebody has put off, or to the others."""
+    want = ChangeFilter(state, deployment, kind, snoozed)
     found = await ports.documents.recommendations(who.tenant, want, paging.page(*_SORT_KEY))
     return paging.page_of(found, response)
 

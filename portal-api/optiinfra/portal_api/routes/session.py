@@ -26,7 +26,7 @@ router = APIRouter(tags=["session"])
 async def sign_in(request: Request, ports: Ports) -> SessionView:
     """Exchanges the one-time token in `Authorization` for one that lasts; works once."""
     who = await _once(ports, bearer(request))
-    token = await ports.people.sessions.open_for_program(who)
+    token = await ports.people.sessions.open_for_program(who, cookies.agent_of(request))
     return SessionView(
         token=token, tenant=who.tenant, name=who.name, role=who.role, expires_in_s=PROGRAM_S
     )
@@ -35,7 +35,8 @@ async def sign_in(request: Request, ports: Ports) -> SessionView:
 @router.post("/session/browser", status_code=201, dependencies=[SignInRate])
 async def sign_in_browser(request: Request, response: Response, ports: Ports) -> MeView:
     """The same for a page: the session comes as cookies that no script can read."""
-    pair = await ports.people.sessions.open(await _once(ports, bearer(request)))
+    who = await _once(ports, bearer(request))
+    pair = await ports.people.sessions.open(who, cookies.agent_of(request))
     return await _kept(request, response, ports, pair)
 
 
@@ -44,7 +45,8 @@ async def open_sign_in_link(
     request: Request, ports: Ports, token: Annotated[str, Query(max_length=200)]
 ) -> RedirectResponse:
     """The link that `optiinfra up` prints: uses the one-time token up and shows the pages."""
-    pair = await ports.people.sessions.open(await _once(ports, token))
+    who = await _once(ports, token)
+    pair = await ports.people.sessions.open(who, cookies.agent_of(request))
     response = RedirectResponse("/", status_code=303)
     cookies.set_session(response, request, pair)
     return response

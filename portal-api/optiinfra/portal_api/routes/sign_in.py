@@ -93,7 +93,9 @@ async def end_sign_in(
     redirect_uri = _redirect_uri(request, ports, provider)
     person = await there.person(begun, code=code, redirect_uri=redirect_uri)
     role = ports.providers.role_of(begun.tenant, person.email)
-    pair = await ports.people.sign_ins.open(begun.tenant, person, role_if_new=role)
+    pair = await ports.people.sign_ins.open(
+        begun.tenant, person, role_if_new=role, agent=cookies.agent_of(request)
+    )
     response = RedirectResponse("/", status_code=303)
     response.delete_cookie(BROWSER, path=SIGN_IN_PATH, httponly=True)
     cookies.set_session(response, request, pair)

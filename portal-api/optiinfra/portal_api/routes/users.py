@@ -52,6 +52,10 @@ class UserChange(BaseModel):
     )
 
 
+class EndedView(BaseModel):
+    ended: int = Field(description="sessions that could have gone on")
+
+
 @router.get("/users")
 async def users(who: Administrator, ports: Ports, paging: Paged) -> PageOf[UserView]:
     """By e-mail, with those who may not sign in any more."""
@@ -72,6 +76,12 @@ async def change_user(user: UserId, who: Administrator, ports: Ports, body: User
     if body.role is None and body.disabled is None:
         raise Rejected("nothing is to be changed", hint="send `role` or `disabled`")
     return _view(await ports.people.users.change(who, user, role=body.role, disabled=body.disabled))
+
+
+@router.delete("/users/{user}/sessions")
+async def end_sessions_of(user: UserId, who: Administrator, ports: Ports) -> EndedView:
+    """Ends all sessions of this user, who may sign in again; keys go on."""
+    return EndedView(ended=await ports.people.sessions.end_of_user(who, user))
 
 
 def _view(row: Row) -> UserView:

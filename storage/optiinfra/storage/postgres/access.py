@@ -71,6 +71,8 @@ class Grant:
     label: str | None = None
     scopes: tuple[str, ...] | None = None
     family: str | None = None
+    agent: str | None = None
+    """What the browser or program that signed in calls itself."""
 
 
 def _new_part() -> str:
@@ -149,6 +151,7 @@ class AccessTokens:
             grant.label,
             None if grant.scopes is None else json.dumps(grant.scopes),
             grant.family,
+            grant.agent,
         )
         return token
 
@@ -268,9 +271,9 @@ WHO = """t.id, t.tenant, t.name, t.role, t.sha256, t.expires_at, t.user_id, t.sc
 FROM = "FROM access_tokens t LEFT JOIN users u ON u.id = t.user_id"
 _ISSUE = """
 INSERT INTO access_tokens (id, tenant, name, role, sha256, single_use, expires_at, user_id, label,
-    scopes, family)
+    scopes, family, agent)
 VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + make_interval(secs => $7), $8, $9,
-    $10::text::jsonb, $11)
+    $10::text::jsonb, $11, $12)
 """
 _FORGET = """
 DELETE FROM access_tokens WHERE expires_at < clock_timestamp() - interval '7 days'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from optiinfra.storage.postgres.asleep import ASLEEP
 from optiinfra.storage.postgres.reading import ChangeFilter
 
 
@@ -37,3 +38,4 @@ class Asked:
         self.that("s.state = {}", want.state)
         self.that("r.deployment = {}", want.deployment)
         self.that("r.kind = {}", want.kind)
+        self.that(f"{ASLEEP} = {{}}", want.asleep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from optiinfra.events.subjects import BY_PREFIX
+from optiinfra.storage.postgres.asleep import SNOOZED
 
 SIMILAR = 5
 _SAVED = "(o.body #>> '{realised_usd_per_month,value}')::float8"
@@ -51,7 +52,7 @@ FROM approvals a WHERE a.change_id = r.id
 CARD = f"""
 SELECT json_build_object('id', r.id, 'state', s.state, 'version_hash', r.version_hash,
     'recommendation', r.body, 'end_reason', s.body::json ->> 'end_reason',
-    'waiting', s.body::json ->> 'waiting',
+    'waiting', s.body::json ->> 'waiting', 'snoozed', {SNOOZED},
     'approvals_needed', coalesce((s.body::json ->> 'needed')::integer, 1),
     'now', clock_timestamp(), 'asked', ({_ASKED}), 'votes', ({_VOTES}),
     'approvals', ({_APPROVALS}), 'record', ({_RECORD}), 'similar', ({_ALIKE}),

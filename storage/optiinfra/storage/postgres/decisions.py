@@ -6,21 +6,29 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Protocol
+from datetime import UTC, datetime
+from typing import Any, Protocol
 
 import asyncpg
 
 from optiinfra.events.commands import ControlRequested
 from optiinfra.events.envelope import Event
-from optiinfra.events.facts import ApprovalDenied, ApprovalGranted, Fact, SwitchTurned
+from optiinfra.events.facts import (
+    ApprovalDenied,
+    ApprovalGranted,
+    Fact,
+    RecommendationSnoozed,
+    RecommendationWoken,
+    SwitchTurned,
+)
 from optiinfra.events.subjects import row_of
 from optiinfra.schemas.approval import Approval
 from optiinfra.schemas.change import ChangeState, ControlVerb, Phase
-from optiinfra.schemas.errors import Conflict, Denied, NotFound, OptiInfraError
+from optiinfra.schemas.errors import Conflict, Denied, NotFound, OptiInfraError, Rejected
 from optiinfra.schemas.ids import derived_id
 from optiinfra.schemas.tenant import person
 from optiinfra.storage.postgres.access import Principal
+from optiinfra.storage.postgres.asleep import ASLEEP
 from optiinfra.storage.postgres.audit import Attempt, audit
 from optiinfra.storage.postgres.database import Connection, Database
 from optiinfra.storage.postgres.outbox import mark_sent
@@ -61,6 +69,20 @@ class Decision:
     """The caller's name for the request; only audited, as a decision is idempotent by itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """A person's "not now" on the version that was shown; without `until` it is to wake.
+
+    `key` names the request when it is repeated.
+    """
+
+    change: str
+    version_hash: str
+    until: datetime | None
+    reason: str
+    key: str
+
+
 class Decisions:
     """Writes wishes down; what the bus does not take now, the outbox relay publishes later."""
 
@@ -72,8 +94,9 @@ class Decisions:
         """Approves or rejects; each person has one word on a version, and repeating it changes
         nothing. Several people may give theirs, as the policy may want two.
 
-        Raises `NotFound`, `Stale` when another version stands, `Conflict` when nobody is asked or
-        this person has said the contrary, `Denied` when this is the proposer, who approves.
+        Raises `NotFound`, `Stale` when another version stands, `Conflict` when nobody is asked,
+        it sleeps and is to be approved, or this person has said the contrary, `Denied` when this is
+        the proposer, who approves.
         """
         verb = "approve" if decision.granted else "reject"
         attempt = Attempt(
@@ -90,10 +113,38 @@ class Decisions:
             known = await _known(connection, event_id)
             event = known or _decided(who, decision, event_id, row["now"])
             if known is None:
-                _require_awaited(row, decision)
+                _require_awaited(row, decision.version_hash)
+                _require_awake(row, decision)
                 known = await _write(connection, event, who, attempt)
         if known is not None:
             _require_same_word(known, decision)
+        return await self._say(known or event, repeated=known is not None)
+
+    async def put_off(self, who: Principal, wish: PutOff) -> Accepted:
+        """Lets a recommendation sleep until a time, or wakes it.
+
+        Raises `NotFound`, `Stale` when another version stands, `Conflict` when nobody is asked or
+        what is to wake does not sleep, `Rejected` when the time is past or after the expiry.
+        """
+        verb = "snooze" if wish.until else "wake"
+        told = {"version": wish.version_hash, "reason": wish.reason}
+        if wish.until is not None:
+            told["until"] = wish.until.isoformat()
+        attempt = Attempt(f"recommendation.{verb}", wish.change, told)
+        event_id = derived_id(
+            "request", who.tenant, who.token_id, attempt.action, wish.change, wish.key
+        )
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(_AWAITED, wish.change, who.tenant)
+            if row is None:
+                raise NotFound(f"there is no recommendation {wish.change}")
+            event = _event(who, _put_off(who, wish, row["now"]), event_id, row["now"])
+            known = await _known(connection, event_id)
+            if known is None:
+                _require_awaited(row, wish.version_hash)
+                _require_time(row, wish)
+                known = await _write(connection, event, who, attempt)
+        _require_same_request(known, event)
         return await self._say(known or event, repeated=known is not None)
 
     async def control(
@@ -193,18 +244,57 @@ def _event(who: Principal, fact: Fact, event_id: str, now: datetime) -> Event:
     )
 
 
+def _put_off(who: Principal, wish: PutOff, now: datetime) -> Fact:
+    said: dict[str, Any] = {
+        "change": wish.change,
+        "version_hash": wish.version_hash,
+        "by": str(person(who.name)),
+        "reason": wish.reason,
+        "at": now,
+    }
+    if wish.until is None:
+        return RecommendationWoken(**said)
+    return RecommendationSnoozed(**said, until=wish.until)
+
+
 def _require_another(row: asyncpg.Record, who: Principal, decision: Decision) -> None:
     if decision.granted and who.name == row["proposer"]:
         raise Denied(f"{who.name} proposed it", hint="somebody else has to approve")
 
 
-def _require_awaited(row: asyncpg.Record, decision: Decision) -> None:
-    if row["version_hash"] != decision.version_hash:
+def _require_awaited(row: asyncpg.Record, version_hash: str) -> None:
+    if row["version_hash"] != version_hash:
         raise Stale(
             "this changed, review again", hint=f"the version that stands is {row['version_hash']}"
         )
     if row["state"] != ChangeState.AWAITING_APPROVAL:
         raise Conflict(f"no decision is awaited: the change is {row['state']}")
+
+
+def _require_awake(row: asyncpg.Record, decision: Decision) -> None:
+    if decision.granted and row["asleep"]:
+        raise Conflict(
+            f"{row['snoozed_by']} has put it off until {_said(row['snoozed_until'])}",
+            hint="wake it first, then approve",
+        )
+
+
+def _require_time(row: asyncpg.Record, wish: PutOff) -> None:
+    """A sleep ends after now, and no later than the asking does."""
+    if wish.until is None:
+        if not row["asleep"]:
+            raise Conflict("it does not sleep: there is nothing to wake")
+    elif wish.until <= row["now"]:
+        raise Rejected(f"{_said(wish.until)} is past", hint="name a time to come")
+    elif wish.until > row["expires_at"]:
+        raise Rejected(
+            f"nobody is asked any more after {_said(row['expires_at'])}, when it expires",
+            hint="name an earlier time",
+        )
+
+
+def _said(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _require_same_word(known: Event, decision: Decision) -> None:
@@ -217,8 +307,12 @@ def _require_same_word(known: Event, decision: Decision) -> None:
 
 
 def _require_same_request(known: Event | None, event: Event) -> None:
-    if known is not None and getattr(known.fact, "reason", "") != getattr(event.fact, "reason", ""):
+    if known is not None and _asked(known) != _asked(event):
         raise Conflict("this Idempotency-Key was used for another request", hint="send a new key")
+
+
+def _asked(event: Event) -> tuple[object, object]:
+    return getattr(event.fact, "reason", ""), getattr(event.fact, "until", None)
 
 
 def _require_allowed(row: asyncpg.Record, verb: ControlVerb) -> None:
@@ -256,10 +350,13 @@ _REFUSALS = {
     ControlVerb.ABORT: _when_not_undoing,
     ControlVerb.ROLLBACK: _when_not_undoing,
 }
-_AWAITED = """
-SELECT r.version_hash, r.proposer, s.state, clock_timestamp() AS now
+_AWAITED = f"""
+SELECT r.version_hash, r.proposer, s.state, clock_timestamp() AS now, {ASLEEP} AS asleep,
+    s.body::json -> 'snooze' ->> 'by' AS snoozed_by,
+    (s.body::json -> 'snooze' ->> 'until')::timestamptz AS snoozed_until,
+    (s.body::json -> 'timers' -> 'approval_expiry' ->> 'fire_at')::timestamptz AS expires_at
 FROM recommendations r JOIN sagas s ON s.change_id = r.id WHERE r.id = $1 AND r.tenant = $2
-"""
+"""  # noqa: S608 - a constant
 _RUNNING = """
 SELECT state, body::jsonb ->> 'paused_by' AS paused_by, body::jsonb ->> 'phase' AS phase,
     clock_timestamp() AS now

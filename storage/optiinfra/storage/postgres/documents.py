@@ -12,6 +12,7 @@ from typing import Any
 from optiinfra.events.subjects import BY_PREFIX
 from optiinfra.schemas.errors import NotFound
 from optiinfra.storage.postgres.asked import Asked
+from optiinfra.storage.postgres.asleep import SNOOZED
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.reading import ChangeFilter, ConflictFilter, EventFilter, Page
 
@@ -125,13 +126,14 @@ SELECT row_to_json(shown)::text FROM (
     FROM agents WHERE tenant = $1 ORDER BY agent, instance
 ) shown
 """
-_RECOMMENDATIONS = """
+_RECOMMENDATIONS = f"""
 SELECT row_to_json(shown)::text, shown.proposed_at, shown.id FROM (
-    SELECT r.id, s.state, r.version_hash, r.body AS recommendation, r.proposed_at, s.updated_at
+    SELECT r.id, s.state, r.version_hash, r.body AS recommendation, r.proposed_at, s.updated_at,
+        {SNOOZED} AS snoozed
     FROM recommendations r JOIN sagas s ON s.change_id = r.id
-    WHERE {where} ORDER BY r.proposed_at DESC, r.id DESC LIMIT {limit}
+    WHERE {{where}} ORDER BY r.proposed_at DESC, r.id DESC LIMIT {{limit}}
 ) shown
-"""
+"""  # noqa: S608 - of constants
 _APPROVALS = """
 SELECT coalesce(json_agg(json_build_object('granted', a.granted,
     'by', a.by_kind || ':' || a.by_name, 'version_hash', a.version_hash, 'reason', a.reason,
@@ -146,7 +148,7 @@ _NEEDED = "coalesce((s.body::json ->> 'needed')::integer, 1) AS approvals_needed
 _RECOMMENDATION = f"""
 SELECT row_to_json(shown)::text, shown.version_hash FROM (
     SELECT r.id, s.state, r.version_hash, r.body AS recommendation, r.proposed_at, s.updated_at,
-        ({_VOTES}) AS votes, ({_APPROVALS}) AS approvals, {_NEEDED}
+        {SNOOZED} AS snoozed, ({_VOTES}) AS votes, ({_APPROVALS}) AS approvals, {_NEEDED}
     FROM recommendations r JOIN sagas s ON s.change_id = r.id
     WHERE r.tenant = $1 AND r.id = $2
 ) shown

@@ -32,6 +32,7 @@ class ChangeFilter:
     state: str | None = None
     deployment: str | None = None
     kind: str | None = None
+    asleep: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

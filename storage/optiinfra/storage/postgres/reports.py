@@ -14,6 +14,7 @@ from optiinfra.events.subjects import BY_PREFIX
 from optiinfra.schemas.change import TERMINAL_STATES, ChangeState
 from optiinfra.schemas.errors import NotFound
 from optiinfra.storage.postgres.asked import Asked
+from optiinfra.storage.postgres.asleep import ASLEEP
 from optiinfra.storage.postgres.cards import CARD
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.documents import Document
@@ -144,14 +145,21 @@ WHERE e.chain = s.change_id AND e.type = {_type("approval.requested")}
 ORDER BY e.version DESC LIMIT 1
 """  # noqa: S608 - of constants
 _PENDING = f"""
-SELECT count(*) AS count,
-    extract(epoch FROM clock_timestamp() - min(w.asked_at))::float8 AS oldest_age_s,
-    coalesce(json_agg(w ORDER BY w.asked_at) FILTER (WHERE w.place <= {SHOWN}), '[]') AS items
+SELECT count(*) FILTER (WHERE NOT w.asleep) AS count,
+    count(*) FILTER (WHERE w.asleep) AS snoozed,
+    extract(epoch FROM clock_timestamp() - min(w.asked_at) FILTER (WHERE NOT w.asleep))::float8
+        AS oldest_age_s,
+    coalesce(json_agg(w ORDER BY w.asked_at)
+        FILTER (WHERE NOT w.asleep AND w.place <= {SHOWN}), '[]') AS items
 FROM (
-    SELECT s.change_id AS id, r.body ->> 'title' AS title, s.deployment, r.risk, a.asked_at,
-        a.expires_at, row_number() OVER (ORDER BY a.asked_at) AS place
-    FROM sagas s JOIN recommendations r ON r.id = s.change_id LEFT JOIN LATERAL ({_ASKED}) a ON true
-    WHERE s.tenant = $1 AND s.state = {_states(ChangeState.AWAITING_APPROVAL)}
+    SELECT a.*, row_number() OVER (PARTITION BY a.asleep ORDER BY a.asked_at) AS place
+    FROM (
+        SELECT s.change_id AS id, r.body ->> 'title' AS title, s.deployment, r.risk, a.asked_at,
+            a.expires_at, {ASLEEP} AS asleep
+        FROM sagas s JOIN recommendations r ON r.id = s.change_id
+        LEFT JOIN LATERAL ({_ASKED}) a ON true
+        WHERE s.tenant = $1 AND s.state = {_states(ChangeState.AWAITING_APPROVAL)}
+    ) a
 ) w
 """  # noqa: S608 - of constants
 _RUNNING = f"""

@@ -68,7 +68,9 @@ class SignIns:
             row = await connection.fetchrow(_TAKE, digest(state), digest(browser), provider)
         return Begun(**dict(row)) if row is not None else None
 
-    async def open(self, tenant: str, person: Vouched, *, role_if_new: Role | None) -> Pair:
+    async def open(
+        self, tenant: str, person: Vouched, *, role_if_new: Role | None, agent: str | None = None
+    ) -> Pair:
         """The session of somebody who is known, declared, or (with `role_if_new`) let in as new.
 
         Raises `Denied`, which is audited, for everybody else.
@@ -81,7 +83,7 @@ class SignIns:
             else:
                 who = _principal(found)
                 await connection.execute(_SIGNED_IN, who.user_id)
-                return await self._sessions.open_in(connection, who, person.provider)
+                return await self._sessions.open_in(connection, who, person.provider, agent)
         raise Denied(f"{person.email} may not sign in: {found}", hint="ask an admin")
 
     async def _user(

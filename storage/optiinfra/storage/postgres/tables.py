@@ -74,6 +74,7 @@ class AccessTokenRow(Table):
     label: Mapped[str | None]
     scopes: Mapped[list[str] | None]
     family: Mapped[str | None] = mapped_column(index=True)
+    agent: Mapped[str | None]
 
 
 class UserRow(Table):
