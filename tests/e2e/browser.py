@@ -80,8 +80,10 @@ class Looking:
     async def page_of(
         self, token: str, path: str, *, size: Any = WIDE, theme: Any = "light"
     ) -> AsyncIterator[Page]:
-        """A page of somebody who is signed in."""
-        async with await self.browser.new_context(viewport=size, color_scheme=theme) as context:
+        """A page of somebody who is signed in; its clock is UTC."""
+        async with await self.browser.new_context(
+            viewport=size, color_scheme=theme, timezone_id="UTC"
+        ) as context:
             await context.add_cookies([{"name": ACCESS, "value": token, "url": self.url}])
             page = await context.new_page()
             page.on("console", self._logged)

@@ -26,9 +26,11 @@ from tests.e2e.browser import (
     settled,
     standing,
 )
+from tests.e2e.traced import Answers, traced
 from tests.up_stand import Up, api, fleet
 
 pytestmark = SHOWS_PAGES
+INVENTED = "(main) => main.insertAdjacentText('beforeend', ' 42 % of $1.23/h')"
 
 
 async def users(gateway_url: str, models: list[str]) -> None:
@@ -126,6 +128,46 @@ async def test_a_decision_on_what_has_changed_meanwhile_is_to_be_reviewed_again(
         await dialog.get_by_role("button", name="This changed: review it again").click()
         await expect(dialog).to_have_count(0)
     stand.complaints.clear()  # the browser logs the 412 that was provoked
+
+
+@pytest.mark.parametrize(
+    ("path", "opens", "least"),
+    [
+        ("/", False, 30),
+        ("/cost?range=1h", False, 20),
+        ("/performance?range=1h", False, 30),
+        ("/resources?range=1h", False, 15),
+        ("/application?range=1h", False, 15),
+        ("/recommendations", True, 30),
+        ("/executions?tab=over", True, 30),
+        ("/events?range=1h", True, 30),
+        ("/events?view=audit", False, 1),
+        ("/settings", False, 0),
+        ("/settings?view=policy", False, 10),
+    ],
+)
+async def test_every_number_on_a_page_is_one_of_an_answer(
+    stand: Stand, path: str, *, opens: bool, least: int
+) -> None:
+    """While one change is done and another one waits, so that each page has much to tell."""
+    answers = Answers()
+    async with stand.page("/executions?tab=over") as page:
+        row = page.locator("a[data-row]", has_text="of chat to spot")
+        await expect(row).to_contain_text("completed", timeout=SLOW_MS)
+        await page.goto("about:blank")
+        await page.route("**/api/v1/**", answers.give)
+        await page.goto(stand.url + path)
+        await settled(page)
+        if opens:
+            await page.locator("[data-row]").first.click()
+            await expect(page.locator("[data-action=close]")).to_be_visible()
+            await settled(page)
+        found = await traced(page, answers)
+        assert found.invented == []
+        assert found.explained >= least
+        await page.locator("main").evaluate(INVENTED)
+        assert len((await traced(page, answers)).invented) == 2
+        await page.unroute_all(behavior="ignoreErrors")
 
 
 async def test_another_approves_with_the_keyboard_alone(stand: Stand) -> None:
