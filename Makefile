@@ -84,7 +84,7 @@ pages: ready-dev  ## build the web pages anew after a change in portal/ or in th
 	@cd portal && npm ci --silent && npm run --silent types && npm run --silent build
 
 clean:  ## remove the environment, caches and the data of the demo
-	@rm -rf .venv .optiinfra .coverage .coverage.* htmlcov dist build \
+	@rm -rf .venv .optiinfra .coverage .coverage.* .screenshots htmlcov dist build \
 	  .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -30,6 +30,7 @@ from optiinfra.storage.testing.servers import (
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=1, help="what the fault suite's chances follow")
     parser.addoption("--at-length", action="store_true", help="all points of the fault suite")
+    parser.addoption("--screenshots", type=Path, help="keep a picture of each page in this folder")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -56,6 +57,15 @@ def _logging_as_it_was() -> Iterator[None]:
     root.setLevel(level)
     root.handlers[:] = handlers
     structlog.configure(**configured)
+
+
+@pytest.fixture(scope="session")
+def screenshots(pytestconfig: pytest.Config) -> Path | None:
+    """Where pictures of the pages are kept; None: they are not."""
+    folder: Path | None = pytestconfig.getoption("--screenshots")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import inf
 from statistics import fmean
 from typing import Any
 
+import pytest
+
 from optiinfra.storage.metric_rows import MetricRow
+from optiinfra.storage.postgres.database import Database
 
 HOURS_A_MONTH = 730
 NAMES = ("id", "deployment", "replica", "metric", "component", "source", "gpu")
@@ -38,6 +42,27 @@ def _name(part: Any, place: int) -> str:
     if not isinstance(part, dict):
         return str(place)
     return next((str(part[name]) for name in NAMES if isinstance(part.get(name), str)), str(place))
+
+
+def under(path: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{path}.{name}": value for name, value in values.items()}
+
+
+def is_exactly(view: Any, expected: Mapping[str, Any]) -> None:
+    """Every number has its recomputation, every recomputation its number, and they agree."""
+    told = dict(numbers(view))
+    assert {name: pytest.approx(value) for name, value in expected.items()} == told
+
+
+async def logged(database: Database, kind: str) -> list[dict[str, Any]]:
+    """The events of a kind as the log has them, in its order."""
+    async with database.connection() as connection:
+        rows = await connection.fetch(
+            "SELECT event_id, chain, position, version, at, body FROM event_log"
+            " WHERE type LIKE $1 ORDER BY position",
+            f"optiinfra.{kind}.v1",
+        )
+    return [{**row, "fact": json.loads(row["body"])} for row in rows]
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ export function words(name: string): string {
 
 /** A metric without the unit at its end, which stands beside its value: "ttft p95". */
 export function metricName(name: string): string {
-  return words(name.replace(/_(s|fraction|per_s)$/, ""));
+  return words(name.replace(/_(s|fraction|per_s|bytes|usd_per_hour|usd_per_month)$/, ""));
 }
 
 /** The day alone, with its year: prices may be old. */

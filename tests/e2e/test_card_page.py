@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
 from optiinfra.storage.testing.servers import reachable_home
-from tests.e2e.test_pages import CHROMIUM, NARROW, SLOW_MS, WCAG, WIDE, Stand
-from tests.faults.proxy import proxied
-from tests.up_stand import Up, api, engines_of_ones_own, fleet
+from tests.e2e.browser import NARROW, SHOWS_PAGES, SLOW_MS, WIDE, Stand, faults, keep, standing
+from tests.up_stand import Up, api, fleet
 
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine to show pages in"),
-]
+pytestmark = SHOWS_PAGES
 PARTS = [
     "Money", "Risk", "Blast radius", "Votes", "Evidence", "The change", "Rollout", "Rollback",
 ]  # fmt: skip
@@ -27,16 +22,10 @@ PARTS = [
 
 @pytest.fixture(scope="module")
 async def stand() -> AsyncIterator[Stand]:
-    async with AsyncExitStack() as stack:
-        folder = stack.enter_context(reachable_home())
+    with reachable_home() as folder:
         up = Up(folder, fleet(rules={"revote_after_s": 1, "max_vote_rounds": 200}))
-        await stack.enter_async_context(engines_of_ones_own(up))
-        session = await up.start()
-        proxy = await stack.enter_async_context(proxied(session.url))
-        play = await stack.enter_async_context(async_playwright())
-        browser = await play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        stack.push_async_callback(browser.close)
-        yield Stand(up, session, proxy, browser)
+        async with standing(up) as made:
+            yield made
 
 
 async def shown(page: Page) -> Any:
@@ -136,14 +125,14 @@ async def test_what_is_snoozed_is_out_of_the_way_until_it_is_woken(stand: Stand)
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280", "390"])
-async def test_the_card_is_accessible_and_fits(stand: Stand, size: Any, theme: str) -> None:
+async def test_the_card_is_accessible_and_fits(
+    stand: Stand, screenshots: Path | None, size: Any, theme: str
+) -> None:
     async with stand.page("/recommendations", size=size, theme=theme) as page:
         card = await shown(page)
         await card.get_by_role("button", name="Whole configuration").click()
-        seen = await Axe().run(page, options=WCAG)
-        assert [one["id"] for one in seen.response["violations"]] == []
-        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert await page.evaluate(wide) <= 0
+        assert await faults(page) == []
+        await keep(page, screenshots, "card")
 
 
 async def test_no_page_has_logged_an_error(stand: Stand) -> None:

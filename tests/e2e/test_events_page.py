@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
 import pytest
-from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, ConsoleMessage, Locator, Page, async_playwright, expect
+from playwright.async_api import Locator, Page, expect
 
 from optiinfra.coordinator.hindsight import LogHindsight
 from optiinfra.events import facts as f
 from optiinfra.portal_api.app import create_app
-from optiinfra.portal_api.cookies import ACCESS
 from optiinfra.portal_api.ports import api_ports
 from optiinfra.portal_api.server import running_api
 from optiinfra.schemas.rules import Rules
@@ -32,14 +29,11 @@ from optiinfra.storage.postgres.export import checked
 from optiinfra.storage.testing.databases import Databases
 from optiinfra.storage.testing.servers import reachable_home, running
 from tests import bus_stand
+from tests.e2e.browser import NARROW, SHOWS_PAGES, WIDE, Looking, chromium, faults, keep
 from tests.factories import AT, recommendation, vote
 from tests.integration.api_stand import Fleet
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine to show pages in"),
-]
+pytestmark = SHOWS_PAGES
 FULL = 20_000
 BATCH = 12
 """Changes that are played at once."""
@@ -50,9 +44,6 @@ P95_MS = 150.0
 MOST_LONG = 0.1
 MOST_HEAP_BYTES = 200e6
 MOST_ROWS = 120
-WIDE = {"width": 1280, "height": 900}
-NARROW = {"width": 390, "height": 844}
-WCAG = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"]}}
 VIEWS = ("/events", "/events?view=replay", "/events?view=what-if", "/events?view=audit")
 SCROLLED = """async (box) => {
   const frame = () => new Promise((done) => requestAnimationFrame(done));
@@ -73,28 +64,16 @@ SCROLLED = """async (box) => {
 class Stand:
     """The API over a long log and over a short one, and a browser."""
 
-    url: str
+    looking: Looking
     tokens: dict[str, str]
-    browser: Browser
-    complaints: list[str] = field(default_factory=list)
 
     @asynccontextmanager
     async def page(
         self, path: str, who: str = "admin-of-acme", *, size: Any = WIDE, theme: Any = "light"
     ) -> AsyncIterator[Page]:
-        async with await self.browser.new_context(viewport=size, color_scheme=theme) as context:
-            await context.add_cookies(
-                [{"name": ACCESS, "value": self.tokens[who], "url": self.url}]
-            )
-            page = await context.new_page()
-            page.on("console", self._logged)
-            page.on("pageerror", lambda error: self.complaints.append(str(error)))
-            await page.goto(self.url + path)
+        token = self.tokens[who]
+        async with self.looking.page_of(token, path, size=size, theme=theme) as page:
             yield page
-
-    def _logged(self, said: ConsoleMessage) -> None:
-        if said.type == "error":
-            self.complaints.append(f"{said.text} {said.location['url']}")
 
 
 async def fill(fleet: Fleet) -> None:
@@ -149,10 +128,8 @@ async def stand(databases: Databases) -> AsyncIterator[Stand]:
             for tenant in ("acme", "globex")
             for role in (Role.ADMIN, Role.VIEWER)
         }
-        play = await stack.enter_async_context(async_playwright())
-        browser = await play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        stack.push_async_callback(browser.close)
-        yield Stand(api, tokens, browser)
+        browser = await stack.enter_async_context(chromium())
+        yield Stand(Looking(browser, api), tokens)
 
 
 async def heap_bytes(page: Page) -> float:
@@ -274,19 +251,15 @@ async def test_the_log_is_verified_and_downloaded_by_those_who_may(
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280", "390"])
-async def test_every_view_is_accessible_and_fits(stand: Stand, size: Any, theme: str) -> None:
+async def test_every_view_is_accessible_and_fits(
+    stand: Stand, screenshots: Path | None, size: Any, theme: str
+) -> None:
     found = []
     for path in VIEWS:
         async with stand.page(path, "admin-of-globex", size=size, theme=theme) as page:
             await shown(page, path)
-            seen = await Axe().run(page, options=WCAG)
-            found += [
-                f"{path}: {one['id']} {one['nodes'][0]['target']} {one['nodes'][0]['html'][:150]}"
-                for one in seen.response["violations"]
-            ]
-            wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            if await page.evaluate(wide) > 0:
-                found.append(f"{path}: wider than the window")
+            found += [f"{path}: {one}" for one in await faults(page)]
+            await keep(page, screenshots, path[1:].replace("?view=", "-"))
     assert found == []
 
 
@@ -305,4 +278,4 @@ async def shown(page: Page, path: str) -> None:
 
 
 async def test_no_page_has_logged_an_error(stand: Stand) -> None:
-    assert stand.complaints == []
+    assert stand.looking.complaints == []

@@ -4,71 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
-from optiinfra.portal_api.cookies import ACCESS
-from optiinfra.runtime.session import Session
 from optiinfra.storage.testing.servers import reachable_home
-from tests.faults.proxy import Proxy, proxied
-from tests.up_stand import Up, api, engines_of_ones_own, fleet
+from tests.e2e.browser import (
+    CONNECTION,
+    NARROW,
+    SHOWS_PAGES,
+    SLOW_MS,
+    WIDE,
+    Stand,
+    faults,
+    keep,
+    settled,
+    standing,
+)
+from tests.e2e.traced import Answers, traced
+from tests.up_stand import Up, api, fleet
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine to show pages in"),
-]
-SLOW_MS = 150_000
-"""How long a change may take to its end where the machine is shared."""
-expect.set_options(timeout=20_000)
-WIDE = {"width": 1280, "height": 900}
-NARROW = {"width": 390, "height": 844}
-CONNECTION = "[data-connection]"
-WCAG = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"]}}
-
-
-@dataclass
-class Stand:
-    """`up` with a proxy before its API, and a browser; `complaints` are what pages logged."""
-
-    up: Up
-    session: Session
-    proxy: Proxy
-    browser: Browser
-    complaints: list[str] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.proxy.port}"
-
-    @asynccontextmanager
-    async def page(
-        self, path: str = "/", *, size: Any = WIDE, theme: Any = "light"
-    ) -> AsyncIterator[Page]:
-        """A page of somebody who is signed in, live."""
-        async with await self.browser.new_context(viewport=size, color_scheme=theme) as context:
-            await context.add_cookies(
-                [{"name": ACCESS, "value": self.session.token, "url": self.url}]
-            )
-            page = await context.new_page()
-            page.on("console", self._logged)
-            page.on("pageerror", lambda error: self.complaints.append(str(error)))
-            await page.goto(self.url + path)
-            await expect(page.locator(CONNECTION)).to_have_attribute("data-status", "live")
-            yield page
-
-    def _logged(self, said: ConsoleMessage) -> None:
-        asked = said.location["url"].partition("/api/v1/")[2]
-        if said.type == "error":
-            self.complaints.append(f"{said.text} {asked}")
+pytestmark = SHOWS_PAGES
+INVENTED = "(main) => main.insertAdjacentText('beforeend', ' 42 % of $1.23/h')"
 
 
 async def users(gateway_url: str, models: list[str]) -> None:
@@ -93,22 +55,14 @@ def two_deployments() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 async def stand() -> AsyncIterator[Stand]:
-    async with AsyncExitStack() as stack:
-        folder = stack.enter_context(reachable_home())
-        up = Up(folder, two_deployments())
-        await stack.enter_async_context(engines_of_ones_own(up))
-        session = await up.start()
-        proxy = await stack.enter_async_context(proxied(session.url))
-        play = await stack.enter_async_context(async_playwright())
-        browser = await play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        stack.push_async_callback(browser.close)
-        asking = asyncio.create_task(
-            users((session.gateway_url or "").rstrip("/"), ["emulated-8b", "emulated-search"])
-        )
-        yield Stand(up, session, proxy, browser)
-        asking.cancel()
-        with suppress(asyncio.CancelledError):
-            await asking
+    with reachable_home() as folder:
+        async with standing(Up(folder, two_deployments())) as made:
+            gateway = (made.session.gateway_url or "").rstrip("/")
+            asking = asyncio.create_task(users(gateway, ["emulated-8b", "emulated-search"]))
+            yield made
+            asking.cancel()
+            with suppress(asyncio.CancelledError):
+                await asking
 
 
 async def test_the_printed_link_signs_in_once_and_leaves_no_token_in_the_address(
@@ -176,6 +130,46 @@ async def test_a_decision_on_what_has_changed_meanwhile_is_to_be_reviewed_again(
     stand.complaints.clear()  # the browser logs the 412 that was provoked
 
 
+@pytest.mark.parametrize(
+    ("path", "opens", "least"),
+    [
+        ("/", False, 30),
+        ("/cost?range=1h", False, 20),
+        ("/performance?range=1h", False, 30),
+        ("/resources?range=1h", False, 15),
+        ("/application?range=1h", False, 15),
+        ("/recommendations", True, 30),
+        ("/executions?tab=over", True, 30),
+        ("/events?range=1h", True, 30),
+        ("/events?view=audit", False, 1),
+        ("/settings", False, 0),
+        ("/settings?view=policy", False, 10),
+    ],
+)
+async def test_every_number_on_a_page_is_one_of_an_answer(
+    stand: Stand, path: str, *, opens: bool, least: int
+) -> None:
+    """While one change is done and another one waits, so that each page has much to tell."""
+    answers = Answers()
+    async with stand.page("/executions?tab=over") as page:
+        row = page.locator("a[data-row]", has_text="of chat to spot")
+        await expect(row).to_contain_text("completed", timeout=SLOW_MS)
+        await page.goto("about:blank")
+        await page.route("**/api/v1/**", answers.give)
+        await page.goto(stand.url + path)
+        await settled(page)
+        if opens:
+            await page.locator("[data-row]").first.click()
+            await expect(page.locator("[data-action=close]")).to_be_visible()
+            await settled(page)
+        found = await traced(page, answers)
+        assert found.invented == []
+        assert found.explained >= least
+        await page.locator("main").evaluate(INVENTED)
+        assert len((await traced(page, answers)).invented) == 2
+        await page.unroute_all(behavior="ignoreErrors")
+
+
 async def test_another_approves_with_the_keyboard_alone(stand: Stand) -> None:
     async with stand.page() as page:
         await page.keyboard.press("?")
@@ -231,35 +225,30 @@ async def test_the_log_is_searched_and_an_event_names_its_cause(stand: Stand) ->
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280", "390"])
-async def test_every_page_is_accessible_and_fits(stand: Stand, size: Any, theme: str) -> None:
+async def test_every_page_is_accessible_and_fits(
+    stand: Stand, screenshots: Path | None, size: Any, theme: str
+) -> None:
     found = []
     async with stand.page(size=size, theme=theme) as page:
-        for path, row in (
-            ("/", False),
-            ("/recommendations?tab=done", True),
-            ("/executions", True),
-            ("/events", True),
-            ("/events?view=audit", False),
-            ("/cost", False),
-            ("/performance", False),
-            ("/resources", False),
-            ("/application", False),
+        for name, path, row in (
+            ("overview", "/", False),
+            ("recommendations", "/recommendations?tab=done", True),
+            ("executions", "/executions", True),
+            ("event", "/events", True),
+            ("audit-trail", "/events?view=audit", False),
+            ("cost", "/cost", False),
+            ("performance", "/performance", False),
+            ("resources", "/resources", False),
+            ("application", "/application", False),
         ):
             await page.goto(stand.url + path)
-            await expect(page.locator(CONNECTION)).to_have_attribute("data-status", "live")
-            await expect(page.get_by_label("loading")).to_have_count(0)
+            await settled(page)
             if row:
                 await page.locator("[data-row]").first.click()
                 await expect(page.locator("[data-action=close]")).to_be_visible()
-                await expect(page.get_by_label("loading")).to_have_count(0)
-            seen = await Axe().run(page, options=WCAG)
-            found += [
-                f"{path}: {one['id']} {one['nodes'][0]['target']} {one['nodes'][0]['html'][:150]}"
-                for one in seen.response["violations"]
-            ]
-            wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            if await page.evaluate(wide) > 0:
-                found.append(f"{path}: wider than the window")
+                await settled(page)
+            found += [f"{path}: {one}" for one in await faults(page)]
+            await keep(page, screenshots, name)
     assert found == []
 
 

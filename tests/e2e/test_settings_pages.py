@@ -13,23 +13,28 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
 from optiinfra.runtime.session import Session
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.postgres.access import AccessTokens, issue_one_time_token
 from optiinfra.storage.testing.servers import reachable_home
-from tests.e2e.test_pages import CHROMIUM, CONNECTION, NARROW, WCAG, WIDE, Stand, turned
-from tests.faults.proxy import proxied
+from tests.e2e.browser import (
+    CONNECTION,
+    NARROW,
+    SHOWS_PAGES,
+    WIDE,
+    Stand,
+    faults,
+    keep,
+    settled,
+    standing,
+)
+from tests.e2e.test_pages import turned
 from tests.integration.test_notifier import Receiver, receiving
-from tests.up_stand import Up, api, engines_of_ones_own, fleet
+from tests.up_stand import Up, api, fleet
 
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine to show pages in"),
-]
-expect.set_options(timeout=20_000)
+pytestmark = SHOWS_PAGES
 VIEWS = ("people", "keys", "policy", "notifications")
 POLICY: dict[str, Any] = {
     "name": "office-hours",
@@ -82,14 +87,9 @@ async def settings() -> AsyncIterator[Settings]:
         refuses = await stack.enter_async_context(receiving())
         refuses.statuses = [410] * 100
         up = Up(folder, declare(folder, pager, refuses))
-        await stack.enter_async_context(engines_of_ones_own(up))
-        session = await up.start()
-        proxy = await stack.enter_async_context(proxied(session.url))
-        play = await stack.enter_async_context(async_playwright())
-        browser = await play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        stack.push_async_callback(browser.close)
-        admin = Stand(up, session, proxy, browser)
-        yield Settings(admin, replace(admin, session=await viewers(up, session)), pager)
+        admin = await stack.enter_async_context(standing(up))
+        viewer = replace(admin, session=await viewers(up, admin.session))
+        yield Settings(admin, viewer, pager)
 
 
 async def audited(stand: Stand, action: str) -> list[dict[str, Any]]:
@@ -307,19 +307,20 @@ async def test_one_sees_where_one_is_signed_in_and_signs_out_there(settings: Set
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280", "390"])
 async def test_every_setting_is_accessible_and_fits(
-    settings: Settings, size: Any, theme: str
+    settings: Settings, screenshots: Path | None, size: Any, theme: str
 ) -> None:
     found = []
     for role, stand in (("admin", settings.admin), ("viewer", settings.viewer)):
         async with stand.page(size=size, theme=theme) as page:
             for view in VIEWS:
                 await page.goto(f"{stand.url}/settings?view={view}")
-                await expect(page.locator(CONNECTION)).to_have_attribute("data-status", "live")
-                await expect(page.get_by_label("loading")).to_have_count(0)
+                await settled(page)
                 if view == "policy":
                     await check_draft(page, "name: a\nmax_movin: 1\n")
                     await expect(page.get_by_role("list", name="findings")).to_be_visible()
-                found += [f"{role} {view}: {one}" for one in await complaints(page)]
+                found += [f"{role} {view}: {one}" for one in await faults(page)]
+                if role == "admin":
+                    await keep(page, screenshots, f"settings-{view}")
     assert found == []
 
 
@@ -340,21 +341,10 @@ async def test_every_dialog_is_accessible(settings: Settings, theme: str) -> Non
             await page.goto(f"{settings.admin.url}/settings?view={view}")
             await page.get_by_role("button", name=button).click()
             await expect(page.get_by_role("dialog")).to_be_visible()
-            found += [f"{button}: {one}" for one in await complaints(page)]
+            found += [f"{button}: {one}" for one in await faults(page)]
             await page.keyboard.press("Escape")
             await expect(page.get_by_role("dialog")).to_have_count(0)
     assert found == []
-
-
-async def complaints(page: Page) -> list[str]:
-    """What axe finds, and whether the page is wider than its window."""
-    seen = await Axe().run(page, options=WCAG)
-    found = [
-        f"{one['id']} {one['nodes'][0]['target']} {one['nodes'][0]['html'][:150]}"
-        for one in seen.response["violations"]
-    ]
-    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    return [*found, *(["wider than the window"] if await page.evaluate(wide) > 0 else [])]
 
 
 async def test_no_setting_has_logged_an_error(settings: Settings) -> None:

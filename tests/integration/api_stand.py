@@ -91,6 +91,8 @@ class Fleet:
     database: Database
     bus: SaidOnBus = field(default_factory=SaidOnBus)
     verdict: GateVerdict = GateVerdict.PASS
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """What answers of gates say beside their verdict."""
 
     def __post_init__(self) -> None:
         self.runner = Runner(self.database, self.bus, Rules)
@@ -139,11 +141,10 @@ class Fleet:
                 return []
 
     def _gate(self, fact: c.GateRequested, assessor: Any) -> f.GateAnswered:
-        return f.GateAnswered(
-            answer=gate_answer(
-                fact.change, assessor, stage=fact.stage, look=fact.look, verdict=self.verdict
-            )
+        answer = gate_answer(
+            fact.change, assessor, stage=fact.stage, look=fact.look, verdict=self.verdict
         )
+        return f.GateAnswered(answer=answer.model_copy(update=self.evidence))
 
 
 @dataclass

@@ -11,6 +11,7 @@ from optiinfra.events import facts as f
 from optiinfra.schemas.change import ChangeState
 from optiinfra.schemas.money import Interval
 from optiinfra.schemas.outcome import Outcome
+from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.telemetry import Known, Reading, Sample, Unit, Unknown, UnknownReason
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.clickhouse import MetricStore
@@ -123,14 +124,7 @@ async def completed(
 ) -> str:
     """A change that was approved and carried out, and what its outcome tells; its id."""
     proposal = await stand.fleet.awaiting(name, title=f"Move {name} to spot")
-    async with stand.client(Role.APPROVER) as client:
-        answer = await client.post(
-            f"/api/v1/recommendations/{proposal.id}/approve",
-            json={"reason": "looks right"},
-            headers={"If-Match": f'"{proposal.version_hash()}"'},
-        )
-    assert answer.status_code == 202, answer.text
-    await stand.fleet.take_in(stand.said.events)
+    await approved(stand, proposal)
     await stand.fleet.play()
     given: dict[str, Any] = {
         "change": proposal.id, "deployment": "chat", "kind": "spot_migration",
@@ -143,3 +137,15 @@ async def completed(
     outcome = Outcome(**(given | told))
     await stand.fleet.hear(f.OutcomeRecorded(outcome=outcome))
     return proposal.id
+
+
+async def approved(stand: Stand, proposal: Recommendation) -> None:
+    """A person says yes to it, and the coordinator hears that."""
+    async with stand.client(Role.APPROVER) as client:
+        answer = await client.post(
+            f"/api/v1/recommendations/{proposal.id}/approve",
+            json={"reason": "looks right"},
+            headers={"If-Match": f'"{proposal.version_hash()}"'},
+        )
+    assert answer.status_code == 202, answer.text
+    await stand.fleet.take_in(stand.said.events)

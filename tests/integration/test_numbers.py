@@ -5,7 +5,6 @@ A number without a recomputation fails, so whoever adds a figure says here where
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,7 +23,7 @@ from optiinfra.storage.postgres.setup import declare
 from tests.integration.api_stand import Stand, standing
 from tests.integration.figures_stand import EVERY_S, GPU, QUANTILES, fill
 from tests.measured import just_now, metric_store
-from tests.raw_figures import HOURS_A_MONTH, Raw, numbers
+from tests.raw_figures import HOURS_A_MONTH, Raw, is_exactly, logged, numbers, under
 from tests.telemetry import deployment
 
 SCRAPED = ("scrape_window_s", "ttft_s_bucket", "tpot_s_bucket")
@@ -70,21 +69,11 @@ class Stored:
         return Raw(rows, until, view["window_s"])
 
     async def events(self, kind: str) -> list[dict[str, Any]]:
-        """Position and fact of the events of a kind, in the order of the log."""
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT position, at, body FROM event_log WHERE type = $1 ORDER BY position",
-                f"optiinfra.{kind}.v1",
-            )
-        return [{"position": row[0], "at": row[1], "fact": json.loads(row[2])} for row in rows]
+        return await logged(self._database, kind)
 
     async def outcomes(self, deployment: str) -> list[dict[str, Any]]:
         told = [one["fact"]["outcome"] for one in await self.events("outcome.recorded")]
         return [one for one in told if one["deployment"] == deployment]
-
-
-def under(path: str, values: dict[str, Any]) -> dict[str, Any]:
-    return {f"{path}.{name}": value for name, value in values.items()}
 
 
 def objectives(raw: Raw) -> dict[str, Any]:
@@ -168,9 +157,7 @@ class Told:
         return await self.stored.raw(self.view, deployment)
 
     def is_exactly(self, expected: dict[str, Any]) -> None:
-        """Every number has its recomputation, every recomputation its number, and they agree."""
-        told = dict(numbers(self.view))
-        assert {name: pytest.approx(value) for name, value in expected.items()} == told
+        is_exactly(self.view, expected)
 
 
 Asks = Callable[[str], Awaitable[Told]]

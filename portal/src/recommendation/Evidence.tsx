@@ -3,7 +3,7 @@ import type { ReactNode } from "react";
 import type { Evidence, Reading, Recommendation } from "../api/types";
 import { count, measured, metricName, reading, seconds, UNKNOWN, words } from "../format";
 import { Badge } from "../ui/basics";
-import { Table } from "../ui/table";
+import { SparseTable, Table } from "../ui/table";
 
 interface Props {
   evidence: readonly Evidence[];
@@ -19,7 +19,7 @@ export function EvidenceTable({ evidence, curve = [], mark }: Props) {
   return (
     <>
       {evidence.length > 0 && (
-        <Table
+        <SparseTable
           label="evidence"
           head={["what", "reading", "threshold", "window", "samples", "source"]}
           rows={evidence.map((one) => [

@@ -26,7 +26,7 @@ export function Connection() {
         <Badge tone={tone}>{name}</Badge>
       </span>
       <span className="whitespace-nowrap text-muted">
-        data as of <time>{asOf === null ? UNKNOWN : clock(asOf)}</time>
+        <span className="sr-only sm:not-sr-only">data as of</span> <time>{asOf === null ? UNKNOWN : clock(asOf)}</time>
       </span>
     </div>
   );

@@ -80,7 +80,7 @@ function ThemeChoice() {
         setTheme(chosen);
       }}
     >
-      <option value="system">system theme</option>
+      <option value="system">system</option>
       <option value="light">light</option>
       <option value="dark">dark</option>
     </select>

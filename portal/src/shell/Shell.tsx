@@ -1,6 +1,6 @@
 /** What stands around every page: navigation, scope, and the stream while somebody is signed in. */
 import { Link, Outlet, useNavigate, useRouterState } from "@tanstack/react-router";
-import { useCallback, useEffect, useState } from "react";
+import { useCallback, useEffect, useRef, useState } from "react";
 import type { SignedIn } from "../api/session";
 import { queryClient, useLiveStream } from "../live/context";
 import { Empty } from "../ui/basics";
@@ -59,8 +59,14 @@ function SignedInShell({ who, path }: { who: SignedIn; path: string }) {
 }
 
 function Navigation({ path }: { path: string }) {
+  const bar = useRef<HTMLElement>(null);
+  useEffect(() => {
+    // Where the screen is narrow the bar scrolls, and where one is may lie beyond its end.
+    bar.current?.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+  }, [path]);
   return (
     <nav
+      ref={bar}
       aria-label="pages"
       className="flex shrink-0 items-center gap-1 overflow-x-auto border-b border-line bg-panel p-2 md:w-56 md:flex-col md:items-stretch md:border-r md:border-b-0 md:p-3"
     >
