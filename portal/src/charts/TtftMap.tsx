@@ -9,7 +9,9 @@ import { ChartPanel } from "./ChartPanel";
 import type { Marker } from "./charts";
 import { boundOf, HeatMap, peakOf, strength, timeIn } from "./HeatMap";
 
-const EVERY_MS = 15_000;
+const OFTEN_MS = 15_000;
+const SELDOM_MS = 60_000;
+const COLUMNS = 60;
 const TITLE = "Time to first token: how many requests, how fast";
 const LEGEND = 5;
 
@@ -21,7 +23,8 @@ interface TtftMapProps {
 
 export function TtftMap({ deployment, range, markers }: TtftMapProps) {
   const path = `/deployments/${deployment}/ttft?window_s=${RANGE_MS[range] / 1_000}`;
-  const query = useSnapshot<Found>(["ttft", deployment], path, { every: EVERY_MS });
+  const every = Math.min(SELDOM_MS, Math.max(OFTEN_MS, RANGE_MS[range] / COLUMNS));
+  const query = useSnapshot<Found>(["ttft", deployment], path, { every });
   return (
     <Shown query={query} lines={1} height="h-96">
       {(found) => <Shape found={found} markers={markers} />}

@@ -145,7 +145,7 @@ export function Band({ data, told }: BandProps) {
   );
 }
 
-function Beyond({ cx, cy, value }: { cx?: number; cy?: number; value?: unknown }) {
+function Beyond({ cx, cy, value }: { cx?: number | undefined; cy?: number | undefined; value?: unknown }) {
   if (cx === undefined || cy === undefined || typeof value !== "number") return <g />;
   return (
     <text x={cx} y={cy + 4} textAnchor="middle" fontSize="13" fontWeight="700" fill="var(--bad)">

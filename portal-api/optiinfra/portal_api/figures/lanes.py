@@ -58,6 +58,8 @@ class MarkView(BaseModel):
 class SpanView(BaseModel):
     """What lasted. `row` keeps the spans of a lane from lying over one another."""
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
     kind: SpanKind
     since: AwareDatetime
     until: AwareDatetime | None = Field(default=None, description="null: it goes on")

@@ -191,13 +191,16 @@ FROM marked m JOIN event_log e ON e.position = m.position
 ORDER BY m.at, m.position
 """  # noqa: S608 - of constants
 _CHANGED = f"""
-SELECT s.change_id AS change, r.body ->> 'title' AS title, s.deployment, r.proposer AS executor,
-    s.state, s.opened_at
-FROM sagas s LEFT JOIN recommendations r ON r.id = s.change_id
-WHERE s.tenant = $1 AND (s.updated_at >= $2 OR s.state IN ({_OPEN})) AND s.opened_at < $3
-AND ($4::text IS NULL OR s.deployment = $4)
-ORDER BY s.state IN ('executing', 'rolling_back') DESC, s.updated_at DESC, s.change_id
-LIMIT {MOST_CHANGES + 1}
+SELECT s.change, r.body ->> 'title' AS title, s.deployment, r.proposer AS executor, s.state,
+    s.opened_at
+FROM (
+    SELECT change_id AS change, deployment, state, opened_at,
+        state IN ('executing', 'rolling_back') AS moves, updated_at
+    FROM sagas WHERE tenant = $1 AND (updated_at >= $2 OR state IN ({_OPEN})) AND opened_at < $3
+    AND ($4::text IS NULL OR deployment = $4)
+    ORDER BY moves DESC, updated_at DESC, change_id LIMIT {MOST_CHANGES + 1}
+) s LEFT JOIN recommendations r ON r.id = s.change
+ORDER BY s.moves DESC, s.updated_at DESC, s.change
 """  # noqa: S608 - of constants
 _STEP = f"""
 CASE {_KIND}
