@@ -232,7 +232,7 @@ async def test_charts_tell_the_hour_the_latencies_and_the_forecasts(stand: Stand
         table = page.get_by_role("table", name="The last hour, lane by lane")
         await expect(table.get_by_role("row", name="begins a step").first).to_be_visible()
         await page.goto(f"{stand.url}/performance?deployment=chat&range=15m")
-        await expect(page.get_by_role("img", name="how many requests, how fast")).to_be_visible()
+        await expect(page.get_by_role("img", name="TTFT heat map")).to_be_visible()
         await expect(page.locator("svg rect[fill-opacity]").first).to_be_attached()
         await page.keyboard.press("t")
         await expect(page.get_by_role("columnheader", name="requests").first).to_be_visible()
