@@ -210,6 +210,32 @@ async def test_the_change_is_watched_to_its_end_without_a_reload(stand: Stand) -
         await expect(story).to_contain_text("approved by local operator")
 
 
+async def test_charts_tell_the_hour_the_latencies_and_the_forecasts(stand: Stand) -> None:
+    async with stand.page() as page:
+        lane = page.get_by_role("listbox", name="coordinator: what it did")
+        await expect(lane.get_by_role("option", name="of chat to spot: completed")).to_have_count(1)
+        await lane.focus()
+        await page.keyboard.press("Home")
+        await expect(page.locator("[data-chosen]")).to_contain_text("coordinator")
+        await page.keyboard.press("End")
+        await page.keyboard.press("Enter")
+        await expect(page).to_have_url(re.compile(r"/(executions.*id=|events.*event=)[0-9a-f]+"))
+        await page.keyboard.press("g")
+        await page.keyboard.press("o")
+        await page.keyboard.press("t")
+        table = page.get_by_role("table", name="The last hour, lane by lane")
+        await expect(table.get_by_role("row", name="begins a step").first).to_be_visible()
+        await page.goto(f"{stand.url}/performance?deployment=chat&range=15m")
+        await expect(page.get_by_role("img", name="TTFT heat map")).to_be_visible()
+        await expect(page.locator("svg rect[fill-opacity]").first).to_be_attached()
+        await page.keyboard.press("t")
+        await expect(page.get_by_role("columnheader", name="requests").first).to_be_visible()
+        await page.goto(f"{stand.url}/resources?deployment=chat&range=15m")
+        await expect(page.get_by_text(re.compile(r"\d+ of \d+ forecasts held"))).to_be_visible()
+        await page.keyboard.press("t")
+        await expect(page.get_by_role("columnheader", name="with head-room")).to_be_visible()
+
+
 async def test_the_log_is_searched_and_an_event_names_its_cause(stand: Stand) -> None:
     async with stand.page("/events?kind=vote.cast") as page:
         await page.locator("button[data-row]").first.click()

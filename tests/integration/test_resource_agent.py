@@ -21,7 +21,7 @@ from optiinfra.agents.performance.agent import PerformanceAgent
 from optiinfra.agents.performance.policy import PerformancePolicy
 from optiinfra.agents.resource.agent import ResourceAgent
 from optiinfra.agents.resource.forecast import ForecastPolicy
-from optiinfra.agents.resource.policy import OFFERED, ResourcePolicy
+from optiinfra.agents.resource.policy import FORECAST, OFFERED, ResourcePolicy
 from optiinfra.agents.resource.sense import HOST_SCOPE, Machine
 from optiinfra.events.commands import VoteRequested
 from optiinfra.events.facts import ChangeResumed, Fact, MetricsMeasured, VoteCast
@@ -146,6 +146,21 @@ async def test_the_machine_is_measured_and_named() -> None:
     assert first["gpu_busy_fraction"].labels == {
         "host": "h1", "gpu": "0", "uuid": "GPU-1", "name": "L4",
     }  # fmt: skip
+
+
+async def test_a_forecast_is_recorded_beside_the_load_once_a_step_and_never_instead_of_it() -> None:
+    stand = Stand()
+    stand.load(2.0)
+    found = measured(await stand.agent.sense(), "chat")
+    forecast = found[FORECAST]
+    assert isinstance(forecast.reading, Known)
+    assert forecast.reading.value - forecast.reading.error == 6.0
+    assert (forecast.at, forecast.labels["horizon_s"]) == (NOW, "30.0")
+    assert FORECAST not in measured(await stand.agent.sense(), "chat")
+    blind = Stand()
+    blind.load(2.0)
+    blind.telemetry.down_for = {OFFERED}
+    assert set(measured(await blind.agent.sense(), "chat")) == {OFFERED}
 
 
 def test_host_rates_are_over_the_time_between_two_rounds() -> None:

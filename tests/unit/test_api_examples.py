@@ -10,6 +10,9 @@ from pydantic import BaseModel
 from optiinfra.portal_api.examples import examples
 from optiinfra.portal_api.figures.card import CardView
 from optiinfra.portal_api.figures.costs import CostsView
+from optiinfra.portal_api.figures.forecast import ForecastView
+from optiinfra.portal_api.figures.heat import HeatView
+from optiinfra.portal_api.figures.lanes import LanesView
 from optiinfra.portal_api.figures.overview import OverviewView
 from optiinfra.portal_api.figures.performance import PerformanceView
 from optiinfra.portal_api.figures.quality import AnswerView, QualityView
@@ -25,7 +28,9 @@ MODELS: dict[str, type[BaseModel]] = {
     "card": CardView,
     "check": CheckView,
     "costs": CostsView,
+    "forecast": ForecastView,
     "gate": GateView,
+    "lanes": LanesView,
     "outcome": OutcomeView,
     "overview": OverviewView,
     "performance": PerformanceView,
@@ -33,6 +38,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "quality": QualityView,
     "resources": ResourcesView,
     "series": SeriesView,
+    "ttft": HeatView,
     "workers": WorkersView,
 }
 

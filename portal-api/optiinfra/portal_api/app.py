@@ -18,6 +18,7 @@ from optiinfra.portal_api.pages import Pages
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.remembered import Forgetting
 from optiinfra.portal_api.routes import (
+    charts,
     conflicts,
     deployment,
     events,
@@ -26,6 +27,7 @@ from optiinfra.portal_api.routes import (
     health,
     hindsight,
     keys,
+    lanes,
     letters,
     notifications,
     policies,
@@ -89,7 +91,9 @@ def _version_1(new_id: Callable[[], str]) -> tuple[APIRouter, ...]:
         conflicts.router,
         series.router,
         figures.router,
+        lanes.router,
         deployment.router,
+        charts.router,
         workers.router,
         policies.router,
         events.router,

@@ -37,6 +37,12 @@ export type Risk = Schemas["Risk"];
 export type Role = Schemas["Role"];
 export type Unit = Schemas["Unit"];
 export type Reading = Schemas["Known"] | Schemas["Unknown"];
+export type TtftMap = Schemas["HeatView"];
+export type Forecasts = Schemas["ForecastView"];
+export type Lanes = Schemas["LanesView"];
+export type Lane = Schemas["LaneView"];
+export type Mark = Schemas["MarkView"];
+export type Span = Schemas["SpanView"];
 export type Verification = Schemas["VerificationView"];
 export type Interval = Schemas["Interval"];
 

@@ -8,10 +8,14 @@ interface ChartPanelProps {
   about?: ReactNode;
   head: readonly string[];
   rows: readonly (readonly ReactNode[])[];
+  /** How tall the drawing is, as a class. */
+  size?: string;
+  /** `group` where parts of the drawing can be chosen. */
+  role?: "img" | "group";
   children: ReactNode;
 }
 
-export function ChartPanel({ title, about, head, rows, children }: ChartPanelProps) {
+export function ChartPanel({ title, about, head, rows, size = "h-48", role = "img", children }: ChartPanelProps) {
   const [asTable, setAsTable] = useState(false);
   return (
     <Panel
@@ -28,14 +32,14 @@ export function ChartPanel({ title, about, head, rows, children }: ChartPanelPro
         </Button>
       }
     >
-      {about && <p className="mb-2 text-sm text-muted">{about}</p>}
+      {about && <div className="mb-2 text-sm text-muted">{about}</div>}
       {asTable ? (
         <div className="max-h-72 overflow-y-auto" tabIndex={0} role="region" aria-label={`${title}, numbers`}>
           <Table label={title} head={head} rows={rows} />
         </div>
       ) : (
-        <Suspense fallback={<Skeleton lines={1} height="h-48" />}>
-          <div role="img" aria-label={`${title}: a chart`} className="h-48">
+        <Suspense fallback={<Skeleton lines={1} height={size} />}>
+          <div role={role} aria-label={`${title}: a chart`} className={size}>
             {children}
           </div>
         </Suspense>

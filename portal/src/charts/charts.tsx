@@ -1,5 +1,6 @@
 /** The drawings, loaded together where one is shown first. Colours follow the theme. */
 import {
+  Area,
   Bar,
   BarChart,
   CartesianGrid,
@@ -94,6 +95,62 @@ export function Lines({ data, names, told, limit, markers = [] }: LinesProps) {
         ))}
       </ComposedChart>
     </ResponsiveContainer>
+  );
+}
+
+interface BandProps {
+  /** `band` is what was forecast, from expected to head-room, `came` what came; null is not known. */
+  data: { at: number; band: [number, number] | null; came: number | null; over: number | null }[];
+  told: (value: number) => string;
+}
+
+/** A band over time, and as a line what came; where that left the band it is marked. */
+export function Band({ data, told }: BandProps) {
+  return (
+    <ResponsiveContainer width="100%" height="100%">
+      <ComposedChart data={data} margin={{ top: 12, right: 8, bottom: 0, left: 0 }} accessibilityLayer={false}>
+        <CartesianGrid stroke="var(--line)" vertical={false} />
+        <XAxis
+          dataKey="at"
+          type="number"
+          scale="time"
+          domain={["dataMin", "dataMax"]}
+          tick={TEXT}
+          tickFormatter={(at: number) => clock(at).slice(0, 5)}
+          stroke="var(--line)"
+          minTickGap={32}
+        />
+        <YAxis tick={TEXT} tickFormatter={told} stroke="var(--line)" width={64} domain={[0, "auto"]} />
+        <Tooltip
+          isAnimationActive={false}
+          contentStyle={BOX}
+          labelFormatter={(at) => `peak up to ${clock(Number(at))}`}
+          formatter={(value) => (Array.isArray(value) ? value.map((one) => told(Number(one))).join(" to ") : told(Number(value)))}
+        />
+        <Legend formatter={inInk} />
+        <Area
+          dataKey="band"
+          name="forecast, expected to head-room"
+          fill="var(--accent)"
+          fillOpacity={0.22}
+          stroke="var(--accent)"
+          dot={false}
+          isAnimationActive={false}
+          connectNulls={false}
+        />
+        <Line dataKey="came" name="highest load that came" stroke="var(--ink)" strokeWidth={2} dot={false} isAnimationActive={false} connectNulls={false} />
+        <Line dataKey="over" name="✕ above the head-room" stroke="none" legendType="none" dot={Beyond} isAnimationActive={false} />
+      </ComposedChart>
+    </ResponsiveContainer>
+  );
+}
+
+function Beyond({ cx, cy, value }: { cx?: number | undefined; cy?: number | undefined; value?: unknown }) {
+  if (cx === undefined || cy === undefined || typeof value !== "number") return <g />;
+  return (
+    <text x={cx} y={cy + 4} textAnchor="middle" fontSize="13" fontWeight="700" fill="var(--bad)">
+      ✕
+    </text>
   );
 }
 

@@ -2,5 +2,6 @@
 import { lazy } from "react";
 
 export const Lines = lazy(async () => ({ default: (await import("./charts")).Lines }));
+export const Band = lazy(async () => ({ default: (await import("./charts")).Band }));
 export const Stack = lazy(async () => ({ default: (await import("./charts")).Stack }));
 export const Dots = lazy(async () => ({ default: (await import("./charts")).Dots }));

@@ -7,6 +7,7 @@ import { useEventLog } from "../events/log";
 import { summaryOf } from "../events/words";
 import { clock, count, relative, savingRange, seconds, UNKNOWN, usdPerHour, words } from "../format";
 import { useSnapshot } from "../live/context";
+import { Lanes } from "../overview/Lanes";
 import { keptScope } from "../shell/keys";
 import { useScope } from "../shell/scope";
 import { Ago, Badge, Code, Empty, Panel, useNow } from "../ui/basics";
@@ -50,6 +51,7 @@ export function Overview() {
       <Tiles asked={asked.data} moving={running.data && undone.data ? moving.length : null} agents={agents.data} stop={stop.data} simulated={figures.data?.simulated} />
       <Alarms agents={agents.data} failed={failed.data} stop={stop.data} figures={figures.data} />
       {figures.data && <Figures found={figures.data} />}
+      <Lanes />
       <div className="grid grid-cols-1 items-start gap-4 xl:grid-cols-2">
         <Panel title="Needs you">
           <Shown query={asked} lines={3} height="h-14">

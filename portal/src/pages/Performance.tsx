@@ -3,6 +3,7 @@ import type { Metric, Objective, Performance as Figures } from "../api/figures";
 import type { ChangeRow, Page } from "../api/types";
 import type { Marker } from "../charts/charts";
 import { SeriesChart, type Part } from "../charts/SeriesChart";
+import { TtftMap } from "../charts/TtftMap";
 import { count, figure, measured, percent, UNKNOWN, words } from "../format";
 import { useSnapshot } from "../live/context";
 import { RANGE_MS, useScope, windowOf, type Range } from "../shell/scope";
@@ -38,12 +39,14 @@ function OfOne({ deployment }: { deployment: string }) {
   const { range } = useScope();
   const path = `/deployments/${deployment}/performance?window_s=${windowOf(range)}`;
   const query = useSnapshot<Figures>(["performance", deployment], path, { every: EVERY_MS });
+  const markers = useMarkers(deployment, range);
   return (
     <div className="space-y-4">
       <Shown query={query} lines={2} height="h-24">
         {(found) => <Objectives found={found} />}
       </Shown>
-      <Charts deployment={deployment} range={range} objectives={query.data?.objectives} />
+      <TtftMap deployment={deployment} range={range} markers={markers} />
+      <Charts deployment={deployment} range={range} markers={markers} objectives={query.data?.objectives} />
       {query.data && <Levels found={query.data} />}
     </div>
   );
@@ -90,6 +93,7 @@ function ObjectiveTile({ name, of }: { name: string; of: Objective }) {
 interface ChartsProps {
   deployment: string;
   range: Range;
+  markers: Marker[];
   objectives: Figures["objectives"] | undefined;
 }
 
@@ -103,9 +107,8 @@ function useMarkers(deployment: string, range: Range): Marker[] {
     .filter(({ at }) => at > begin);
 }
 
-function Charts({ deployment, range, objectives }: ChartsProps) {
+function Charts({ deployment, range, markers, objectives }: ChartsProps) {
   const metrics = useSnapshot<{ items: Metric[] }>(["metrics"], "/metrics");
-  const markers = useMarkers(deployment, range);
   if (metrics.data === undefined) {
     return metrics.isError ? <ProblemNote error={metrics.error} /> : <Skeleton lines={2} height="h-56" />;
   }

@@ -1,5 +1,6 @@
 /** What the machines do: replicas, what lies idle, and the GPUs that can be read. */
 import type { GpuFigures, ReplicaFigures, Resources as Figures } from "../api/figures";
+import { ForecastChart } from "../charts/ForecastChart";
 import { SeriesChart } from "../charts/SeriesChart";
 import { figure, measured, UNKNOWN, words } from "../format";
 import { useSnapshot } from "../live/context";
@@ -25,6 +26,7 @@ function OfOne({ deployment }: { deployment: string }) {
       <Shown query={query} lines={4} height="h-24">
         {(found) => <Parts found={found} />}
       </Shown>
+      <ForecastChart deployment={deployment} range={range} />
       <div className="grid items-start gap-4 lg:grid-cols-2">
         <SeriesChart
           title="KV cache in use, by replica"

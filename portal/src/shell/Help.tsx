@@ -13,7 +13,8 @@ const KEYS: [string, string][] = [
   ["/", "search"],
   ["a / x", "approve / reject what is open"],
   ["z", "put what is open off, or wake it"],
-  ["t", "a chart as a table"],
+  ["t", "the charts as tables; the one that has the focus alone"],
+  ["← →", "in a lane of the overview: the mark before, the next one"],
   ["← ↑ → ↓", "in an event's tree: cause, row, effect"],
   ...PAGES.map(({ letter, name }): [string, string] => [`g ${letter}`, name]),
 ];

@@ -33,13 +33,20 @@ function click(selector: string): void {
   document.querySelector<HTMLElement>(selector)?.click();
 }
 
+/** The chart that has the focus; all of the page where none has. */
+function toggleTables(): void {
+  const here = document.activeElement?.closest("section")?.querySelector<HTMLElement>("[data-action=table]");
+  const all = document.querySelectorAll<HTMLElement>("[data-action=table]");
+  for (const button of here ? [here] : all) button.click();
+}
+
 const ACTIONS: Record<string, () => void> = {
   j: () => moveRow(1),
   k: () => moveRow(-1),
   a: () => click("[data-action=approve]"),
   x: () => click("[data-action=reject]"),
   z: () => click("[data-action=snooze]"),
-  t: () => click("[data-action=table]"),
+  t: toggleTables,
   "/": () => document.querySelector<HTMLElement>("[data-search]")?.focus(),
   Escape: () => click("[data-action=close]"),
 };

@@ -25,6 +25,10 @@ export const TERMINAL = new Set<ChangeState>([
   "completed", "rolled_back", "vetoed", "rejected", "expired", "superseded", "cancelled", "failed",
 ]);
 
+export function toneOf(state: string): Tone {
+  return OF_STATE[state as ChangeState] ?? "plain";
+}
+
 export function StateBadge({ state }: { state: ChangeState }) {
   return <Badge tone={OF_STATE[state]}>{words(state)}</Badge>;
 }

@@ -17,6 +17,8 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalErr
 
 from optiinfra.schemas.errors import Conflict, Invariant, Rejected, Unavailable
 from optiinfra.storage import clickhouse_folds as folds
+from optiinfra.storage import clickhouse_forecasts as forecasts
+from optiinfra.storage import clickhouse_heat as heats
 from optiinfra.storage import clickhouse_queries as queries
 from optiinfra.storage import clickhouse_rollups as rollups
 from optiinfra.storage import clickhouse_summaries as windows
@@ -175,6 +177,16 @@ class MetricStore:
     async def pooled(self, query: folds.PooledQuery) -> Steps:
         """A statistic of all that a histogram observed in each step, of each replica or of all."""
         return await self._steps(folds.pooled(query))
+
+    async def heat(self, window: SeriesQuery) -> heats.Heat:
+        """How a histogram filled, step by step and bin by bin, over all replicas."""
+        question = heats.heat(window)
+        return heats.heat_of(question, await self._rows(question))
+
+    async def forecasts(self, query: forecasts.ForecastQuery) -> forecasts.Recorded:
+        """Forecasts of a deployment's load as they were made, and the load that came."""
+        made, came, first = [await self._rows(one) for one in forecasts.questions(query)]
+        return forecasts.recorded(made, came, first)
 
     async def _steps(self, question: queries.Question) -> Steps:
         rows = await self._rows(question)

@@ -30,7 +30,7 @@ from optiinfra.serving.curves import Tuning
 
 class SenseState(TypedDict, total=False):
     machine: Sequence[Sample]
-    loads: Mapping[str, Sample]
+    loads: Mapping[str, Sequence[Sample]]
     facts: list[Fact]
 
 

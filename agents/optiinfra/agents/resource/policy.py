@@ -28,6 +28,8 @@ from optiinfra.serving.curves import faster, is_slower, measured
 
 OFFERED = "offered_rps"
 """The metric that the load history is made of."""
+FORECAST = "forecast_peak_rps"
+"""The metric of what was forecast: the highest load of the horizon, with head-room."""
 TELEMETRY = "replica telemetry"
 CARD = "perf card"
 
@@ -257,13 +259,13 @@ def _evidence(question: CapacityQuestion, policy: ResourcePolicy) -> tuple[Evide
         _count("replicas_lost", question.after.lost),
     ]  # fmt: skip
     if isinstance(forecast, Unknown):
-        return (*found, _forecast_evidence("forecast_peak_rps", Unit.PER_SECOND, forecast))
+        return (*found, _forecast_evidence(FORECAST, Unit.PER_SECOND, forecast))
     high, mid = forecast.high_rps, forecast.mid_rps
     peak = Known(value=high, error=high - mid)
     source = f"{forecast.method} forecast over {forecast.bins} steps"
     return (
         *found,
-        _forecast_evidence("forecast_peak_rps", Unit.PER_SECOND, peak, source),
+        _forecast_evidence(FORECAST, Unit.PER_SECOND, peak, source),
         _forecast_evidence("forecast_coverage", Unit.FRACTION, forecast.coverage, source),
     )
 

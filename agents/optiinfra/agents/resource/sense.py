@@ -16,9 +16,10 @@ from optiinfra.agents.collectors.host import HostCollector
 from optiinfra.agents.collectors.nvml import GpuCollector
 from optiinfra.agents.collectors.stored import ARRIVALS, offered, stored_window
 from optiinfra.agents.resource.policy import OFFERED, ResourcePolicy
+from optiinfra.agents.resource.record import ForecastRecord
 from optiinfra.events.facts import Fact, MetricsMeasured
 from optiinfra.schemas.deployment import Deployment
-from optiinfra.schemas.errors import Unavailable
+from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.telemetry import Sample, Unit
 
 HOST_SCOPE = "host"
@@ -36,7 +37,7 @@ class Machine:
 
 
 class Sensing:
-    """One round of looking: the machine, and the offered load from stored telemetry."""
+    """One round of looking: the machine, and each deployment's load, offered and forecast."""
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class Sensing:
         self._machine = machine
         self._clock = clock
         self._policy = policy
+        self._record = ForecastRecord(telemetry, policy)
 
     async def machine(self) -> tuple[Sample, ...]:
         """Host and GPU samples; both are read beside the event loop."""
@@ -62,20 +64,20 @@ class Sensing:
         gpus = await asyncio.to_thread(self._machine.gpus.collect, at)
         return (*host, *gpus)
 
-    async def loads(self) -> Mapping[str, Sample]:
-        """Offered load by deployment; one that cannot be read is left out, and logged."""
+    async def loads(self) -> Mapping[str, Sequence[Sample]]:
+        """Load by deployment, offered and forecast; what cannot be read is left out, and logged."""
         async with asyncio.TaskGroup() as group:
             tasks = {d.id: group.create_task(self._load(d)) for d in self._deployments.values()}
         found = {name: task.result() for name, task in tasks.items()}
-        return {name: sample for name, sample in found.items() if sample is not None}
+        return {name: samples for name, samples in found.items() if samples}
 
-    def facts(self, machine: Sequence[Sample], loads: Mapping[str, Sample]) -> list[Fact]:
+    def facts(self, machine: Sequence[Sample], loads: Mapping[str, Sequence[Sample]]) -> list[Fact]:
         """The machine's readings once for each tenant, and each deployment's load."""
         tenants = sorted({d.tenant for d in self._deployments.values()})
         facts: list[Fact] = [_measured(name, HOST_SCOPE, machine) for name in tenants if machine]
         facts += [
-            _measured(self._deployments[name].tenant, name, [sample])
-            for name, sample in loads.items()
+            _measured(self._deployments[name].tenant, name, samples)
+            for name, samples in loads.items()
         ]
         return facts
 
@@ -84,21 +86,30 @@ class Sensing:
         now = self._clock().astimezone(UTC)
         return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
-    async def _load(self, deployment: Deployment) -> Sample | None:
-        now, span_s = self.now(), self._policy.offered_window_s
+    async def _load(self, deployment: Deployment) -> Sequence[Sample]:
+        now = self.now()
         try:
-            replicas = await self._replicas.replicas(deployment.tenant, deployment.id)
-            window = await stored_window(
-                self._telemetry,
-                deployment,
-                ARRIVALS,
-                since=now - timedelta(seconds=span_s),
-                until=now,
-                stale_s=self._policy.stale_s,
-            )
+            load = await self._offered(deployment, now)
         except Unavailable as unreachable:
             _log.warning("load_not_read", deployment=deployment.id, why=str(unreachable))
-            return None
+            return []
+        try:
+            return [load, *await self._record.made(deployment, now)]
+        except OptiInfraError as failed:
+            _log.warning("load_not_forecast", deployment=deployment.id, why=str(failed))
+            return [load]
+
+    async def _offered(self, deployment: Deployment, now: datetime) -> Sample:
+        span_s = self._policy.offered_window_s
+        replicas = await self._replicas.replicas(deployment.tenant, deployment.id)
+        window = await stored_window(
+            self._telemetry,
+            deployment,
+            ARRIVALS,
+            since=now - timedelta(seconds=span_s),
+            until=now,
+            stale_s=self._policy.stale_s,
+        )
         return Sample(
             metric=OFFERED,
             unit=Unit.PER_SECOND,
