@@ -554,6 +554,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/lanes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Lanes
+         * @description Who did what when, from the event log: at most 500 marks a lane, each with its count.
+         */
+        get: operations["lanes"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/deployments/{deployment}": {
         parameters: {
             query?: never;
@@ -668,6 +688,48 @@ export interface paths {
          *     Prompts and answers themselves are not stored, so there is nothing to redact.
          */
         get: operations["answers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/deployments/{deployment}/ttft": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Ttft
+         * @description How many requests got their first token how fast, over time: a heat map.
+         *
+         *     At most 60 columns and 24 rows. The same map is drawn once in a few seconds.
+         */
+        get: operations["ttft"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/deployments/{deployment}/forecast": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Forecast
+         * @description Each forecast of offered load as it was recorded when it was made, and the load that came.
+         */
+        get: operations["forecast"];
         put?: never;
         post?: never;
         delete?: never;
@@ -2478,6 +2540,119 @@ export interface components {
             line: number | null;
         };
         /**
+         * ForecastPoint
+         * @description A forecast of the highest load in (made_at, due_at], and the highest that was measured.
+         *
+         *     What is not known is null and has a reason. `held`: it stayed within the head-room.
+         */
+        ForecastPoint: {
+            /**
+             * Made At
+             * Format: date-time
+             */
+            made_at: string;
+            /**
+             * Due At
+             * Format: date-time
+             */
+            due_at: string;
+            /** Expected Rps */
+            expected_rps: number | null;
+            /** High Rps */
+            high_rps: number | null;
+            /** Reason */
+            reason: string | null;
+            /** Came Rps */
+            came_rps: number | null;
+            /** Came Reason */
+            came_reason: string | null;
+            /** Held */
+            held: boolean | null;
+        };
+        /**
+         * ForecastView
+         * @description `held` of `over` forecasts of the window held; points are the worst of each stretch.
+         * @example {
+         *       "aims_at": 0.95,
+         *       "deployment": "chat",
+         *       "forecasts": 31,
+         *       "held": 15,
+         *       "horizon_s": 60,
+         *       "method": "level",
+         *       "over": 21,
+         *       "points": [
+         *         {
+         *           "came_rps": 4,
+         *           "due_at": "2026-11-28T08:48:21Z",
+         *           "made_at": "2026-11-28T08:47:21Z",
+         *           "reason": "1 of 5 steps of 10 s of load history"
+         *         },
+         *         {
+         *           "came_rps": 4,
+         *           "due_at": "2026-11-28T08:50:01Z",
+         *           "expected_rps": 4,
+         *           "held": true,
+         *           "high_rps": 5,
+         *           "made_at": "2026-11-28T08:49:01Z"
+         *         },
+         *         {
+         *           "came_rps": 9,
+         *           "due_at": "2026-11-28T08:51:31Z",
+         *           "expected_rps": 4,
+         *           "held": false,
+         *           "high_rps": 5,
+         *           "made_at": "2026-11-28T08:50:31Z"
+         *         },
+         *         {
+         *           "came_reason": "its time is not over",
+         *           "due_at": "2026-11-28T08:53:21Z",
+         *           "expected_rps": 4.833333333333333,
+         *           "high_rps": 10.875,
+         *           "made_at": "2026-11-28T08:52:21Z"
+         *         }
+         *       ],
+         *       "recorded_since": "2026-11-28T08:47:21Z",
+         *       "since": "2026-11-28T08:42:25.268000Z",
+         *       "until": "2026-11-28T08:52:25.268000Z"
+         *     }
+         */
+        ForecastView: {
+            /** Deployment */
+            deployment: string;
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            /**
+             * Until
+             * Format: date-time
+             */
+            until: string;
+            /**
+             * Recorded Since
+             * @description null: none was ever recorded
+             */
+            recorded_since: string | null;
+            /** Horizon S */
+            horizon_s: number | null;
+            /**
+             * Aims At
+             * @description the share of forecasts that are meant to hold
+             */
+            aims_at: number | null;
+            /** Method */
+            method: string | null;
+            /** Forecasts */
+            forecasts: number;
+            /** Over */
+            over: number;
+            /** Held */
+            held: number;
+            /** Points */
+            points: components["schemas"]["ForecastPoint"][];
+        };
+        /**
          * GateAnswer
          * @description One assessor's answer to one look.
          */
@@ -2632,6 +2807,122 @@ export interface components {
             checks?: {
                 [key: string]: string;
             };
+        };
+        /**
+         * HeatColumn
+         * @description `counts[i]` requests in row `i`; null where nothing could be read, and `reason` says why.
+         */
+        HeatColumn: {
+            /**
+             * At
+             * Format: date-time
+             * @description when it begins
+             */
+            at: string;
+            /** Counts */
+            counts: number[] | null;
+            /**
+             * Unread
+             * @description scrapes that failed: with some, `counts` is not all
+             */
+            unread: number;
+            /** Reason */
+            reason: string | null;
+        };
+        /**
+         * HeatRow
+         * @description Latencies in (over_s, up_to_s]; null: without an end.
+         */
+        HeatRow: {
+            /** Over S */
+            over_s: number;
+            /** Up To S */
+            up_to_s: number | null;
+        };
+        /**
+         * HeatView
+         * @example {
+         *       "column_s": 30,
+         *       "columns": [
+         *         {
+         *           "at": "2026-11-28T08:47:22.631000Z",
+         *           "counts": [
+         *             150,
+         *             0,
+         *             60
+         *           ],
+         *           "unread": 0
+         *         },
+         *         {
+         *           "at": "2026-11-28T08:48:22.631000Z",
+         *           "reason": "unreachable",
+         *           "unread": 1
+         *         },
+         *         {
+         *           "at": "2026-11-28T08:48:52.631000Z",
+         *           "reason": "nothing was measured in this time",
+         *           "unread": 0
+         *         }
+         *       ],
+         *       "deployment": "chat",
+         *       "how": "requests of all replicas, by the engine's own histogram buckets; each counts in the column in which its engine was scraped next",
+         *       "metric": "ttft_s",
+         *       "model": "8b",
+         *       "objective_s": 0.5,
+         *       "rows": [
+         *         {
+         *           "over_s": 0.18000000000000002,
+         *           "up_to_s": 0.202
+         *         },
+         *         {
+         *           "over_s": 0.202,
+         *           "up_to_s": 0.9
+         *         },
+         *         {
+         *           "over_s": 0.9,
+         *           "up_to_s": 1.01
+         *         }
+         *       ],
+         *       "simulated": false,
+         *       "since": "2026-11-28T08:47:22.631000Z",
+         *       "until": "2026-11-28T08:52:22.631000Z"
+         *     }
+         */
+        HeatView: {
+            /** Deployment */
+            deployment: string;
+            /** Model */
+            model: string;
+            /** Metric */
+            metric: string;
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            /**
+             * Until
+             * Format: date-time
+             */
+            until: string;
+            /** Column S */
+            column_s: number;
+            /** Objective S */
+            objective_s: number;
+            /**
+             * Simulated
+             * @description part of the telemetry comes from an emulator
+             */
+            simulated: boolean;
+            /** How */
+            how: string;
+            /**
+             * Rows
+             * @description lowest first; empty where no request was answered
+             */
+            rows: components["schemas"]["HeatRow"][];
+            /** Columns */
+            columns: components["schemas"]["HeatColumn"][];
         };
         /**
          * Idle
@@ -2817,6 +3108,158 @@ export interface components {
             /** Redelivered */
             redelivered: number;
         };
+        /** LaneView */
+        LaneView: {
+            /** Lane */
+            lane: string;
+            /**
+             * Events
+             * @description that the marks stand for
+             */
+            events: number;
+            /** Marks */
+            marks: components["schemas"]["MarkView"][];
+            /** Spans */
+            spans: components["schemas"]["SpanView"][];
+            /** Spans Left Out */
+            spans_left_out: number;
+        };
+        /**
+         * LanesView
+         * @example {
+         *       "lanes": [
+         *         {
+         *           "events": 9,
+         *           "lane": "coordinator",
+         *           "marks": [
+         *             {
+         *               "at": "2026-11-28T08:52:26.712618Z",
+         *               "change": "136200d8be2556d5b71afa36e49f3b6b",
+         *               "count": 3,
+         *               "detail": "pass",
+         *               "event": "2fd0699519065da597c25490292602ec",
+         *               "kind": "gate.closed",
+         *               "last_at": "2026-11-28T08:52:26.736117Z",
+         *               "title": "Move a to spot"
+         *             },
+         *             {
+         *               "at": "2026-11-28T08:52:26.741698Z",
+         *               "change": "136200d8be2556d5b71afa36e49f3b6b",
+         *               "count": 1,
+         *               "event": "3fcc42c844695360bef38a923b3d2e80",
+         *               "kind": "change.completed",
+         *               "last_at": "2026-11-28T08:52:26.741698Z",
+         *               "title": "Move a to spot"
+         *             }
+         *           ],
+         *           "spans": [
+         *             {
+         *               "change": "136200d8be2556d5b71afa36e49f3b6b",
+         *               "kind": "change",
+         *               "row": 1,
+         *               "since": "2026-11-28T08:52:26.536906Z",
+         *               "state": "completed",
+         *               "title": "Move a to spot",
+         *               "until": "2026-11-28T08:52:26.741698Z"
+         *             }
+         *           ],
+         *           "spans_left_out": 0
+         *         },
+         *         {
+         *           "events": 7,
+         *           "lane": "cost",
+         *           "marks": [
+         *             {
+         *               "at": "2026-11-28T08:52:26.708113Z",
+         *               "change": "136200d8be2556d5b71afa36e49f3b6b",
+         *               "count": 4,
+         *               "event": "93e5dda74f075047b4a12dce4600fd01",
+         *               "kind": "execution.staged",
+         *               "last_at": "2026-11-28T08:52:26.741698Z",
+         *               "title": "Move a to spot"
+         *             },
+         *             {
+         *               "at": "2026-11-28T08:52:26.753726Z",
+         *               "change": "136200d8be2556d5b71afa36e49f3b6b",
+         *               "count": 1,
+         *               "event": "0141f859942e5c1baefed03e639973ab",
+         *               "kind": "outcome.recorded",
+         *               "last_at": "2026-11-28T08:52:26.753726Z",
+         *               "title": "Move a to spot"
+         *             }
+         *           ],
+         *           "spans": [
+         *             {
+         *               "change": "136200d8be2556d5b71afa36e49f3b6b",
+         *               "event": "a96b8f8b406a56a2b3acfc4c2e8d0481",
+         *               "kind": "stage",
+         *               "row": 2,
+         *               "share": 1,
+         *               "since": "2026-11-28T08:52:26.731448Z",
+         *               "stage": 2,
+         *               "state": "passed",
+         *               "title": "Move a to spot",
+         *               "until": "2026-11-28T08:52:26.736117Z"
+         *             }
+         *           ],
+         *           "spans_left_out": 0
+         *         },
+         *         {
+         *           "events": 4,
+         *           "lane": "resource",
+         *           "marks": [
+         *             {
+         *               "at": "2026-11-28T08:52:26.766578Z",
+         *               "count": 1,
+         *               "event": "79c599c5e6f3587ba068bf60b3ef20da",
+         *               "kind": "agent.registered",
+         *               "last_at": "2026-11-28T08:52:26.766578Z"
+         *             },
+         *             {
+         *               "at": "2026-11-28T08:52:26.766578Z",
+         *               "count": 1,
+         *               "event": "73bb3cdc1b785f11afdda32dea3ede94",
+         *               "kind": "agent.lost",
+         *               "last_at": "2026-11-28T08:52:26.766578Z"
+         *             }
+         *           ],
+         *           "spans": [
+         *             {
+         *               "event": "73bb3cdc1b785f11afdda32dea3ede94",
+         *               "kind": "silence",
+         *               "row": 0,
+         *               "since": "2026-11-28T08:52:25Z",
+         *               "state": "silent",
+         *               "title": "i1"
+         *             }
+         *           ],
+         *           "spans_left_out": 0
+         *         }
+         *       ],
+         *       "more_changes": false,
+         *       "since": "2026-11-28T07:52:26.828170Z",
+         *       "until": "2026-11-28T08:52:26.828170Z"
+         *     }
+         */
+        LanesView: {
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            /**
+             * Until
+             * Format: date-time
+             */
+            until: string;
+            /** Lanes */
+            lanes: components["schemas"]["LaneView"][];
+            /**
+             * More Changes
+             * @description more changes moved than are looked at
+             */
+            more_changes: boolean;
+        };
         /**
          * Latency
          * @description `exact`: over all requests; else the slowest replica's, which all requests keep within.
@@ -2958,6 +3401,40 @@ export interface components {
             asked_at: string | null;
             /** Closed At */
             closed_at: string | null;
+        };
+        /**
+         * MarkView
+         * @description `count` events of one kind from `at` to `last_at`; `event` is the first, the rest is its.
+         */
+        MarkView: {
+            /**
+             * At
+             * Format: date-time
+             */
+            at: string;
+            /**
+             * Last At
+             * Format: date-time
+             */
+            last_at: string;
+            /** Kind */
+            kind: string;
+            /**
+             * Detail
+             * @description a verdict, where the kind has one
+             */
+            detail: string | null;
+            /** Count */
+            count: number;
+            /** Event */
+            event: string;
+            /** Change */
+            change: string | null;
+            /**
+             * Title
+             * @description of the change
+             */
+            title: string | null;
         };
         /**
          * Market
@@ -4654,6 +5131,54 @@ export interface components {
             at: string;
         };
         /**
+         * SpanKind
+         * @enum {string}
+         */
+        SpanKind: "change" | "stage" | "finish" | "rollback" | "silence";
+        /**
+         * SpanView
+         * @description What lasted. `row` keeps the spans of a lane from lying over one another.
+         */
+        SpanView: {
+            kind: components["schemas"]["SpanKind"];
+            /**
+             * Since
+             * Format: date-time
+             */
+            since: string;
+            /**
+             * Until
+             * @description null: it goes on
+             */
+            until: string | null;
+            /**
+             * Row
+             * @default 0
+             */
+            row: number;
+            /**
+             * State
+             * @description where it stands, or how it ended
+             */
+            state: string;
+            /** Title */
+            title: string;
+            /** Stage */
+            stage: number | null;
+            /**
+             * Share
+             * @description of the traffic, in this stage
+             */
+            share: number | null;
+            /** Change */
+            change: string | null;
+            /**
+             * Event
+             * @description with which it began
+             */
+            event: string | null;
+        };
+        /**
          * Spend
          * @description Unknown as soon as one deployment is; the list says which.
          */
@@ -6268,6 +6793,39 @@ export interface operations {
             };
         };
     };
+    lanes: {
+        parameters: {
+            query?: {
+                /** @description how far to look back, s */
+                window_s?: number;
+                deployment?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LanesView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     deployment: {
         parameters: {
             query?: never;
@@ -6461,6 +7019,74 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["PageOf_AnswerView_"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    ttft: {
+        parameters: {
+            query?: {
+                /** @description how far to look back, s */
+                window_s?: number;
+            };
+            header?: never;
+            path: {
+                deployment: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HeatView"];
+                };
+            };
+            /** @description What went wrong, as RFC 9457 says */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    forecast: {
+        parameters: {
+            query?: {
+                /** @description how far to look back, s */
+                window_s?: number;
+            };
+            header?: never;
+            path: {
+                deployment: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ForecastView"];
                 };
             };
             /** @description What went wrong, as RFC 9457 says */

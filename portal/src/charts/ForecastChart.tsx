@@ -9,6 +9,7 @@ import { ChartPanel } from "./ChartPanel";
 import { Band } from "./lazy";
 
 const EVERY_MS = 15_000;
+const GAP = 2.5;
 const TITLE = "Load: forecast against what came";
 
 export function ForecastChart({ deployment, range }: { deployment: string; range: Range }) {
@@ -47,7 +48,7 @@ function Shape({ found }: { found: Forecasts }) {
         point.held === null ? UNKNOWN : point.held ? "✓ yes" : "✕ no",
       ])}
     >
-      <Band data={found.points.map(drawn)} told={rate} />
+      <Band data={broken(found.points.map(drawn))} told={rate} />
     </ChartPanel>
   );
 }
@@ -64,6 +65,18 @@ function drawn({ due_at, expected_rps: low, high_rps: high, came_rps: came, held
     came,
     over: held === false ? came : null,
   };
+}
+
+type Drawn = ReturnType<typeof drawn>;
+
+/** With a break wherever forecasts are missing: nothing is drawn across it. */
+function broken(points: Drawn[]): (Drawn | { at: number; band: null; came: null; over: null })[] {
+  const steps = points.slice(1).map(({ at }, place) => at - (points[place]?.at ?? at));
+  const usual = [...steps].sort((one, other) => one - other)[Math.floor(steps.length / 2)] ?? 0;
+  return points.flatMap((point, place) => {
+    const step = steps[place] ?? 0;
+    return step > GAP * usual ? [point, { at: point.at + 1, band: null, came: null, over: null }] : [point];
+  });
 }
 
 function whyNone({ recorded_since: first, points }: Forecasts): string {

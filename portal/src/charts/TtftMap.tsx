@@ -12,7 +12,7 @@ import { boundOf, HeatMap, peakOf, strength, timeIn } from "./HeatMap";
 const OFTEN_MS = 15_000;
 const SELDOM_MS = 60_000;
 const COLUMNS = 60;
-const TITLE = "Time to first token: how many requests, how fast";
+const TITLE = "TTFT heat map";
 const LEGEND = 5;
 
 interface TtftMapProps {

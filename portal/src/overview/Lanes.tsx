@@ -18,6 +18,7 @@ const WINDOW_S = 3_600;
 const EVERY_MS = 15_000;
 const MOST_ROWS = 500;
 const AXIS_PX = 18;
+const LABEL_PX = 18;
 
 export function Lanes() {
   const { deployment } = useScope();
@@ -112,7 +113,7 @@ function Drawing({ found }: { found: Found }) {
           <li key={lane} className="grid border-t border-line pt-1 first:border-0 md:grid-cols-[6.5rem_1fr]">
             <span className="text-xs text-muted md:pt-1">
               {lane}
-              <span className="md:block"> {events === 0 ? "nothing" : `${count(events)} events`}</span>
+              <span className="md:block"> {events === 0 ? "nothing" : `${count(events)} ${events === 1 ? "event" : "events"}`}</span>
             </span>
             {width > 0 && <Track lane={lane} items={items} width={width} x={x} chosen={chosen} onChosen={setChosen} />}
           </li>
@@ -122,7 +123,7 @@ function Drawing({ found }: { found: Found }) {
         <span />
         <div ref={box} className="min-w-0 border-t border-line">
           <svg width={width} height={AXIS_PX} className="block" aria-hidden="true">
-            {ticks(since, until, width).map(({ at, name }) => (
+            {ticks(since, until, width).filter(({ at }) => x(at) > LABEL_PX && x(at) < width - LABEL_PX).map(({ at, name }) => (
               <text key={at} x={x(at)} y={AXIS_PX - 4} textAnchor="middle" fontSize="11" fill="var(--muted)">
                 {name}
               </text>
@@ -130,7 +131,7 @@ function Drawing({ found }: { found: Found }) {
           </svg>
         </div>
       </div>
-      <p aria-live="polite" className="mt-1 min-h-5 truncate text-sm" data-chosen="">
+      <p aria-live="polite" className="mt-1 min-h-10 text-sm md:min-h-5" data-chosen="">
         {chosen === null ? <span className="text-muted">Point at a sign, or go through a lane with ← and →; Enter opens it.</span> : toldOf(chosen)}
       </p>
     </div>
