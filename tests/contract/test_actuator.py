@@ -476,7 +476,7 @@ async def test_an_engine_that_ends_while_it_is_looked_at_is_reaped_by_that_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Dies(psutil.Process):
-        def status(self) -> str:
+        def status(self) -> Any:
             self.kill()
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
             return super().status()

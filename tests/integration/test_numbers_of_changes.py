@@ -142,7 +142,7 @@ async def test_recommendations_as_a_list_and_one_by_one(stand: Stand, postgres: 
 
 
 async def test_a_card(stand: Stand, postgres: Database) -> None:
-    kind = {"kind": "batch_tuning"}
+    kind: dict[str, Any] = {"kind": "batch_tuning"}
     for name, realised in (("a", Known(value=730.5)), ("b", Known(value=365.0)), ("c", MISSING)):
         await completed(stand, name, realised, **kind)
     change = (await waiting(stand, "d")).id
