@@ -192,6 +192,7 @@ async def test_the_overview(ask: Asks) -> None:
         "realised.unknown": len(facts) - len(saved(facts)),
         "realised.event_position": outcomes[-1]["position"],
         "pending.count": len(asked) - len(await told.stored.events("approval.granted")),
+        "pending.snoozed": len(await told.stored.events("recommendation.snoozed")),
         "running.count": 0,
     }
     for name, raw in fleet.items():
