@@ -35,7 +35,7 @@ from optiinfra.storage.embedded.servers import Addresses
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.setup import declare
 from tests.factories import AT, recommendation, rollout, vote
-from tests.integration.api_stand import Stand, standing
+from tests.integration.api_stand import Stand, got, standing
 from tests.measured import just_now, metric_store, price, record, sample
 from tests.telemetry import deployment
 
@@ -47,13 +47,6 @@ async def stand(postgres: Database) -> AsyncIterator[Stand]:
     await declare(postgres, "acme", [deployment()])
     async with standing(postgres) as made:
         yield made
-
-
-async def got(stand: Stand, path: str, *, tenant: str = "acme", status: int = 200) -> Any:
-    async with stand.client(Role.VIEWER, tenant=tenant) as client:
-        answer = await client.get(f"/api/v1{path}")
-    assert answer.status_code == status, answer.text
-    return answer.json()
 
 
 async def finished(stand: Stand, name: str, realised: Reading, minute: int) -> str:

@@ -15,7 +15,6 @@ from optiinfra.events import facts as f
 from optiinfra.portal_api.figures import forecast as forecasting
 from optiinfra.schemas.deployment import SLO
 from optiinfra.schemas.telemetry import Sample, Unit, Unknown, UnknownReason
-from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.vote import VOTERS
 from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.embedded.servers import Addresses
@@ -23,7 +22,7 @@ from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.setup import declare
 from optiinfra.storage.telemetry import StoredTelemetry
 from tests.factories import AT
-from tests.integration.api_stand import Stand, standing
+from tests.integration.api_stand import Stand, got, standing
 from tests.integration.figures_stand import MISSING, completed
 from tests.measured import just_now, metric_store, record, sample
 from tests.telemetry import deployment, gone_dark, steady
@@ -41,13 +40,6 @@ async def stand(postgres: Database, store: MetricStore) -> AsyncIterator[Stand]:
     await declare(postgres, "other", [])
     async with standing(postgres, metrics=store) as made:
         yield made
-
-
-async def got(stand: Stand, path: str, *, tenant: str = "acme", status: int = 200) -> Any:
-    async with stand.client(Role.VIEWER, tenant=tenant) as client:
-        answer = await client.get(f"/api/v1{path}")
-    assert answer.status_code == status, answer.text
-    return answer.json()
 
 
 async def test_the_heat_map_adds_replicas_up_and_leaves_gaps_empty(

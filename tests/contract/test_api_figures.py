@@ -17,7 +17,7 @@ from optiinfra.storage.clickhouse import MetricStore
 from optiinfra.storage.embedded.servers import Addresses
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.setup import declare
-from tests.integration.api_stand import Stand, standing
+from tests.integration.api_stand import Stand, got, standing
 from tests.integration.figures_stand import completed
 from tests.measured import DARK, just_now, metric_store, price, record, sample
 from tests.telemetry import deployment, steady
@@ -37,13 +37,6 @@ async def stand(postgres: Database, store: MetricStore) -> AsyncIterator[Stand]:
     await declare(postgres, "other", [])
     async with standing(postgres, metrics=store) as made:
         yield made
-
-
-async def got(stand: Stand, path: str, *, tenant: str = "acme", status: int = 200) -> Any:
-    async with stand.client(Role.VIEWER, tenant=tenant) as client:
-        answer = await client.get(f"/api/v1{path}")
-    assert answer.status_code == status, answer.text
-    return answer.json()
 
 
 def tokens(replica: str, per_s: float, *, scrapes: int = 31) -> list[Sample]:

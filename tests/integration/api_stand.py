@@ -224,6 +224,14 @@ class Stand:
         return self.bearing({"Authorization": f"Bearer {token}"})
 
 
+async def got(stand: Stand, path: str, *, tenant: str = "acme", status: int = 200) -> Any:
+    """What a viewer of the tenant is answered."""
+    async with stand.client(Role.VIEWER, tenant=tenant) as client:
+        answer = await client.get(f"/api/v1{path}")
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
 def is_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
     """The problem document of an answer, which must be one with this status."""
     assert answer.status_code == status, answer.text

@@ -24,7 +24,6 @@ from optiinfra.schemas.rollout import (
     Step,
 )
 from optiinfra.schemas.telemetry import Known, Unit
-from optiinfra.schemas.tenant import Role
 from optiinfra.schemas.tuning import TrialOutcome, TuningTrial
 from optiinfra.schemas.vote import VOTERS, Evidence
 from optiinfra.storage.postgres.database import Database
@@ -32,7 +31,7 @@ from optiinfra.storage.postgres.executions import ExecutionLog
 from optiinfra.storage.postgres.registry import saw
 from optiinfra.storage.postgres.setup import declare
 from tests.factories import AT, recommendation, rollout, step_result, vote
-from tests.integration.api_stand import Stand, standing
+from tests.integration.api_stand import Stand, got, standing
 from tests.integration.figures_stand import MISSING, approved, completed
 from tests.raw_figures import HOURS_A_MONTH, is_exactly, logged, numbers, under
 from tests.telemetry import deployment
@@ -98,13 +97,6 @@ async def waiting(stand: Stand, name: str) -> Recommendation:
     return proposal
 
 
-async def told(stand: Stand, path: str) -> Any:
-    async with stand.client(Role.VIEWER) as client:
-        answer = await client.get(f"/api/v1{path}")
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
 async def facts(database: Database, kind: str, change: str) -> list[dict[str, Any]]:
     return [one["fact"] for one in await logged(database, kind) if one["chain"] == change]
 
@@ -136,9 +128,9 @@ async def test_recommendations_as_a_list_and_one_by_one(stand: Stand, postgres: 
             **await votes(postgres, one),
             "approvals_needed": await needed(postgres, one),
         }
-        is_exactly(await told(stand, f"/recommendations/{one}"), found)
+        is_exactly(await got(stand, f"/recommendations/{one}"), found)
     assert len(expected) > 30
-    is_exactly(await told(stand, "/recommendations"), expected)
+    is_exactly(await got(stand, "/recommendations"), expected)
 
 
 async def test_a_card(stand: Stand, postgres: Database) -> None:
@@ -146,7 +138,7 @@ async def test_a_card(stand: Stand, postgres: Database) -> None:
     for name, realised in (("a", Known(value=730.5)), ("b", Known(value=365.0)), ("c", MISSING)):
         await completed(stand, name, realised, **kind)
     change = (await waiting(stand, "d")).id
-    card = await told(stand, f"/recommendations/{change}/card")
+    card = await got(stand, f"/recommendations/{change}/card")
     age_s = card["header"].pop("age_s")
     assert 0 <= (datetime.now(UTC) - AT).total_seconds() - age_s < 30
     proposed = await proposal_of(postgres, change)
@@ -220,9 +212,9 @@ async def test_changes_as_a_list_and_the_whole_story_of_one(
     expected: dict[str, Any] = {}
     for one, events in story.items():
         expected[f"items[{one}].version"] = len(events)
-    is_exactly(await told(stand, "/changes"), expected | under(f"items[{change}]", where))
+    is_exactly(await got(stand, "/changes"), expected | under(f"items[{change}]", where))
 
-    found = await told(stand, f"/changes/{change}")
+    found = await got(stand, f"/changes/{change}")
     asked = await facts(postgres, "gate.requested", change)
     rounds = [fact["round"] for fact in await facts(postgres, "vote.requested", change)]
     expected = {
@@ -290,7 +282,7 @@ async def test_what_was_answered_at_gates(stand: Stand, postgres: Database) -> N
         expected[f"{at}.position"] = row["position"]
         expected |= under(f"{at}.answer", dict(numbers(row["fact"]["answer"])))
     assert len(expected) > 40
-    is_exactly(await told(stand, "/deployments/chat/gates"), expected)
+    is_exactly(await got(stand, "/deployments/chat/gates"), expected)
 
 
 async def test_agents_and_what_lies_before_the_coordinator(
@@ -313,8 +305,8 @@ async def test_agents_and_what_lies_before_the_coordinator(
         for name in ("handled", "failed")
     }
     assert len(expected) == 4
-    listed = await told(stand, "/agents")
-    detail = await told(stand, "/agents/detail")
+    listed = await got(stand, "/agents")
+    detail = await got(stand, "/agents/detail")
     now = datetime.now(UTC)
     for one, row in (*zip(listed["items"], rows, strict=True),
                      *zip(detail["agents"], rows, strict=True)):  # fmt: skip
