@@ -40,23 +40,32 @@ interface LinesProps {
   markers?: Marker[];
 }
 
+/** Time below, from nothing up at the side. */
+function Axes({ told }: { told: (value: number) => string }) {
+  return (
+    <>
+      <CartesianGrid stroke="var(--line)" vertical={false} />
+      <XAxis
+        dataKey="at"
+        type="number"
+        scale="time"
+        domain={["dataMin", "dataMax"]}
+        tick={TEXT}
+        tickFormatter={(at: number) => clock(at).slice(0, 5)}
+        stroke="var(--line)"
+        minTickGap={32}
+      />
+      <YAxis tick={TEXT} tickFormatter={told} stroke="var(--line)" width={64} domain={[0, "auto"]} />
+    </>
+  );
+}
+
 /** Lines over time; each has a colour and a dash of its own, and breaks where nothing is known. */
 export function Lines({ data, names, told, limit, markers = [] }: LinesProps) {
   return (
     <ResponsiveContainer width="100%" height="100%">
       <ComposedChart data={data} margin={{ top: 12, right: 8, bottom: 0, left: 0 }} accessibilityLayer={false}>
-        <CartesianGrid stroke="var(--line)" vertical={false} />
-        <XAxis
-          dataKey="at"
-          type="number"
-          scale="time"
-          domain={["dataMin", "dataMax"]}
-          tick={TEXT}
-          tickFormatter={(at: number) => clock(at).slice(0, 5)}
-          stroke="var(--line)"
-          minTickGap={32}
-        />
-        <YAxis tick={TEXT} tickFormatter={told} stroke="var(--line)" width={64} domain={[0, "auto"]} />
+        <Axes told={told} />
         <Tooltip
           isAnimationActive={false}
           contentStyle={BOX}
@@ -109,18 +118,7 @@ export function Band({ data, told }: BandProps) {
   return (
     <ResponsiveContainer width="100%" height="100%">
       <ComposedChart data={data} margin={{ top: 12, right: 8, bottom: 0, left: 0 }} accessibilityLayer={false}>
-        <CartesianGrid stroke="var(--line)" vertical={false} />
-        <XAxis
-          dataKey="at"
-          type="number"
-          scale="time"
-          domain={["dataMin", "dataMax"]}
-          tick={TEXT}
-          tickFormatter={(at: number) => clock(at).slice(0, 5)}
-          stroke="var(--line)"
-          minTickGap={32}
-        />
-        <YAxis tick={TEXT} tickFormatter={told} stroke="var(--line)" width={64} domain={[0, "auto"]} />
+        <Axes told={told} />
         <Tooltip
           isAnimationActive={false}
           contentStyle={BOX}
