@@ -73,7 +73,9 @@ def studies(
             new_id=new_id,
             monotonic=time.monotonic,
         )
-        times = StagingPolicy(ready_s=policy.ready_s, measure_s=policy.measure_s)
+        times = StagingPolicy(
+            ready_s=policy.ready_s, measure_s=policy.measure_s, beside_best=policy.beside_best
+        )
         return Staging(deployment, placement, ports, times)
 
     async def sweep(deployment: Deployment) -> int:

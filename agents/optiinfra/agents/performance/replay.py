@@ -6,10 +6,12 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import NamedTuple
 
 import aiohttp
 
+from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.sampling import AnswerSample
 from optiinfra.schemas.telemetry import Known, Reading, Unknown, UnknownReason
 from optiinfra.serving.simulation import percentile
@@ -95,6 +97,9 @@ class Played:
     stopped: bool = False
     rates: list[float] = field(default_factory=list)
     """Output tokens/s of each time that the replay was played."""
+    pace: float | None = None
+    """How fast the machine went meanwhile, where another engine was measured in turns: that one's
+    output tokens/s by what it is known to serve."""
 
     def end(self, took_s: float) -> None:
         """It has been played once, in `took_s`."""
@@ -117,10 +122,12 @@ class Played:
     @property
     def tokens_per_s(self) -> Reading:
         """The fastest of all times: what else a machine does only ever slows an engine down, so
-        that is the steadiest estimate of what it can (Chen and Revels 2016, arXiv:1608.04295)."""
+        that is the steadiest estimate of what it can (Chen and Revels 2016, arXiv:1608.04295).
+        Where the machine's pace is known, the median at that pace: what slows both is no matter.
+        """
         if not self.rates:
             return Unknown(reason=UnknownReason.NO_TRAFFIC, detail="nothing was served")
-        return Known(value=max(self.rates))
+        return Known(value=median(self.rates) / self.pace if self.pace else max(self.rates))
 
     @property
     def ttft_p95_s(self) -> Reading:
@@ -158,7 +165,9 @@ class Player:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=idle_s)
         self._plays = 0
 
-    async def measure(self, replay: Replay, watch: Watch, at_least_s: float) -> Played:
+    async def measure(
+        self, replay: Replay, watch: Watch, at_least_s: float, beside: Beside | None = None
+    ) -> Played:
         """The replay again and again, until it has been played for `at_least_s`.
 
         It is played whole before that, for half as long at least, which does not count: an engine
@@ -166,21 +175,31 @@ class Player:
         be rid of hundreds of requests whose clients have left.) `watch` is asked during the first
         time that counts, once that has taken `at_least_s`: giving up a shorter one saves nothing,
         and a moment's stall would decide it. A request that fails ends it. With 0 s it is played
-        once.
+        once. The engine `beside` it serves the replay before it each time, which takes as long
+        again. Raises `Unavailable` when that one does not serve it whole.
         """
         clock = asyncio.get_running_loop().time
-        warm_s = 0.0
+        warm_s, paces = 0.0, [1.0]
         while warm_s < at_least_s / 2:
             played = await self.play(replay, lambda *_: False)
             if played.failed or not played.served:
                 return played
             warm_s += played.took_s
-        began_s = clock()
-        played = await self.play(
-            replay, lambda done, rate: clock() - began_s > at_least_s and watch(done, rate)
-        )
-        while played.took_s < at_least_s and not played.stopped and not played.failed:
-            played.add(await self.play(replay, lambda *_: False))
+
+        async def turn(watch: Watch) -> Played:
+            if beside is not None:
+                paces.append(await beside.pace(replay))
+            began_s = clock()
+            return await self.play(
+                replay,
+                lambda done, rate: clock() - began_s > at_least_s and watch(done, rate / paces[-1]),
+            )
+
+        began_s, wanted_s = clock(), at_least_s * (1 if beside is None else 2)
+        played = await turn(watch)
+        while clock() - began_s < wanted_s and not played.stopped and not played.failed:
+            played.add(await turn(lambda *_: False))
+        played.pace = None if beside is None else median(paces[1:])
         return played
 
     async def play(self, replay: Replay, watch: Watch) -> Played:
@@ -234,6 +253,21 @@ class Player:
         played.ttft_s.append(first_s - asked_s)
         if tokens > 1:
             played.tpot_s.append((coming.last_s - first_s) / (tokens - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """An engine of which it is known what it serves: others are measured in turns with it."""
+
+    player: Player
+    tokens_per_s: float
+
+    async def pace(self, replay: Replay) -> float:
+        """What it serves now, by what it is known to. Raises `Unavailable` when it fails."""
+        played = await self.player.play(replay, lambda *_: False)
+        if played.failed or not played.rates:
+            raise Unavailable("the engine that others are measured against lost requests")
+        return played.rates[0] / self.tokens_per_s
 
 
 @dataclass(slots=True)

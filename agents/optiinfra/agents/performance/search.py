@@ -55,7 +55,8 @@ class Search:
     """Ask for a configuration, try it, tell what came of it; until `ask` gives None.
 
     It looks for the most output tokens/s of those that keep the limits. The start is the present
-    configuration and the step that the cause asks for, unless `start` says otherwise. Trials of an
+    configuration and the step that the cause asks for, from which it goes on as long as that helps,
+    unless `start` says otherwise. Trials of an
     earlier search may be told before the first `ask`. Nothing is asked twice.
     """
 
@@ -71,6 +72,7 @@ class Search:
         self.space, self.budget, self.ended = space, budget, space.reason
         self._limits, self._seed = limits, seed
         wanted = () if space.reason else start or (space.present, space.bold)
+        self._line = _line(space) if wanted and not start else None
         self._start = deque(space.point(values) for values in wanted)
         self._tried: dict[Point, TuningTrial] = {}
         self._asked: Point | None = None
@@ -152,6 +154,8 @@ class Search:
             return self._drawn()
         if (middle := self._middle(best)) is not None:
             return middle
+        if (along := self._along(best)) is not None:
+            return along
         return self._left_beside(best)[0] if self._is_stale() else self._drawn()
 
     def _best_point(self) -> Point | None:
@@ -183,6 +187,23 @@ class Search:
             middle = tuple((a + b) // 2 for a, b in zip(best, over, strict=True))
             if middle in self.space.points and middle not in self._tried:
                 return middle
+        return None
+
+    def _along(self, best: Point) -> Point | None:
+        """The next point on the line of the bold step, while the best one lies on it: a stride
+        beyond it, and once that has brought nothing, shorter ones to either side."""
+        if self._line is None:
+            return None
+        present, stride = self._line
+        if any(not by and at != was for at, was, by in zip(best, present, stride, strict=True)):
+            return None
+        while any(stride):
+            for ahead in (stride, tuple(-by for by in stride)):
+                steps = zip(best, ahead, self.space.knobs, strict=True)
+                point = tuple(min(max(0, at + by), len(k.choices) - 1) for at, by, k in steps)
+                if point in self.space.points and point not in self._tried:
+                    return point
+            stride = tuple(int(by / 2) for by in stride)
         return None
 
     def _left_beside(self, best: Point) -> list[Point]:
@@ -226,6 +247,12 @@ class Search:
                 )
             )
         return study
+
+
+def _line(space: SearchSpace) -> tuple[Point, Point]:
+    """The present configuration, and from there to the bold one."""
+    present, bold = space.point(space.present), space.point(space.bold)
+    return present, tuple(b - a for a, b in zip(present, bold, strict=True))
 
 
 def excess(trial: TuningTrial, limits: Limits) -> float:

@@ -7,13 +7,21 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import aiohttp
 import structlog
 from pydantic import Field
 
 from optiinfra.agents.actuators.port import Actuator, LaunchSpec, NoCapacity
 from optiinfra.agents.collectors.scrape import EngineScraper
 from optiinfra.agents.moving.warm_up import WarmUp
-from optiinfra.agents.performance.replay import Played, Player, Replay, Watch, client
+from optiinfra.agents.performance.replay import (
+    Beside,
+    Played,
+    Player,
+    Replay,
+    Watch,
+    client,
+)
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import Deployment, Replica, ReplicaState
 from optiinfra.schemas.errors import Rejected, Unavailable
@@ -39,6 +47,8 @@ class StagingPolicy(Value):
     """How long a replay is measured at least, again and again if it is shorter."""
     look_s: float = Field(default=1.0, gt=0)
     """How often the KV cache is looked at while a replay runs."""
+    beside_best: bool = False
+    """The fastest one so far stays, and serves the replay in turns with the next ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,7 @@ def staging_of(deployment: DeploymentId) -> DeploymentId:
 
 
 class Staging:
-    """Tries configurations of one deployment's engine, one replica at a time.
+    """Tries configurations of one deployment's engine, one replica at a time, or beside the best.
 
     Whoever uses it holds the deployment's lock: two of them would end each other's replicas.
     """
@@ -80,35 +90,52 @@ class Staging:
         self._placement = placement
         self._ports = ports
         self._policy = policy or StagingPolicy()
+        self._best: _Best | None = None
 
     async def clear(self) -> int:
-        """Ends what an earlier study has left; how many there were. Raises `Unavailable`."""
+        """Ends what stands, of an earlier study too; how many there were. Raises `Unavailable`."""
+        self._best = None
+        return await self._end()
+
+    async def _end(self) -> int:
+        """All but the best."""
         aside, actuator = self._aside, self._ports.actuator
         left = await actuator.replicas(aside.tenant, aside.id)
-        for one in left:
-            await actuator.terminate(aside.tenant, aside.id, one.id)
-        return len(left)
+        ends = [one.id for one in left if self._best is None or one.id != self._best.replica.id]
+        for replica in ends:
+            await actuator.terminate(aside.tenant, aside.id, replica)
+        return len(ends)
 
     async def tried(
         self, engine: EngineConfig, knobs: dict[str, KnobValue], replay: Replay, watch: Watch
     ) -> TuningTrial:
         """Starts `engine`, warms it up, measures `replay` and ends it, whatever happens.
 
-        An engine that does not start, or loses requests, is a failed trial. Raises `Unavailable`
-        when the actuator cannot be reached.
+        With `beside_best` the fastest one so far is kept until `clear`, and rates are told at the
+        pace that the machine had when the first was measured. An engine that does not start, or
+        loses requests, is a failed trial. Raises `Unavailable` when the actuator cannot be reached,
+        and when the best one fails.
         """
         began_s = self._ports.monotonic()
         try:
             replica = await self._launched(engine)
             played, peak = await self._measured(replica, replay, watch)
             trial = _trial(knobs, played, peak)
+            self._keep_best(replica, trial)
         except _Ended as ended:
             trial = TuningTrial(knobs=knobs, outcome=TrialOutcome.FAILED, reason=str(ended))
         finally:
-            await asyncio.shield(self.clear())
+            await asyncio.shield(self._end())
         took_s = self._ports.monotonic() - began_s
         _log.info("staging.tried", deployment=self._deployment.id, **_told(trial), took_s=took_s)
         return trial.model_copy(update={"took_s": round(took_s, 3)})
+
+    def _keep_best(self, replica: Replica, trial: TuningTrial) -> None:
+        rate, best = trial.throughput, self._best
+        if not self._policy.beside_best or trial.outcome is not TrialOutcome.COMPLETE or not rate:
+            return
+        if best is None or rate > best.tokens_per_s:
+            self._best = _Best(replica, rate)
 
     @asynccontextmanager
     async def side_by_side(self, engines: Sequence[EngineConfig]) -> AsyncIterator[list[Replica]]:
@@ -153,13 +180,14 @@ class Staging:
     async def _measured(
         self, replica: Replica, replay: Replay, watch: Watch
     ) -> tuple[Played, Reading]:
-        assert replica.url is not None
         async with client() as http:
-            player = Player(replica.url, self._aside.model, http, self._policy.idle_s)
+            player, best, beside = self._player(replica, http), self._best, None
+            if best is not None:
+                beside = Beside(self._player(best.replica, http), best.tokens_per_s)
             peak = _Peak()
             looking = asyncio.create_task(self._look(replica, peak))
             try:
-                played = await player.measure(replay, watch, self._policy.measure_s)
+                played = await player.measure(replay, watch, self._policy.measure_s, beside)
             finally:
                 looking.cancel()
                 await asyncio.wait({looking})
@@ -167,6 +195,10 @@ class Staging:
         if found is None or found.state is not ReplicaState.SERVING:
             raise _Ended(f"the engine ended amid the replay, after {played.served} answers")
         return played, peak.reading
+
+    def _player(self, replica: Replica, http: aiohttp.ClientSession) -> Player:
+        assert replica.url is not None
+        return Player(replica.url, self._aside.model, http, self._policy.idle_s)
 
     async def _look(self, replica: Replica, peak: _Peak) -> None:
         """At the KV cache, until it is cancelled."""
@@ -176,6 +208,14 @@ class Staging:
                 if sample.metric == "kv_usage_fraction":
                     peak.take(sample.reading)
             await asyncio.sleep(self._policy.look_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """What stands, and serves."""
+
+    replica: Replica
+    tokens_per_s: float
 
 
 @dataclass(slots=True)

@@ -55,6 +55,11 @@ class Tuning(Value):
         ge=0,
         description="how long a replay is measured at least, after one and half as long to warm up",
     )
+    beside_best: bool = Field(
+        default=False,
+        description="keep the best staging replica and measure each other one in turns with it:"
+        " for machines whose speed drifts, at the price of a second staging replica",
+    )
     saturation: float = Field(
         default=8.0,
         ge=1,
