@@ -107,6 +107,27 @@ async def test_two_engines_serve_side_by_side_in_turns_and_neither_stays(bench: 
     assert await bench.left() == 0
 
 
+async def test_the_best_one_stays_for_the_next_to_be_measured_in_turns_with_it(
+    bench: Bench,
+) -> None:
+    staging = bench.staging(beside_best=True)
+    standing, rates = [], []
+    for seqs in (1, 16, 2):
+        engine = VllmConfig(model="m", max_num_seqs=seqs)
+        trial = await staging.tried(engine, {"max_num_seqs": seqs}, REPLAY, never)
+        assert trial.throughput is not None
+        rates.append(trial.throughput)
+        (left,) = await bench.actuator.replicas(DEPLOYMENT.tenant, ASIDE)
+        standing.append(left.id)
+    assert rates[0] < rates[2] < rates[1]
+    assert standing[0] != standing[1] == standing[2], "the faster one took the place of the slower"
+    await bench.actuator.terminate(DEPLOYMENT.tenant, ASIDE, standing[2])
+    with pytest.raises(Unavailable, match="measured against"):
+        await staging.tried(VllmConfig(model="m", max_num_seqs=4), {}, REPLAY, never)
+    assert await staging.clear() == 0
+    assert await bench.left() == 0
+
+
 async def test_engines_of_which_one_does_not_start_are_told_and_none_stays(bench: Bench) -> None:
     engines = [
         VllmConfig(model="m", max_num_seqs=seqs) for seqs in (16, engine_process.DOES_NOT_START)

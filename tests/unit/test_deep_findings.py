@@ -13,7 +13,7 @@ from optiinfra.events.subjects import Stream
 from optiinfra.runtime import deep_findings as told
 from optiinfra.runtime.findings import Level
 from optiinfra.runtime.stuck import finding_on, findings_on_intents, spoken, waits_for
-from optiinfra.schemas.approval import Approval
+from optiinfra.schemas.approval import Approval, Snooze
 from optiinfra.schemas.change import TERMINAL_STATES, ChangeState, Phase
 from optiinfra.schemas.rollout import Step, StepKind
 from optiinfra.schemas.tenant import person
@@ -38,6 +38,7 @@ def opened(body: Saga, **fields: object) -> OpenChange:
         "next_timer": None,
         "overdue_s": 0.0,
         "alone": True,
+        "seen_at": AT,
     }
     return OpenChange(**{**values, **fields})  # type: ignore[arg-type]
 
@@ -85,25 +86,32 @@ VOTED = tuple(vote(recommendation().id, name).vote for name in ("application", "
     ],
 )
 def test_each_state_says_what_it_waits_for(open_saga: Saga, words: str) -> None:
-    assert words in waits_for(open_saga)
+    assert words in waits_for(open_saga, AT)
 
 
 def test_no_open_state_is_left_out() -> None:
     for state in set(ChangeState) - TERMINAL_STATES:
-        assert waits_for(saga(state))
+        assert waits_for(saga(state), AT)
+
+
+def test_who_put_it_off_is_told_until_that_is_over() -> None:
+    off = Snooze(by="ana", until=AT + timedelta(hours=1), at=AT)
+    waiting = saga(ChangeState.AWAITING_APPROVAL, needed=1, snooze=off)
+    assert "ana has put it off until" in finding_on(opened(waiting)).said
+    assert "put it off" not in waits_for(waiting, off.until)
 
 
 def test_a_round_in_which_all_have_voted_waits_for_the_next() -> None:
     votes = tuple(vote(recommendation().id, n).vote for n in AgentName if n != AgentName.COST)
-    assert "another asking" in waits_for(saga(ChangeState.VOTING, round=1, votes=votes))
+    assert "another asking" in waits_for(saga(ChangeState.VOTING, round=1, votes=votes), AT)
 
 
 def test_a_gate_names_those_that_have_answered() -> None:
     answer = gate_answer(recommendation().id, AgentName.APPLICATION, stage=2)
     gating = saga(ChangeState.EXECUTING, phase=Phase.GATING, step=STEP)
-    assert "so far: none" in waits_for(gating)
+    assert "so far: none" in waits_for(gating, AT)
     heard = gating.model_copy(update={"answers": (answer,)})
-    assert "so far: application" in waits_for(heard)
+    assert "so far: application" in waits_for(heard, AT)
 
 
 def test_a_proposal_behind_another_needs_no_timer() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import dataclass, field
 
 import pytest
 
-from optiinfra.agents.performance.replay import Incoming, Played
+from optiinfra.agents.performance.replay import Beside, Incoming, Played, Player, Replay, Watch
+from optiinfra.schemas.errors import Unavailable
 from optiinfra.schemas.telemetry import Known, Unknown
 from optiinfra.serving.simulation import percentile
 
@@ -44,6 +47,63 @@ def test_what_is_no_event_brings_nothing() -> None:
     assert coming.first_s is None
     with pytest.raises(ValueError, match="Expecting value"):
         coming.take(b"data: <html>\n", 1.0)
+
+
+@dataclass
+class Machine:
+    """How fast it goes at present, and who was served on it."""
+
+    speed: float = 1.0
+    served: list[str] = field(default_factory=list)
+
+
+class Engine(Player):
+    """Serves `rate` tokens/s where the machine goes at its usual speed."""
+
+    def __init__(self, name: str, rate: float, machine: Machine, failed: int = 0) -> None:
+        self.name, self.rate, self.machine, self.failed = name, rate, machine, failed
+
+    async def play(self, replay: Replay, watch: Watch) -> Played:
+        self.machine.served.append(self.name)
+        await asyncio.sleep(0.01)
+        watch(0.5, self.rate * self.machine.speed)
+        tokens = round(self.rate * self.machine.speed)
+        played = Played(tokens=tokens, served=1, failed=self.failed)
+        played.end(1.0)
+        return played
+
+
+@pytest.mark.parametrize("speed", [1.0, 0.5])
+async def test_beside_another_engine_the_machines_pace_makes_no_difference(speed: float) -> None:
+    machine = Machine(speed)
+    best, new = Beside(Engine("best", 400, machine), 400.0), Engine("new", 300, machine)
+    played = await new.measure(Replay(()), lambda *_: False, 0.05, best)
+    assert played.tokens_per_s == Known(value=300.0)
+    assert machine.served[0] == "new", "it warms up alone"
+    turns = machine.served[1:]
+    assert turns == ["best", "new"] * (len(turns) // 2)
+    assert len(turns) > 2
+    alone = await new.measure(Replay(()), lambda *_: False, 0.0)
+    assert alone.tokens_per_s == Known(value=300.0 * speed)
+
+
+async def test_a_trial_is_given_up_for_what_it_serves_at_that_pace() -> None:
+    machine, looked = Machine(0.5), []
+
+    def watch(_done: float, rate: float) -> bool:
+        looked.append(rate)
+        return False
+
+    best = Beside(Engine("best", 400, machine), 400.0)
+    await Engine("new", 300, machine).measure(Replay(()), watch, 0.005, best)
+    assert looked == [300.0]
+
+
+async def test_nothing_is_measured_against_an_engine_that_loses_requests() -> None:
+    machine = Machine()
+    lost = Beside(Engine("best", 400, machine, failed=1), 400.0)
+    with pytest.raises(Unavailable, match="measured against lost requests"):
+        await Engine("new", 300, machine).measure(Replay(()), lambda *_: False, 0.0, lost)
 
 
 def test_the_rate_is_that_of_the_fastest_time_and_the_latencies_are_those_of_all() -> None:

@@ -39,6 +39,25 @@ def test_what_is_put_off_stays_pending_and_nothing_is_said_of_it() -> None:
     log.check()
 
 
+def test_when_it_wakes_people_are_asked_again_once_until_the_same_time() -> None:
+    log = Log().to_awaiting()
+    (first,) = log.said(f.ApprovalRequested)
+    log.snooze(HOUR, by="person:eve").fire(TimerName.TURN)
+    assert log.kinds() == ["approval.requested"]
+    again = log.said(f.ApprovalRequested)[-1]
+    assert again.model_copy(update={"reason": first.reason}) == first
+    assert again.reason.startswith("person:eve had put it off until now; ")
+    assert TimerName.TURN not in log.saga.timers
+    log.check()
+
+
+def test_who_woke_it_early_is_not_asked_again_at_the_time_it_was_put_off_to() -> None:
+    log = asleep().wait(60).wake().fire(TimerName.TURN)
+    assert log.kinds() == []
+    assert log.saga.state is ChangeState.AWAITING_APPROVAL
+    log.check()
+
+
 def test_the_later_word_counts_whatever_comes_first() -> None:
     log = asleep().wait(60)
     late = put_off(log.proposal, 5 * HOUR, at=log.at)
@@ -129,7 +148,7 @@ def test_one_yes_of_two_is_still_one_when_it_wakes() -> None:
     asked = len(log.said(f.ApprovalRequested))
     log.snooze(NAP).fire(TimerName.TURN)
     assert log.saga.state is ChangeState.AWAITING_APPROVAL
-    assert len(log.said(f.ApprovalRequested)) == asked
+    assert len(log.said(f.ApprovalRequested)) == asked + 1, "the other one is asked again"
     assert log.decide(by=person("bob")).said(f.ChangeApproved)
 
 

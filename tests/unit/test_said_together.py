@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 
 import pytest
@@ -39,24 +40,65 @@ class Feed:
             yield await self.said.get()
 
 
+@asynccontextmanager
+async def followed(feed: Feed) -> AsyncIterator[Hub]:
+    hub = Hub(feed)
+    running = asyncio.create_task(hub.run())
+    yield hub
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
 async def test_the_first_frame_comes_at_once_and_those_close_behind_it_come_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(live_hub, "TOGETHER_S", 1.0)
     feed = Feed()
-    hub = Hub(feed)
-    running = asyncio.create_task(hub.run())
-    async with aclosing(Reading(hub, "acme", None).frames()) as frames:
-        (hello,) = await anext(frames)
-        assert '"hello"' in hello.text
+    async with followed(feed) as hub, aclosing(Reading(hub, "acme", None).frames()) as frames:
+        assert '"hello"' in (await anext(frames)).text
         hub._woken_at = -math.inf
         feed.say()
-        assert [sent.sequence for sent in await anext(frames)] == [1]
+        assert [sent.sequence for sent in (await anext(frames)).sent] == [1]
         rest = asyncio.ensure_future(anext(frames))
         for _ in range(3):
             feed.say()
             await asyncio.sleep(0.01)
-        assert [sent.sequence for sent in await rest] == [2, 3, 4]
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
+        assert [sent.sequence for sent in (await rest).sent] == [2, 3, 4]
+
+
+async def test_who_stands_at_the_same_place_is_sent_the_same_and_nobody_else() -> None:
+    """A text is made once for all of a tenant's clients; one that came later has another `prev`."""
+    feed = Feed()
+    async with followed(feed) as hub:
+        for _ in range(2):
+            feed.say()
+        await asyncio.sleep(0.01)
+        first, second = (hub.step("acme", 0, 0) for _ in range(2))
+        later, foreign = hub.step("acme", 1, 1), hub.step("other", 0, 0)
+        assert first is not None
+        assert first is second
+        assert first.together is not None
+        assert [json.loads(one)["prev"] for one in first.together.text.split("\n")] == [0, 1]
+        assert later is not None
+        assert later.together is not None
+        assert json.loads(later.together.text)["seq"] == 2
+        assert foreign is not None
+        assert (foreign.cursor, foreign.prev, foreign.together) == (2, 0, None)
+        feed.say()
+        await asyncio.sleep(0.01)
+        grown = hub.step("acme", 0, 0)
+        assert grown is not None
+        assert grown.cursor == 3
+        assert hub.step("acme", 3, 3) is None
+
+
+async def test_where_nothing_is_said_a_sign_of_life_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live_hub, "BEAT_S", 0.01)
+    async with followed(Feed()) as hub:
+        reading = Reading(hub, "acme", None, ping_s=0.05)
+        async with aclosing(reading.frames()) as frames, asyncio.timeout(5.0):
+            kinds = [json.loads((await anext(frames)).text)["kind"] for _ in range(3)]
+    assert kinds == ["hello", "ping", "ping"]

@@ -11,7 +11,10 @@ from optiinfra.schemas.ids import ChangeId
 
 
 class RecommendationSnoozed(Value):
-    """A person puts the decision off: it stays pending, out of the way, until a time."""
+    """A person puts the decision off: it stays pending, out of the way, until a time.
+
+    Then whoever has not said yes is asked again (`approval.requested`).
+    """
 
     kind: Literal["recommendation.snoozed"] = "recommendation.snoozed"
     change: ChangeId

@@ -94,7 +94,7 @@ export function Lines({ data, names, told, limit, markers = [] }: LinesProps) {
           <Line
             key={name}
             dataKey={name}
-            dot={false}
+            dot={lone(data, name)}
             stroke={COLOURS[number % COLOURS.length] ?? "var(--ink)"}
             strokeDasharray={DASHES[number % DASHES.length] ?? "0"}
             strokeWidth={2}
@@ -105,6 +105,24 @@ export function Lines({ data, names, told, limit, markers = [] }: LinesProps) {
       </ComposedChart>
     </ResponsiveContainer>
   );
+}
+
+interface PointProps {
+  index: number;
+  cx?: number | undefined;
+  cy?: number | undefined;
+  stroke?: string | undefined;
+}
+
+/** A dot where neither neighbour has a value: no line leads there. */
+function lone(data: LinesProps["data"], name: string) {
+  const known = (at: number) => typeof data[at]?.[name] === "number";
+  const isAlone = (at: number) => known(at) && !known(at - 1) && !known(at + 1);
+  if (!data.some((_, at) => isAlone(at))) return false;
+  return ({ index, cx, cy, stroke }: PointProps) => {
+    if (!isAlone(index) || cx === undefined || cy === undefined) return <g />;
+    return <circle cx={cx} cy={cy} r={3} fill={stroke} data-lone />;
+  };
 }
 
 interface BandProps {

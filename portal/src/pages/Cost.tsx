@@ -44,7 +44,7 @@ function Spending({ costs, path }: { costs: Costs; path: string }) {
         <FigureTile name="At this rate" of={total.usd_per_month} about="at 730 h a month" />
         <FigureTile name="Of it idle" of={total.idle_usd_per_hour} about="replicas that serve nothing" />
       </div>
-      <div className="grid items-start gap-4 xl:grid-cols-2">
+      <div className="grid items-start gap-4 2xl:grid-cols-2">
         <Components deployments={deployments} />
         <Waterfalls deployments={deployments} />
       </div>

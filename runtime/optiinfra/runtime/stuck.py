@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from optiinfra.coordinator.saga.freeze import FREEZE
 from optiinfra.coordinator.saga.state import STOP_SWITCH, Saga
@@ -26,7 +27,8 @@ _RESUME = {
 def finding_on(change: OpenChange) -> Finding:
     """What one open change waits for: OK while something will wake it."""
     saga = Saga.model_validate_json(change.body)
-    said = f"{change.state}, unchanged for {spoken(change.quiet_s)}, waits for {waits_for(saga)}"
+    said = f"{change.state}, unchanged for {spoken(change.quiet_s)}, waits for "
+    said += waits_for(saga, change.seen_at)
     for look in (_paused, _overdue, _unwakeable):
         found = look(change, saga, said)
         if found is not None:
@@ -39,7 +41,7 @@ def findings_on_intents(intents: Sequence[OpenIntent]) -> list[Finding]:
     return [found for one in intents if (found := _intent(one)) is not None]
 
 
-def waits_for(saga: Saga) -> str:
+def waits_for(saga: Saga, now: datetime) -> str:
     """What has to happen next, in words."""
     if saga.recommendation is None:
         return "its proposal"
@@ -50,7 +52,7 @@ def waits_for(saga: Saga) -> str:
             given = len({grant.by.name for grant in saga.grants})
             said = f"approval: {given} of {saga.needed} people have said yes"
             off = saga.snooze
-            if off is None or not off.lasts(off.at):
+            if off is None or not off.lasts(now):
                 return said
             return f"{said}; {off.by} has put it off until {off.until:%Y-%m-%d %H:%M UTC}"
         case ChangeState.EXECUTING:

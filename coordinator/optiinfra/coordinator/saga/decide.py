@@ -62,7 +62,7 @@ def _turn_came(turn: Turn, fact: f.TimerFired) -> None:
     elif turn.saga.paused_by == FREEZE:
         staging.thaw(turn)
     elif turn.saga.state is ChangeState.AWAITING_APPROVAL:
-        voting.heed(turn)
+        voting.slept(turn)
 
 
 _TIMERS: dict[TimerName, Callable[[Turn, f.TimerFired], None]] = {

@@ -234,12 +234,32 @@ def heed(turn: Turn) -> None:
     Where nobody has said yes, waking leads to nothing: no rule approves because of it.
     """
     saga = turn.saga
-    if not people(saga):
-        return
     if saga.snooze is not None and saga.is_asleep(turn.context.at):
         turn.set_timer(TimerName.TURN, saga.version, seconds_to(turn, saga.snooze.until))
-    else:
+    elif people(saga):
         _seek_approval(turn)
+
+
+def slept(turn: Turn) -> None:
+    """The time that it was put off for is over: who has not said yes yet is asked once more."""
+    said = len(turn.said)
+    heed(turn)
+    saga, off = turn.saga, turn.saga.snooze
+    asked = saga.timers.get(TimerName.APPROVAL_EXPIRY)
+    if len(turn.said) > said or off is None or off.until <= off.at or asked is None:
+        return
+    leave = leave_for(saga.proposal, turn.context)
+    reasons = (leave.reason,) if leave.decision is Decision.ASK else ()
+    turn.say(
+        f.ApprovalRequested(
+            change=saga.change,
+            version_hash=saga.proposal.version_hash(),
+            risk=saga.proposal.risk,
+            expires_at=asked.fire_at,
+            needed=saga.needed,
+            reason="; ".join((f"{off.by} had put it off until now", *reasons)),
+        )
+    )
 
 
 def _approve(turn: Turn, by: str) -> None:

@@ -41,6 +41,26 @@ class Frame:
         return f'{{"kind":"event","seq":{self.sequence},"prev":{prev},{self.cloud_event}}}'
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One frame as text; `sequence` is that of an event, None for all other frames."""
+
+    text: str
+    sequence: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Frames that are sent at once; `text` has a line for each."""
+
+    sent: tuple[Sent, ...]
+    text: str
+
+    @classmethod
+    def of(cls, *sent: Sent) -> Together:
+        return cls(sent, "\n".join(one.text for one in sent))
+
+
 def frame_of(message: Delivered) -> Frame | None:
     """A message as CloudEvents 1.0 in JSON ("structured mode"); None for what is no event of ours.
 

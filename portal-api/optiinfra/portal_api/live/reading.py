@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 
 from optiinfra.portal_api.live import frames
-from optiinfra.portal_api.live.frames import Frame
+from optiinfra.portal_api.live.frames import Sent, Together
 from optiinfra.portal_api.live.hub import Hub
 
 PING_S = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """One frame as text; `sequence` is that of an event, None for all other frames."""
-
-    text: str
-    sequence: int | None = None
-
-
-Together = Sequence[Sent]
-"""What is to be sent at once."""
 
 
 class Reading:
@@ -42,31 +29,37 @@ class Reading:
         """
         state = await self._hub.state()
         while self._hub.epoch is None:
-            await self._changed(self._hub.changed)
-        yield (Sent(frames.hello(state)),)
+            await self._hub.changed.wait()
+        yield Together.of(Sent(frames.hello(state)))
         cursor = self._prev = state.last if self._after is None else self._after
         if cursor > state.last:
-            yield (Sent(frames.gap(state.last + 1, cursor)),)
+            yield Together.of(Sent(frames.gap(state.last + 1, cursor)))
             cursor = self._prev = state.last
         async with aclosing(self._from(cursor, state.epoch)) as rest:
             async for together in rest:
                 yield together
 
     async def _from(self, cursor: int, epoch: str) -> AsyncGenerator[Together, None]:
+        clock = asyncio.get_running_loop().time
+        spoke_at = clock()
         while True:
             self._hub.require(epoch)
             changed = self._hub.changed
             if cursor < self._hub.floor:
                 async with aclosing(self._catch_up(cursor)) as older:
                     async for reached, sent in older:
-                        cursor = reached
-                        yield (sent,)
-            elif chunk := self._hub.after(cursor):
-                cursor = chunk[-1].sequence
-                if mine := self._mine(chunk):
-                    yield mine
-            elif not await self._changed(changed):
-                yield (Sent(frames.ping(self._hub.head)),)
+                        cursor, spoke_at = reached, clock()
+                        yield Together.of(sent)
+            elif (step := self._hub.step(self._tenant, self._prev, cursor)) is not None:
+                cursor, self._prev = step.cursor, step.prev
+                if step.together is not None:
+                    spoke_at = clock()
+                    yield step.together
+            elif clock() - spoke_at >= self._ping_s:
+                spoke_at = clock()
+                yield Together.of(Sent(frames.ping(self._hub.head)))
+            else:
+                await changed.wait()
 
     async def _catch_up(self, cursor: int) -> AsyncGenerator[tuple[int, Sent], None]:
         """From the broker until the ring is met; each frame with where it leaves the cursor."""
@@ -78,23 +71,7 @@ class Reading:
             async with aclosing(self._hub.replay(cursor)) as older:
                 async for frame in older:
                     cursor = frame.sequence
-                    for sent in self._mine((frame,)):
-                        yield cursor, sent
+                    if frame.tenant == self._tenant:
+                        yield cursor, Sent(frame.text(self._prev), cursor)
+                        self._prev = cursor
             yield cursor, Sent(frames.ping(self._hub.head))
-
-    def _mine(self, batch: Sequence[Frame]) -> list[Sent]:
-        mine = []
-        for frame in batch:
-            if frame.tenant == self._tenant:
-                mine.append(Sent(frame.text(self._prev), frame.sequence))
-                self._prev = frame.sequence
-        return mine
-
-    async def _changed(self, changed: asyncio.Event) -> bool:
-        """Whether something came within the time after which a sign of life is due."""
-        try:
-            async with asyncio.timeout(self._ping_s):
-                await changed.wait()
-        except TimeoutError:
-            return False
-        return True

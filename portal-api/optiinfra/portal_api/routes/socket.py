@@ -13,7 +13,7 @@ from optiinfra.portal_api.auth import Needs, Permission, principal
 from optiinfra.portal_api.cookies import is_own_page
 from optiinfra.portal_api.denials import note_denial
 from optiinfra.portal_api.live.hub import Restarting
-from optiinfra.portal_api.live.reading import PING_S, Reading, Together
+from optiinfra.portal_api.live.reading import PING_S, Reading
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.problems import SignInNeeded
 from optiinfra.schemas.errors import Denied, Unavailable
@@ -54,6 +54,7 @@ class Socket:
     def __init__(self, socket: WebSocket, ports: ApiPorts) -> None:
         self._socket = socket
         self._ports = ports
+        self._sending_since: float | None = None
 
     async def serve(self) -> None:
         """Accepts first, so that a browser is told the code when it is refused."""
@@ -73,7 +74,7 @@ class Socket:
         sending = asyncio.ensure_future(self._send_all(who, after))
         listening = asyncio.ensure_future(self._listen())
         try:
-            await asyncio.wait({sending, listening}, return_when=asyncio.FIRST_COMPLETED)
+            await self._until_one_ends({sending, listening})
         finally:
             for task in (sending, listening):
                 task.cancel()
@@ -81,6 +82,18 @@ class Socket:
         for task in (sending, listening):
             if not task.cancelled() and (failed := task.exception()) is not None:
                 raise failed
+
+    async def _until_one_ends(self, tasks: set[asyncio.Future[None]]) -> None:
+        """Looks now and then whether a message is stuck; a timer for each one would cost more than
+        to write it does."""
+        clock, done = asyncio.get_running_loop().time, set[asyncio.Future[None]]()
+        while not done:
+            done, _ = await asyncio.wait(
+                tasks, timeout=STALLED_S / 2, return_when=asyncio.FIRST_COMPLETED
+            )
+            since = self._sending_since
+            if not done and since is not None and clock() - since > STALLED_S:
+                raise _Over(Close.TOO_FAR_BEHIND, "too far behind")
 
     async def _listen(self) -> None:
         with suppress(WebSocketDisconnect):
@@ -94,7 +107,9 @@ class Socket:
         try:
             async with aclosing(reading.frames()) as frames:
                 async for together in frames:
-                    await self._send(together)
+                    self._sending_since = clock()
+                    await self._socket.send_text(together.text)
+                    self._sending_since = None
                     if clock() - checked_at > PING_S:
                         await self._check_still_signed_in(who)
                         checked_at = clock()
@@ -102,13 +117,6 @@ class Socket:
             raise _Over(Close.RESTART, "connect again and resume") from restarting
         except (WebSocketDisconnect, RuntimeError):
             return
-
-    async def _send(self, together: Together) -> None:
-        try:
-            async with asyncio.timeout(STALLED_S):
-                await self._socket.send_text("\n".join(sent.text for sent in together))
-        except TimeoutError as stalled:
-            raise _Over(Close.TOO_FAR_BEHIND, "too far behind") from stalled
 
     async def _check_still_signed_in(self, who: Principal) -> None:
         with suppress(Unavailable):

@@ -11,8 +11,9 @@ from fastapi import APIRouter, Header, Query, WebSocket
 from fastapi.responses import StreamingResponse
 
 from optiinfra.portal_api.auth import Ports, Reader
+from optiinfra.portal_api.live.frames import Sent
 from optiinfra.portal_api.live.hub import Restarting
-from optiinfra.portal_api.live.reading import PING_S, Reading, Sent
+from optiinfra.portal_api.live.reading import PING_S, Reading
 from optiinfra.portal_api.ports import ApiPorts
 from optiinfra.portal_api.routes.socket import Socket
 from optiinfra.portal_api.views import TicketView
@@ -76,7 +77,7 @@ async def _server_sent(ports: ApiPorts, who: Principal, after: int | None) -> As
     async with aclosing(Reading(ports.hub, who.tenant, after).frames()) as sending:
         try:
             async for together in sending:
-                yield "".join(_server_sent_event(sent) for sent in together)
+                yield "".join(_server_sent_event(sent) for sent in together.sent)
                 if clock() - checked_at > PING_S:
                     if not await ports.access.still_valid(who.token_id):
                         return

@@ -28,6 +28,8 @@ class OpenChange:
     """How long ago that one should have fired, s; below 0 when it is still to come."""
     alone: bool
     """Whether no other open change wants its deployment."""
+    seen_at: datetime
+    """When that was so, by the database's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ SELECT s.change_id AS id, s.tenant, s.deployment, s.state, s.body,
     extract(epoch FROM clock_timestamp() - s.updated_at)::float8 AS quiet_s,
     t.name AS next_timer,
     coalesce(extract(epoch FROM clock_timestamp() - t.fire_at), 0)::float8 AS overdue_s,
-    s.deployment IS NULL OR s.wanting = 1 AS alone
+    s.deployment IS NULL OR s.wanting = 1 AS alone, clock_timestamp() AS seen_at
 FROM (
     SELECT *, count(*) OVER (PARTITION BY tenant, deployment) AS wanting
     FROM sagas WHERE state <> ALL($1)
