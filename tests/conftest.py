@@ -26,7 +26,6 @@ from optiinfra.storage.testing.servers import (
     running,
 )
 
-
 TESTS = Path(__file__).parent
 STACKS = ("faults", "e2e")
 

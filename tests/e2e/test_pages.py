@@ -257,6 +257,26 @@ async def test_charts_tell_the_hour_the_latencies_and_the_forecasts(stand: Stand
         await expect(page.get_by_role("columnheader", name="with head-room")).to_be_visible()
 
 
+async def test_a_reading_that_stands_alone_is_seen(stand: Stand) -> None:
+    """As the first one of a new stack does in a long range: no line leads to it."""
+
+    async def first_only(route: Any) -> None:
+        answer = await route.fetch()
+        told = await answer.json()
+        for one in told["series"]:
+            known = [step for step, value in enumerate(one["values"]) if value is not None]
+            one["values"] = [
+                value if step in known[:1] else None for step, value in enumerate(one["values"])
+            ]
+        await route.fulfill(response=answer, json=told)
+
+    async with stand.page() as page:
+        await page.route("**/api/v1/series?*", first_only)
+        await page.goto(f"{stand.url}/performance?deployment=chat&range=15m")
+        await expect(page.locator("circle[data-lone]").first).to_be_visible()
+        await page.unroute_all(behavior="ignoreErrors")
+
+
 async def test_the_log_is_searched_and_an_event_names_its_cause(stand: Stand) -> None:
     async with stand.page("/events?kind=vote.cast") as page:
         await page.locator("button[data-row]").first.click()

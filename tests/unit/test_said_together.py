@@ -93,6 +93,17 @@ async def test_who_stands_at_the_same_place_is_sent_the_same_and_nobody_else() -
         assert hub.step("acme", 3, 3) is None
 
 
+async def test_what_is_said_at_many_places_is_not_kept_for_all_of_them() -> None:
+    feed = Feed()
+    async with followed(feed) as hub:
+        for _ in range(live_hub.PLACES + 9):
+            feed.say()
+        await asyncio.sleep(0.01)
+        for place in range(live_hub.PLACES + 9):
+            assert hub.step("acme", place, place) is not None
+        assert len(hub._steps) <= live_hub.PLACES
+
+
 async def test_where_nothing_is_said_a_sign_of_life_is_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
