@@ -151,6 +151,21 @@ async def test_costs_stand_apart_by_what_replicas_do(stand: Stand, store: Metric
     assert good["low"] == good["high"] == pytest.approx(chat["usd_per_million_tokens"]["value"])
 
 
+async def test_a_replica_that_has_gone_is_paid_for_no_longer(
+    stand: Stand, store: MetricStore
+) -> None:
+    """Its price is of late, and the fleet was looked at since: parts add up to the whole."""
+    await fleet(store)
+    later = just_now() + timedelta(milliseconds=500)
+    await record(store, family="cost", samples=[
+        price(2.0, at=later, replica="r1", market="spot"), price(2.0, at=later),
+    ])  # fmt: skip
+    (chat,) = (await got(stand, "/costs?window_s=300"))["deployments"]
+    assert chat["usd_per_hour"]["value"] == 2.0
+    assert chat["components"] == [{"component": "spot", "usd_per_hour": 2.0}]
+    assert chat["idle_usd_per_hour"]["value"] == 0.0
+
+
 async def test_what_is_not_known_of_costs_is_null(stand: Stand, store: MetricStore) -> None:
     now = just_now()
     dark = steady("r1", until=now, scrapes=31, rps=0.0, running=0.0, errors=DARK)

@@ -58,12 +58,16 @@ class Priced:
 
 
 def priced(seen: Seen) -> list[Priced]:
-    """The replicas that are paid for now, by name."""
+    """The replicas that are paid for now, by name: those of the newest look at the fleet.
+
+    Parts and whole are of one look, so a replica that has gone since is in neither.
+    """
     found = []
+    looked_at = max((row.last_at for row in seen.of(SPEND, replica="")), default=None)
     for replica in sorted({row.replica for row in seen.of(SPEND)} - {""}):
         usd = seen.newest(SPEND, replica=replica)
         row = max(seen.of(SPEND, replica=replica), key=lambda one: one.last_at)
-        if seen.is_fresh(row):
+        if seen.is_fresh(row) and (looked_at is None or row.last_at >= looked_at):
             found.append(Priced(replica, usd, use_of(seen, replica), row.labels))
     return found
 
