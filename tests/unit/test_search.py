@@ -91,6 +91,31 @@ def test_it_begins_with_what_runs_and_then_the_bold_step() -> None:
     assert search.ended == "the budget of 2 trials is spent"
 
 
+def test_it_goes_on_along_the_bold_step_and_then_between() -> None:
+    """From 2 sequences to a top at 128, as the real engine of the demo has it: two places at a
+    time, until that is too far, and then one."""
+    space = space_for(Cause.SCHEDULER_CAP, VllmConfig(model="m", max_num_seqs=2))
+
+    def top(values: Values) -> TuningTrial:
+        return whole(values, 1000 * exp(-(log2(seqs(values) / 128) ** 2) / 8))
+
+    search = go(Search(space, FREE, Budget(6, 1e9)), top)
+    assert [seqs(trial.knobs) for trial in search.trials] == [2, 16, 64, 256, 128, 32]
+    assert {tokens(trial.knobs) for trial in search.trials} == {2048}
+    assert search.best is not None
+    assert seqs(search.best.knobs) == 128
+
+
+def test_off_the_line_or_with_another_start_optuna_proposes() -> None:
+    """A space of one knob more: its top needs other tokens than the present ones."""
+    start = [SPACE.present, SPACE.values(SPACE.points[0])]
+    search = go(Search(SPACE, FREE, Budget(12, 1e9), start=start), peak)
+    assert len({tokens(trial.knobs) for trial in search.trials[2:]}) > 1
+    search = go(Search(SPACE, FREE, AMPLE), peak)
+    assert search.best is not None
+    assert tokens(search.best.knobs) == 4096 != SPACE.present["max_num_batched_tokens"]
+
+
 def test_it_begins_where_it_is_told_to_and_skips_what_it_knows() -> None:
     start = [SPACE.values(point) for point in (SPACE.points[3], SPACE.points[3], SPACE.points[7])]
     search = go(Search(SPACE, FREE, Budget(2, 1e9), start=start), peak)
