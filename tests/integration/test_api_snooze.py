@@ -129,6 +129,7 @@ async def test_it_may_be_rejected_in_its_sleep(stand: Stand) -> None:
         ("tomorrow", 400, "until"),
         (None, 400, "until"),
     ],
+    ids=["past", "after its expiry", "without a zone", "no time", "none"],
 )
 async def test_a_time_that_cannot_be_is_refused(
     stand: Stand, until: str | None, status: int, words: str
