@@ -30,9 +30,9 @@ demo-vllm: ready-demo  ## a real vLLM server found slow, tuned and rolled out (A
 up: ready-demo  ## OptiInfra on this machine, against your fleet (ARGS="--config fleet.yaml")
 	@exec $(BIN)/optiinfra up $(ARGS)
 
-test: ready-dev  ## all tests in two lanes, with branch coverage: 85 % overall, 100 % where decisions are made
+test: ready-dev  ## all tests, with branch coverage: 85 % overall, 100 % where decisions are made
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --fail-under=85
 	@echo "the pure rooms:"

@@ -26,9 +26,6 @@ from optiinfra.storage.testing.servers import (
     running,
 )
 
-TESTS = Path(__file__).parent
-STACKS = ("faults", "e2e")
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=1, help="what the fault suite's chances follow")
@@ -49,16 +46,6 @@ def pytest_configure() -> None:
     settings.load_profile("the same each time")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two lanes, where `-n 2` makes them: what starts, kills and watches whole stacks, one after
-    another, and beside it all other files. The former begins, for it takes half of the time."""
-    for item in items:
-        file = item.path.relative_to(TESTS)
-        lane = STACKS if file.parts[0] in STACKS else (str(file),)
-        item.add_marker(pytest.mark.xdist_group("+".join(lane)))
-    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in STACKS)
 
 
 @pytest.fixture(autouse=True)
