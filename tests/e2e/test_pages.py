@@ -81,7 +81,7 @@ async def moved(stand: Stand) -> None:
                         headers={"If-Match": f'"{one["version_hash"]}"'},
                         json={"reason": "a test"},
                     )
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # between looks at another process, which tells nobody
 
 
 async def test_the_printed_link_signs_in_once_and_leaves_no_token_in_the_address(

@@ -50,6 +50,12 @@ async def followed(feed: Feed) -> AsyncIterator[Hub]:
         await running
 
 
+async def taken_in(hub: Hub, feed: Feed) -> None:
+    async with asyncio.timeout(5.0):
+        while hub.head < feed.count:
+            await hub.changed.wait()
+
+
 async def test_the_first_frame_comes_at_once_and_those_close_behind_it_come_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -73,7 +79,7 @@ async def test_who_stands_at_the_same_place_is_sent_the_same_and_nobody_else() -
     async with followed(feed) as hub:
         for _ in range(2):
             feed.say()
-        await asyncio.sleep(0.01)
+        await taken_in(hub, feed)
         first, second = (hub.step("acme", 0, 0) for _ in range(2))
         later, foreign = hub.step("acme", 1, 1), hub.step("other", 0, 0)
         assert first is not None
@@ -86,7 +92,7 @@ async def test_who_stands_at_the_same_place_is_sent_the_same_and_nobody_else() -
         assert foreign is not None
         assert (foreign.cursor, foreign.prev, foreign.together) == (2, 0, None)
         feed.say()
-        await asyncio.sleep(0.01)
+        await taken_in(hub, feed)
         grown = hub.step("acme", 0, 0)
         assert grown is not None
         assert grown.cursor == 3
@@ -98,7 +104,7 @@ async def test_what_is_said_at_many_places_is_not_kept_for_all_of_them() -> None
     async with followed(feed) as hub:
         for _ in range(live_hub.PLACES + 9):
             feed.say()
-        await asyncio.sleep(0.01)
+        await taken_in(hub, feed)
         for place in range(live_hub.PLACES + 9):
             assert hub.step("acme", place, place) is not None
         assert len(hub._steps) <= live_hub.PLACES
