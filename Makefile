@@ -4,6 +4,7 @@
 PYTHON ?= python3
 ARGS ?=
 NAME ?=
+LANES ?= 2
 BIN := .venv/bin
 
 # The rooms that decide and do nothing else: every branch of theirs is tested.
@@ -16,7 +17,7 @@ PURE := $(PURE),*/optiinfra/agents/performance/tuning_policy.py
 PURE := $(PURE),*/optiinfra/agents/application/scoring.py,*/optiinfra/agents/application/sequential.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vllm up test faults fuzz check fix bench lock clean pages ready-demo ready-dev
+.PHONY: help demo demo-vllm up test test-vllm faults fuzz check fix bench lock clean pages ready-demo ready-dev
 
 help:  ## what this file can do
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,13 +31,18 @@ demo-vllm: ready-demo  ## a real vLLM server found slow, tuned and rolled out (A
 up: ready-demo  ## OptiInfra on this machine, against your fleet (ARGS="--config fleet.yaml")
 	@exec $(BIN)/optiinfra up $(ARGS)
 
-test: ready-dev  ## all tests, with branch coverage: 85 % overall, 100 % where decisions are made
+test: ready-dev  ## all tests, with branch coverage: 85 % overall, 100 % where decisions are made (LANES=0: one by one)
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage run -m pytest -n $(LANES) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --fail-under=85
 	@echo "the pure rooms:"
 	@$(BIN)/coverage report --include='$(PURE)' --fail-under=100
+
+test-vllm: ready-dev  ## the tests on a real vLLM server, which is installed if need be (some 25 minutes)
+	@export OPTIINFRA_VLLM; \
+	  OPTIINFRA_VLLM=$${OPTIINFRA_VLLM:-$$($(BIN)/python -m optiinfra.demo.vllm.engine)} && exec \
+	  $(BIN)/python -m pytest tests/integration/test_real_vllm.py tests/e2e/test_demo_vllm.py $(ARGS)
 
 faults: ready-dev  ## the fault suite at length, with a seed that it prints (ARGS="--seed N")
 	@seed=$$(od -An -N3 -tu4 /dev/urandom | tr -d ' '); \

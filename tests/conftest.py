@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import structlog
 from hypothesis import settings
+from xdist.remote import Producer
 
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.embedded.postgres import PostgresServer
@@ -25,6 +26,7 @@ from optiinfra.storage.testing.servers import (
     reachable_home,
     running,
 )
+from tests.lanes import Lanes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"faults: --seed {config.getoption('--seed')}"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
+    """`-n 2`: tests side by side, as `make test` runs them."""
+    return Lanes(config, log)
 
 
 def pytest_configure() -> None:

@@ -7,6 +7,8 @@ import {
 } from "@tanstack/react-router";
 import { NotFound, Shell } from "./shell/Shell";
 import { RANGES, type Range } from "./shell/scope";
+import { Skeleton } from "./ui/basics";
+import { Broken, fetched } from "./ui/fetched";
 
 export interface Scope {
   range?: Range;
@@ -67,56 +69,56 @@ function settingIn(search: Record<string, unknown>): { view?: Setting } {
 const signIn = createRoute({
   getParentRoute: () => root,
   path: "/sign-in",
-  component: lazyRouteComponent(() => import("./pages/SignIn"), "SignIn"),
+  component: lazyRouteComponent(() => fetched(() => import("./pages/SignIn")), "SignIn"),
 });
 const overview = createRoute({
   getParentRoute: () => root,
   path: "/",
-  component: lazyRouteComponent(() => import("./pages/Overview"), "Overview"),
+  component: lazyRouteComponent(() => fetched(() => import("./pages/Overview")), "Overview"),
 });
 const cost = createRoute({
   getParentRoute: () => root,
   path: "/cost",
-  component: lazyRouteComponent(() => import("./pages/Cost"), "Cost"),
+  component: lazyRouteComponent(() => fetched(() => import("./pages/Cost")), "Cost"),
 });
 const performance = createRoute({
   getParentRoute: () => root,
   path: "/performance",
-  component: lazyRouteComponent(() => import("./pages/Performance"), "Performance"),
+  component: lazyRouteComponent(() => fetched(() => import("./pages/Performance")), "Performance"),
 });
 const resources = createRoute({
   getParentRoute: () => root,
   path: "/resources",
-  component: lazyRouteComponent(() => import("./pages/Resources"), "Resources"),
+  component: lazyRouteComponent(() => fetched(() => import("./pages/Resources")), "Resources"),
 });
 const application = createRoute({
   getParentRoute: () => root,
   path: "/application",
-  component: lazyRouteComponent(() => import("./pages/Application"), "Application"),
+  component: lazyRouteComponent(() => fetched(() => import("./pages/Application")), "Application"),
 });
 const recommendations = createRoute({
   getParentRoute: () => root,
   path: "/recommendations",
   validateSearch: chosenIn,
-  component: lazyRouteComponent(() => import("./pages/Recommendations"), "Recommendations"),
+  component: lazyRouteComponent(() => fetched(() => import("./pages/Recommendations")), "Recommendations"),
 });
 const executions = createRoute({
   getParentRoute: () => root,
   path: "/executions",
   validateSearch: chosenIn,
-  component: lazyRouteComponent(() => import("./pages/Executions"), "Executions"),
+  component: lazyRouteComponent(() => fetched(() => import("./pages/Executions")), "Executions"),
 });
 const events = createRoute({
   getParentRoute: () => root,
   path: "/events",
   validateSearch: eventsIn,
-  component: lazyRouteComponent(() => import("./pages/Events"), "Events"),
+  component: lazyRouteComponent(() => fetched(() => import("./pages/Events")), "Events"),
 });
 const settings = createRoute({
   getParentRoute: () => root,
   path: "/settings",
   validateSearch: settingIn,
-  component: lazyRouteComponent(() => import("./pages/Settings"), "Settings"),
+  component: lazyRouteComponent(() => fetched(() => import("./pages/Settings")), "Settings"),
 });
 
 export const router = createRouter({
@@ -133,6 +135,8 @@ export const router = createRouter({
     settings,
   ]),
   defaultPreload: "intent",
+  defaultPendingComponent: Skeleton,
+  defaultErrorComponent: Broken,
 });
 
 declare module "@tanstack/react-router" {

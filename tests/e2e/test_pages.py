@@ -348,6 +348,33 @@ async def test_a_silent_network_is_told_within_3_s_and_nothing_is_missed_after_i
         await expect(page.get_by_text("nothing is wrong")).to_be_visible(timeout=5_000)
 
 
+@pytest.mark.usefixtures("moved")
+async def test_a_part_of_a_page_that_cannot_be_fetched_comes_later_and_the_rest_stays(
+    stand: Stand,
+) -> None:
+    async with stand.page() as page:
+        await page.route("**/assets/EvidenceChart-*", lambda route: route.abort())
+        await page.route("**/assets/Cost-*", lambda route: route.abort())
+        await page.get_by_role("link", name="Executions").click()
+        await page.locator("a[data-row]", has_text="of chat to spot").click()
+        card = page.get_by_role("article")
+        await expect(card).to_contain_text("completed")
+        await expect(card.get_by_label("loading")).to_be_visible()
+        await page.unroute("**/assets/EvidenceChart-*")
+        await expect(card.get_by_label("quality of candidate and baseline")).to_be_visible()
+        await page.clock.install()
+        await page.get_by_role("link", name="Cost").click()
+        await expect(page.get_by_role("heading", name="Cost", exact=True)).to_be_visible()
+        await page.clock.run_for(2_000)
+        await expect(page.get_by_label("loading")).to_be_visible()
+        await page.clock.run_for(60_000)
+        await expect(page.get_by_role("alert")).to_contain_text("could not be fetched")
+        await page.unroute("**/assets/Cost-*")
+        await page.get_by_role("button", name="Reload the page").click()
+        await expect(page.get_by_role("heading", name="By deployment")).to_be_visible()
+    stand.complaints.clear()  # the browser logs what was refused
+
+
 async def test_a_killed_api_is_told_within_3_s_and_the_stream_goes_on_where_it_was(
     stand: Stand,
 ) -> None:

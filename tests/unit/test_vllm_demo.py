@@ -9,7 +9,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from optiinfra.demo.vllm.engine import found
+from optiinfra.demo.vllm.engine import default_folder, found
+from optiinfra.demo.vllm.engine import main as tell_scripts
 from optiinfra.demo.vllm.measure import (
     REQUESTS,
     STEADY_PER_S,
@@ -214,3 +215,17 @@ async def test_a_question_that_is_not_answered_is_told_in_words() -> None:
         url = str(server.make_url("")).rstrip("/")
         with pytest.raises(Unavailable, match=r"status 502: .*no backend"):
             await right_answers(url, questions()[:1])
+
+
+def test_scripts_are_told_where_vllm_is_or_why_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit, match="needs Python 3"):
+        tell_scripts()
+    folder = default_folder()
+    folder.mkdir(parents=True)
+    (folder / ".complete").touch()
+    tell_scripts()
+    assert capsys.readouterr().out == f"{folder}/bin/vllm\n"

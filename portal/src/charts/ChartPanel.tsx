@@ -1,6 +1,7 @@
 /** A chart with its numbers: what it shows can always be read as a table. */
-import { Suspense, useState, type ReactNode } from "react";
-import { Button, Panel, Skeleton } from "../ui/basics";
+import { useState, type ReactNode } from "react";
+import { Button, Panel } from "../ui/basics";
+import { Fetched } from "../ui/fetched";
 import { Table } from "../ui/table";
 
 interface ChartPanelProps {
@@ -38,11 +39,11 @@ export function ChartPanel({ title, about, head, rows, size = "h-48", role = "im
           <Table label={title} head={head} rows={rows} />
         </div>
       ) : (
-        <Suspense fallback={<Skeleton lines={1} height={size} />}>
+        <Fetched height={size}>
           <div role={role} aria-label={`${title}: a chart`} className={size}>
             {children}
           </div>
-        </Suspense>
+        </Fetched>
       )}
     </Panel>
   );

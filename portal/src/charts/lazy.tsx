@@ -1,7 +1,10 @@
 /** The drawings without their weight: it comes with the first chart. */
 import { lazy } from "react";
+import { fetched } from "../ui/fetched";
 
-export const Lines = lazy(async () => ({ default: (await import("./charts")).Lines }));
-export const Band = lazy(async () => ({ default: (await import("./charts")).Band }));
-export const Stack = lazy(async () => ({ default: (await import("./charts")).Stack }));
-export const Dots = lazy(async () => ({ default: (await import("./charts")).Dots }));
+const charts = () => fetched(() => import("./charts"));
+
+export const Lines = lazy(async () => ({ default: (await charts()).Lines }));
+export const Band = lazy(async () => ({ default: (await charts()).Band }));
+export const Stack = lazy(async () => ({ default: (await charts()).Stack }));
+export const Dots = lazy(async () => ({ default: (await charts()).Dots }));

@@ -1,11 +1,12 @@
 /** Candidate against baseline, look by look, with the interval of their difference. */
-import { lazy, Suspense, useState } from "react";
+import { lazy, useState } from "react";
 import type { ChangeDetail } from "../api/types";
 import { measured } from "../format";
-import { Button, Panel, Skeleton } from "../ui/basics";
+import { Button, Panel } from "../ui/basics";
+import { Fetched, fetched } from "../ui/fetched";
 import { Table } from "../ui/table";
 
-const Chart = lazy(() => import("./EvidenceChart"));
+const Chart = lazy(() => fetched(() => import("./EvidenceChart")));
 
 export interface Point {
   name: string;
@@ -59,9 +60,9 @@ export function Evidence({ change }: { change: ChangeDetail }) {
           ])}
         />
       ) : (
-        <Suspense fallback={<Skeleton lines={1} height="h-56" />}>
+        <Fetched height="h-56">
           <Chart points={points} />
-        </Suspense>
+        </Fetched>
       )}
     </Panel>
   );

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from email.parser import Parser
 from pathlib import Path
 
-from optiinfra.schemas.errors import Rejected, Unavailable
+from optiinfra.schemas.errors import OptiInfraError, Rejected, Unavailable
 
 VERSION = "0.32.0"
 TORCH = "2.13.0"
@@ -108,3 +108,20 @@ def _run(words: Sequence[str]) -> str:
 def machine_words() -> str:
     """What the figures were measured on, for people."""
     return f"{os.cpu_count()} CPU(s), {sys.platform}"
+
+
+def _said(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def main() -> None:
+    """Prints the executable's path, for scripts; vLLM is installed where it is not there yet."""
+    try:
+        there = found(None) or install(default_folder(), _said)
+    except OptiInfraError as problem:
+        sys.exit(str(problem))
+    sys.stdout.write(f"{there}\n")
+
+
+if __name__ == "__main__":
+    main()

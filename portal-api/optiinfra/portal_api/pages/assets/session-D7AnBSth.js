@@ -1,1 +1,0 @@
-import{a as e,n as t}from"./jsx-runtime-Wy9s6hX0.js";import{v as n}from"./basics-Ix3xNK55.js";var r=e(t(),1);function i(){return(0,r.useSyncExternalStore)(n.subscribe,n.get)}export{i as t};

@@ -1,1 +1,0 @@
-import{g as e,h as t}from"./basics-Ix3xNK55.js";var n=null;async function r(){let r=new URLSearchParams(window.location.hash.slice(1)).get(`token`);if(r===null)return e();window.history.replaceState(null,``,window.location.pathname);try{await t(r)}catch(e){n=e}}export{r as n,n as t};

@@ -1,0 +1,1 @@
+import{_ as e,v as t}from"./problem-DnvqUji5.js";var n=null;async function r(){let r=new URLSearchParams(window.location.hash.slice(1)).get(`token`);if(r===null)return t();window.history.replaceState(null,``,window.location.pathname);try{await e(r)}catch(e){n=e}}export{r as n,n as t};
