@@ -292,6 +292,7 @@ async def test_the_log_is_searched_and_an_event_names_its_cause(stand: Stand) ->
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280", "390"])
+@pytest.mark.usefixtures("moved")
 async def test_every_page_is_accessible_and_fits(
     stand: Stand, screenshots: Path | None, size: Any, theme: str
 ) -> None:

@@ -89,6 +89,9 @@ async def settings() -> AsyncIterator[Settings]:
         up = Up(folder, declare(folder, pager, refuses))
         admin = await stack.enter_async_context(standing(up))
         viewer = replace(admin, session=await viewers(up, admin.session))
+        async with api(admin.session) as http:
+            dora = {"email": "dora@acme.example", "name": "Dora", "role": "operator"}
+            (await http.post("/users", json=dora)).raise_for_status()
         yield Settings(admin, viewer, pager)
 
 
@@ -333,8 +336,8 @@ async def test_every_dialog_is_accessible(settings: Settings, theme: str) -> Non
             ("people", "End this session"),
             ("people", "Sign in elsewhere"),
             ("people", "Sign out everywhere"),
-            ("people", "end the sessions of bob"),
-            ("people", "disable bob"),
+            ("people", "end the sessions of dora"),
+            ("people", "disable dora"),
             ("keys", "Make a key"),
             ("notifications", "send a test to pager"),
         ):
