@@ -290,6 +290,10 @@ async def test_the_log_is_searched_and_an_event_names_its_cause(stand: Stand) ->
         await expect(page.get_by_role("status").filter(has_text="whole")).to_contain_text("chains")
 
 
+EMULATED = "[data-connection] + [data-simulated]"
+"""What the bar above each page says of what it shows."""
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280", "390"])
 @pytest.mark.usefixtures("moved")
@@ -315,6 +319,7 @@ async def test_every_page_is_accessible_and_fits(
                 await page.locator("[data-row]").first.click()
                 await expect(page.locator("[data-action=close]")).to_be_visible()
                 await settled(page)
+            await expect(page.locator(EMULATED)).to_have_text("simulated")
             found += [f"{path}: {one}" for one in await faults(page)]
             await keep(page, screenshots, name)
     assert found == []

@@ -79,7 +79,7 @@ function Answer({ answer }: { answer: GateAnswer }) {
       {answer.metrics.length > 0 && (
         <Table
           label={`metrics of ${answer.assessor}`}
-          head={["metric", "observed", "threshold", "window", "samples", "verdict", "detail"]}
+          head={["metric", "observed", "threshold", "window", "samples", "verdict"]}
           rows={answer.metrics.map(metricRow)}
         />
       )}
@@ -100,12 +100,14 @@ function Answer({ answer }: { answer: GateAnswer }) {
 
 function metricRow(metric: GateMetric) {
   return [
-    metricName(metric.name),
+    <span key="metric" className="block max-w-prose min-w-48">
+      {metricName(metric.name)}
+      <span className="block text-xs text-muted">{metric.detail}</span>
+    </span>,
     reading(metric.observed, metric.unit),
     measured(metric.threshold, metric.unit),
     seconds(metric.window_s),
     count(metric.samples),
     <VerdictBadge key="verdict" verdict={metric.verdict} />,
-    metric.detail,
   ];
 }

@@ -17,6 +17,8 @@ const TITLE = "The last hour, lane by lane";
 const WINDOW_S = 3_600;
 const EVERY_MS = 15_000;
 const MOST_ROWS = 500;
+/** So long a time is drawn at least; else from the first thing of the hour on. */
+const LEAST_MS = 300_000;
 const AXIS_PX = 18;
 const LABEL_PX = 18;
 
@@ -103,8 +105,9 @@ function Drawing({ found }: { found: Found }) {
   const [box, width] = useWidth();
   const [chosen, setChosen] = useState<Item | null>(null);
   const lanes = useMemo(() => found.lanes.map((lane) => ({ ...lane, items: itemsOf(lane) })), [found]);
-  const since = new Date(found.since).getTime();
   const until = new Date(found.until).getTime();
+  const first = Math.min(until - LEAST_MS, ...lanes.flatMap(({ items }) => items.map((item) => item.since)));
+  const since = Math.max(new Date(found.since).getTime(), first);
   const x = (at: number) => ((Math.max(at, since) - since) / (until - since)) * width;
   return (
     <div>

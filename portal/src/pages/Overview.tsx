@@ -255,7 +255,7 @@ function Agents({ rows }: { rows: Agent[] }) {
           {words(agent.status)}
         </Badge>,
         agent.silent_s < 1 ? "now" : `${seconds(Math.round(agent.silent_s))} ago`,
-        agent.busy_with ?? "nothing",
+        agent.busy_with?.replace(/\b([0-9a-f]{8})[0-9a-f]{24}\b/, "$1") ?? "nothing",
         count(agent.handled),
         count(agent.failed),
         agent.version,

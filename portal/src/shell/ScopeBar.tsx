@@ -3,14 +3,17 @@ import { useNavigate, useRouterState } from "@tanstack/react-router";
 import { useState } from "react";
 import { call } from "../api/client";
 import { session, type SignedIn } from "../api/session";
+import type { OverviewFigures } from "../api/figures";
 import type { DeploymentRow, Page } from "../api/types";
 import { useSnapshot } from "../live/context";
 import { Button } from "../ui/basics";
+import { Simulated } from "../ui/simulated";
 import { Connection } from "./Connection";
 import { PAGES } from "./pages";
 import { RANGE_NAMES, RANGES, useScope, type Range } from "./scope";
 import { chooseTheme, chosenTheme, type Theme } from "./theme";
 
+const EMULATED_EVERY_MS = 60_000;
 const FIELD = "min-h-8 rounded-md border border-line bg-panel px-2 py-1 text-sm text-ink";
 
 export function ScopeBar({ who, showHelp }: { who: SignedIn; showHelp: () => void }) {
@@ -18,6 +21,7 @@ export function ScopeBar({ who, showHelp }: { who: SignedIn; showHelp: () => voi
   const navigate = useNavigate();
   const path = useRouterState({ select: (state) => state.location.pathname });
   const deployments = useSnapshot<Page<DeploymentRow>>(["deployments"], "/deployments?limit=200");
+  const { data } = useSnapshot<OverviewFigures>(["deployments"], "/overview", { every: EMULATED_EVERY_MS });
   const ranged = PAGES.find((page) => page.to === path)?.ranged ?? false;
   const names = new Set(deployments.data?.items.map((row) => row.deployment.id));
   if (deployment) names.add(deployment);
@@ -51,6 +55,7 @@ export function ScopeBar({ who, showHelp }: { who: SignedIn; showHelp: () => voi
         </select>
       )}
       <Connection />
+      <Simulated of={deployment ? [deployment] : [...names]} among={data?.simulated} />
       <div className="ml-auto flex items-center gap-2">
         <ThemeChoice />
         <Button look="quiet" onClick={showHelp} aria-label="keyboard help" title="keyboard help">
