@@ -319,7 +319,8 @@ async def test_every_page_is_accessible_and_fits(
                 await page.locator("[data-row]").first.click()
                 await expect(page.locator("[data-action=close]")).to_be_visible()
                 await settled(page)
-            await expect(page.locator(EMULATED)).to_have_text("simulated")
+            shown = 0 if path.startswith("/events") else 1
+            await expect(page.locator(EMULATED)).to_have_count(shown)
             found += [f"{path}: {one}" for one in await faults(page)]
             await keep(page, screenshots, name)
     assert found == []

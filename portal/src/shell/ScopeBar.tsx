@@ -21,8 +21,10 @@ export function ScopeBar({ who, showHelp }: { who: SignedIn; showHelp: () => voi
   const navigate = useNavigate();
   const path = useRouterState({ select: (state) => state.location.pathname });
   const deployments = useSnapshot<Page<DeploymentRow>>(["deployments"], "/deployments?limit=200");
-  const { data } = useSnapshot<OverviewFigures>(["deployments"], "/overview", { every: EMULATED_EVERY_MS });
-  const ranged = PAGES.find((page) => page.to === path)?.ranged ?? false;
+  const page = PAGES.find(({ to }) => to === path);
+  const ranged = page?.ranged ?? false;
+  const measured = page?.measured ?? false;
+  const figures = useSnapshot<OverviewFigures>(["deployments"], "/overview", { every: EMULATED_EVERY_MS, enabled: measured });
   const names = new Set(deployments.data?.items.map((row) => row.deployment.id));
   if (deployment) names.add(deployment);
   const choose = (change: { range?: Range; deployment?: string }) =>
@@ -55,7 +57,7 @@ export function ScopeBar({ who, showHelp }: { who: SignedIn; showHelp: () => voi
         </select>
       )}
       <Connection />
-      <Simulated of={deployment ? [deployment] : [...names]} among={data?.simulated} />
+      {measured && <Simulated of={deployment ? [deployment] : [...names]} among={figures.data?.simulated} />}
       <div className="ml-auto flex items-center gap-2">
         <ThemeChoice />
         <Button look="quiet" onClick={showHelp} aria-label="keyboard help" title="keyboard help">
