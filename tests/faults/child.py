@@ -1,4 +1,4 @@
-"""The roles of the fault suite as processes: `python -m tests.faults.child CONFIG`."""
+"""The roles of the fault suite as processes, each a fork with its `Config` (`forks`)."""
 
 from __future__ import annotations
 
@@ -256,8 +256,9 @@ def _host(config: Config, agent: Agent, bus: Bus, database: Database, crash: Cra
     return host(agent, identity, ports, heartbeat_s=2.0, ack_wait_s=ACK_WAIT_S)
 
 
-def main() -> int:
-    config = Config.read(sys.argv[1])
+def main(argument: str) -> int:
+    """The role's life; gives the exit status."""
+    config = Config.read(argument)
     work = {"coordinator": coordinate, "agents": act}[config.role]
     status = 0
     try:
@@ -266,7 +267,3 @@ def main() -> int:
         print(f"{config.role} ends: {failed.exceptions[0]!r}", file=sys.stderr, flush=True)
         status = 6
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,13 +8,26 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 
 from optiinfra.demo.children import child_environment
 from tests.faults.child import Config
+from tests.faults.forks import forked
 
 RESTART_S = 0.2
+
+
+class Life(Protocol):
+    """A process from its start to its end."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def kill(self) -> None: ...
+    async def wait(self) -> int: ...
 
 
 @dataclass(kw_only=True)
@@ -27,7 +40,7 @@ class Program:
     """Of its environment, without their `OPTIINFRA_`."""
     restarts: bool = True
     exits: list[int] = field(default_factory=list)
-    process: asyncio.subprocess.Process | None = None
+    process: Life | None = None
     _over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def ended(self) -> None:
@@ -55,15 +68,11 @@ class Program:
         if self.process is not None and self.process.returncode is None:
             self.process.kill()
 
-    def next_arguments(self) -> tuple[str, ...]:
-        """What the interpreter is told in the coming life."""
-        return self.arguments
-
-    async def _start(self) -> asyncio.subprocess.Process:
+    async def _start(self) -> Life:
         told = {f"OPTIINFRA_{name}": value for name, value in self.settings.items()}
         with self.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                sys.executable, *self.next_arguments(),
+                sys.executable, *self.arguments,
                 stdout=log, stderr=log, env={**child_environment(), **told},
             )  # fmt: skip
 
@@ -76,9 +85,9 @@ class Supervised(Program):
     crashes: list[tuple[str, int]] = field(default_factory=list)
     """Where it kills itself: one of them a life; after the last it lives on."""
 
-    def next_arguments(self) -> tuple[str, ...]:
+    async def _start(self) -> Life:
         crash = self.crashes.pop(0) if self.crashes else None
-        return ("-m", "tests.faults.child", replace(self.config, crash=crash).text())
+        return await forked(replace(self.config, crash=crash).text(), self.log)
 
 
 @asynccontextmanager
