@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from statistics import quantiles
 
 import psutil
+from nats.js.errors import NotFoundError
 
 from optiinfra.events.subjects import Stream
 from tests.faults.flood import NAME, TAKEN_PER_S
@@ -29,6 +31,7 @@ async def test_a_flood_of_metrics_before_a_slow_store_slows_no_change_down(stand
     teller = stand.module("tests.faults.flood", "say", stand.nats.url, str(10 * TAKEN_PER_S))
     calm, flooded, grown = [], [], []
     async with playing(stand.role("coordinator"), stand.role("agents"), taker):
+        await until_listening(stand)
         await waves(stand, 1)  # until all have started
         for turn in range(1, TURNS + 1):
             calm += await waves(stand, WAVES)
@@ -57,6 +60,16 @@ async def waves(stand: Stand, count: int) -> list[float]:
             rows = await connection.fetch(_TAKEN, [one.id for one in made], ENDS)
         taken += [float(row["taken"]) for row in rows]
     return taken
+
+
+async def until_listening(stand: Stand) -> None:
+    """Until the slow store asks for events: its process imports for longer than others do."""
+    async with asyncio.timeout(60):
+        while True:
+            with suppress(NotFoundError):
+                if (await stand.bus.js.consumer_info(Stream.METRICS.value, NAME)).num_waiting:
+                    return
+            await asyncio.sleep(0.05)
 
 
 async def until_behind(stand: Stand, least: int) -> None:

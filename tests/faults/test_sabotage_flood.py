@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import fields, replace
 
 import pytest
-from nats.js.errors import NotFoundError
 
 from optiinfra.coordinator.process import Coordinator
 from optiinfra.events.consume import Consumer, ConsumerSpec, HandleBatch
@@ -20,10 +18,10 @@ from optiinfra.events.subjects import BY_PREFIX, Stream
 from optiinfra.storage.embedded.nats import NatsServer
 from tests.coordinator_stand import Stand, opened
 from tests.factories import recommendation
-from tests.faults.flood import BATCH, HANDLER_S, NAME, TAKEN_PER_S
+from tests.faults.flood import BATCH, HANDLER_S, TAKEN_PER_S
 from tests.faults.processes import supervised
 from tests.faults.stand import Stand as FaultStand
-from tests.faults.test_flood import GROWS_MIB, resident_mib
+from tests.faults.test_flood import GROWS_MIB, resident_mib, until_listening
 from tests.telemetry import steady
 
 METRICS = "metrics.performance"
@@ -114,15 +112,6 @@ async def test_without_a_limit_of_what_is_in_hand_a_flood_fills_the_memory(
         async with supervised([teller]):
             await until_said(stand, 6_000)
         assert (resident_mib(taker) - before > GROWS_MIB) == bool(how)
-
-
-async def until_listening(stand: FaultStand) -> None:
-    async with asyncio.timeout(60):
-        while True:
-            with suppress(NotFoundError):
-                if (await stand.bus.js.consumer_info(Stream.METRICS.value, NAME)).num_waiting:
-                    return
-            await asyncio.sleep(0.05)
 
 
 async def until_said(stand: FaultStand, least: int) -> None:
