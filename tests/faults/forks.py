@@ -50,10 +50,14 @@ class Forked:
         self._over.set()
 
 
-async def forked(argument: str, log: Path) -> Forked:
-    """The suite's child with its argument; what it says is appended to the log."""
+def forked(argument: str, log: Path) -> Forked:
+    """The suite's child with its argument; what it says is appended to the log.
+
+    Not in a thread: starting one also looks after those that have ended, as `Forked` does, and a
+    cancellation would lose what was started.
+    """
     process = _server().Process(target=_live, args=(argument, log), daemon=True)
-    await asyncio.to_thread(process.start)  # the first one waits until all is imported
+    process.start()  # some milliseconds; the first one waits until all is imported
     return Forked(process)
 
 
@@ -61,7 +65,7 @@ async def forked(argument: str, log: Path) -> Forked:
 def _server() -> ForkServerContext:
     """The process that forks; it ends with this one."""
     environment = {
-        name: value for name, value in child_environment().items() if _MEASURED not in name
+        name: value for name, value in child_environment().items() if not name.startswith(_MEASURED)
     }
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_CHILD])

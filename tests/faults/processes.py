@@ -87,7 +87,7 @@ class Supervised(Program):
 
     async def _start(self) -> Life:
         crash = self.crashes.pop(0) if self.crashes else None
-        return await forked(replace(self.config, crash=crash).text(), self.log)
+        return forked(replace(self.config, crash=crash).text(), self.log)
 
 
 @asynccontextmanager
