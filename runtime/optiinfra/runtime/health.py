@@ -54,6 +54,8 @@ class HealthServer:
         try:
             async with asyncio.timeout(_LIMIT_S):
                 path = (await reader.readline()).split()[1:2]
+                while (await reader.readline()).strip():
+                    pass  # what is left unread when we close would reset the connection
                 writer.write(_response(path[0] if path else b"", self._ready))
                 await writer.drain()
         except (TimeoutError, OSError, ValueError):
@@ -70,4 +72,5 @@ def _response(path: bytes, ready: Callable[[], bool]) -> bytes:
     else:
         status, text = b"404 Not Found", b"see /healthz or /readyz"
     length = str(len(text)).encode()
-    return b"HTTP/1.1 " + status + b"\r\nContent-Length: " + length + b"\r\n\r\n" + text
+    headers = b"\r\nConnection: close\r\nContent-Length: " + length
+    return b"HTTP/1.1 " + status + headers + b"\r\n\r\n" + text
