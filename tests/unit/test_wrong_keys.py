@@ -28,6 +28,11 @@ def test_each_bad_key_has_its_own_line() -> None:
     assert any(line.startswith("approvals.0.decision: Input should be") for line in found)
 
 
+def test_another_shape_is_told_in_words_of_the_file() -> None:
+    assert told(Rules, {"approvals": 5}) == ["approvals: this must be a list"]
+    assert told(Rules, {"approvals": ["all"]}) == ["approvals.0: this must have keys of its own"]
+
+
 def test_what_the_whole_document_breaks_names_no_key() -> None:
     (line,) = told(Rules, {"approvals": [{"name": "a"}, {"name": "a"}]})
     assert line == "approvals: the name 'a' stands twice; rename one"

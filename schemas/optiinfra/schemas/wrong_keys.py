@@ -31,6 +31,10 @@ def _told(error: ErrorDetails, model: type[Value]) -> str:
             return f"{where}: this key is needed"
         case "extra_forbidden":
             return f"{where}: there is no such key{_meant(error['loc'], model)}"
+        case "tuple_type" | "list_type" | "set_type" | "frozen_set_type":
+            return f"{where}: this must be a list"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            return f"{where}: this must have keys of its own"
         case "value_error":
             said = error["msg"].removeprefix("Value error, ")
             return said if where == "file" else f"{where}: {said}"
