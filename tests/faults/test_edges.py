@@ -10,7 +10,7 @@ from optiinfra.agents.actuators.traffic import GatewayTraffic
 from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.routing import RouteTable
 from optiinfra.schemas.tenant import Role
-from optiinfra.storage.embedded.ports import free_port
+from optiinfra.storage.embedded.ports import free_port, free_ports
 from optiinfra.storage.postgres.access import AccessTokens
 from tests.faults.child import ADMIN_TOKEN
 from tests.faults.processes import Program, until_up
@@ -75,7 +75,7 @@ async def http_is_up(http: httpx.AsyncClient) -> bool:
 async def test_a_gateway_killed_while_routes_change_keeps_each_change_of_them_once(
     stand: Stand,
 ) -> None:
-    port, admin = free_port(), free_port()
+    port, admin = free_ports(2)
     gateway = stand.product(
         "gateway",
         GATEWAY_PORT=str(port),

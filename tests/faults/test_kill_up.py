@@ -225,7 +225,7 @@ async def check_requests(stage: Stage) -> None:
     stage.load.process.terminate()
     counts = await stage.load.says("ended")
     assert counts["served"] > 20, counts
-    assert (counts["failed"], counts["truncated"]) == (0, 0), counts
+    assert (counts["failed"], counts["truncated"]) == (0, 0), counts["lost"]
 
 
 @pytest.mark.timeout(400)

@@ -14,7 +14,7 @@ from optiinfra.schemas.errors import NotFound, OptiInfraError, Unavailable
 from optiinfra.schemas.routing import Backend, RouteTable
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.embedded.nats import NatsServer
-from optiinfra.storage.embedded.ports import free_port
+from optiinfra.storage.embedded.ports import free_ports
 from optiinfra.storage.postgres.access import Principal
 from optiinfra.storage.postgres.database import Connection, Database
 from optiinfra.storage.postgres.decisions import Decision, Decisions
@@ -77,8 +77,8 @@ async def test_a_decision_without_the_outbox_is_taken_and_never_said(
 async def routing(folder: Path, without: str) -> AsyncIterator[tuple[GatewayTraffic, Killed]]:
     """A gateway without a mechanism ("": with all of them), which routes all to the old machine;
     and what kills it and waits until it is back."""
-    admin = free_port()
-    arguments = (str(folder / "routes"), str(free_port()), str(admin), ADMIN_TOKEN, without)
+    port, admin = free_ports(2)
+    arguments = (str(folder / "routes"), str(port), str(admin), ADMIN_TOKEN, without)
     log = folder / "gateway.log"
     gateway = Program(log=log, arguments=("-m", "tests.faults.gateway", *arguments))
     url = f"http://127.0.0.1:{admin}"

@@ -461,10 +461,21 @@ def test_a_port_taken_at_the_last_moment_is_tried_again_elsewhere(
         for module in (nats_module, postgres_module):
             choices = iter([taken.getsockname()[1]])
             monkeypatch.setattr(
-                module, "kept_port", lambda record, first=choices: next(first, None) or free_port()
+                module, "kept_port", lambda *_, first=choices: next(first, None) or free_port()
             )
         with EmbeddedServers(home / "data", durable=False) as addresses:
             assert str(taken.getsockname()[1]) not in addresses.nats_url + addresses.postgres_url
+
+
+def test_two_ports_of_one_server_are_never_the_same(home: Path) -> None:
+    (home / "nats").mkdir()
+    once = str(free_port())
+    for record in ("port", "monitor-port"):  # as a start that chose one port twice has left them
+        (home / "nats" / record).write_text(once)
+    server = NatsServer(home / "nats")
+    assert server.start().endswith(once)
+    assert not server.monitor_url.endswith(once)
+    server.stop()
 
 
 def test_unreadable_credentials_are_named(home: Path) -> None:

@@ -20,7 +20,7 @@ from optiinfra.events import facts as f
 from optiinfra.events.bus_roles import BusRole
 from optiinfra.schemas.tenant import Role
 from optiinfra.storage.embedded.nats import NatsServer
-from optiinfra.storage.embedded.ports import free_port
+from optiinfra.storage.embedded.ports import free_port, free_ports
 from optiinfra.storage.postgres.access import AccessTokens
 from tests.bus_stand import letter_of
 from tests.coordinator_stand import Stand, opened
@@ -205,7 +205,7 @@ async def test_the_api_sends_letters_again_with_the_credential_of_an_operator(
 
 
 async def test_a_gateway_of_its_own_takes_the_token_of_its_settings(site: Site) -> None:
-    port, admin = free_port(), free_port()
+    port, admin = free_ports(2)
     settings = {"gateway_port": str(port), "gateway_admin_port": str(admin)}
     async with site.role("gateway", **settings) as (process, _):
         await until_ready(f"http://127.0.0.1:{admin}", site, "/healthz")

@@ -120,7 +120,7 @@ class NatsServer:
 
     def _launch(self) -> Child:
         self._port = kept_port(self.home / "port")
-        self._monitor_port = kept_port(self.home / "monitor-port")
+        self._monitor_port = kept_port(self.home / "monitor-port", self._port)
         self._write_config()
         self._child = Child(
             ChildSpec(

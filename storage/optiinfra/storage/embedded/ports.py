@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
@@ -19,22 +20,31 @@ def is_free(port: int) -> bool:
         return True
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now, no two the same: asked for one by one, they may be."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
-def kept_port(record: Path) -> int:
-    """The port written in `record` if it is free, else a new one, written there."""
+def kept_port(record: Path, *others: int) -> int:
+    """The port written in `record` if it is free, else a new one, written there.
+
+    None of `others`: ports that are spoken for, but which nobody listens on yet.
+    """
     try:
         port = int(record.read_text())
-        if 0 < port < 65536 and is_free(port):
+        if 0 < port < 65536 and port not in others and is_free(port):
             return port
     except (FileNotFoundError, ValueError):
         pass
-    port = free_port()
+    port = next(one for one in free_ports(len(others) + 1) if one not in others)
     record.write_text(f"{port}\n")
     return port
