@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import psutil
 import yaml
@@ -220,6 +221,29 @@ def api(session: Session) -> httpx.AsyncClient:
         trust_env=False,
         timeout=10,
     )
+
+
+async def answered(url: str, model: str = "emulated-8b") -> int:
+    """The status of one streamed request through the gateway, read to its end."""
+    body = {"model": model, "prompt": "Question: why?\nAnswer:", "max_tokens": 8, "stream": True}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{url.rstrip('/')}/v1/completions", json=body) as answer,
+    ):
+        text = await answer.text()
+        assert answer.status != 200 or "data: [DONE]" in text
+        return answer.status
+
+
+async def until_answered(url: str, model: str = "emulated-8b") -> None:
+    """Until a request through the gateway is served: `up` is ready before its engines are."""
+    statuses: list[int] = []
+    for _ in range(300):
+        statuses.append(await answered(url, model))
+        if statuses[-1] == 200:
+            return
+        await asyncio.sleep(0.2)
+    raise AssertionError(statuses)
 
 
 async def until(condition: Callable[[], bool], within_s: float) -> None:

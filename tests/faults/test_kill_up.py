@@ -22,7 +22,7 @@ from optiinfra.schemas.base import Value
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.verification import verify
 from optiinfra.storage.testing.servers import reachable_home
-from tests.up_stand import Up
+from tests.up_stand import Up, until_answered
 
 STORY_S = 150.0
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
@@ -107,6 +107,8 @@ async def stage(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
             try:
                 session = await up.start()
                 plan = scenario.load_plan(plays, seed=1, gateway_url=str(session.gateway_url))
+                for stream in plan.streams:
+                    await until_answered(plan.gateway_url, stream.model)
                 load = Helper("optiinfra.demo.load", plan, folder)
                 async with load.running():
                     yield Stage(cloud, up, load, ec2)

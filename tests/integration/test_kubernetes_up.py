@@ -27,10 +27,9 @@ from optiinfra.schemas.ids import derived_id
 from optiinfra.serving.engines import VllmConfig
 from optiinfra.storage.testing.servers import reachable_home
 from tests.cost_stand import TYPE, FakeTraffic, placement
-from tests.integration.test_up import until_answered
 from tests.kubernetes_stand import INSTANCE, REGION, SPOT, free_port
 from tests.kubernetes_stub import ClusterAt, Node, stub_cluster
-from tests.up_stand import CARD, Up, fleet
+from tests.up_stand import CARD, Up, fleet, until_answered
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="pods need loopback addresses of their own"

@@ -17,8 +17,8 @@ import yaml
 from optiinfra.agents.application.golden import load_golden
 from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.tuning import TrialOutcome
-from tests.integration.test_up import Make, until_answered, until_routed, up
-from tests.up_stand import ENGINE, FAST, Up, api, fleet
+from tests.integration.test_up import Make, until_routed, up
+from tests.up_stand import ENGINE, FAST, Up, api, fleet, until_answered
 
 __all__ = ["up"]
 NOW = {"engine": "vllm", "model": "emulated-8b", "max_num_seqs": 2}

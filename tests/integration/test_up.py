@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-import aiohttp
 import httpx
 import psutil
 import pytest
@@ -30,7 +29,16 @@ from optiinfra.schemas.vote import AgentName
 from optiinfra.storage.postgres.verification import verify
 from optiinfra.storage.testing.servers import reachable_home
 from tests.bus_stand import letter_of
-from tests.up_stand import ENGINE, Up, api, engines_of_ones_own, fleet, until
+from tests.up_stand import (
+    ENGINE,
+    Up,
+    answered,
+    api,
+    engines_of_ones_own,
+    fleet,
+    until,
+    until_answered,
+)
 
 Make = Callable[..., Up]
 
@@ -47,29 +55,6 @@ async def up() -> AsyncIterator[Make]:
             return made
 
         yield make
-
-
-async def answered(url: str) -> int:
-    """The status of one streamed request through the gateway, read to its end."""
-    body = {"model": "emulated-8b", "prompt": "Question: why?\nAnswer:", "max_tokens": 8}
-    async with (
-        aiohttp.ClientSession() as http,
-        http.post(f"{url}/v1/completions", json={**body, "stream": True}) as answer,
-    ):
-        text = await answer.text()
-        assert answer.status != 200 or "data: [DONE]" in text
-        return answer.status
-
-
-async def until_answered(url: str) -> None:
-    """Until a request through the gateway is served."""
-    statuses: list[int] = []
-    for _ in range(300):
-        statuses.append(await answered(url))
-        if statuses[-1] == 200:
-            return
-        await asyncio.sleep(0.2)
-    raise AssertionError(statuses)
 
 
 async def until_routed(session: Session, count: int) -> None:
