@@ -127,6 +127,21 @@ async def test_bad_requests_get_openai_errors(
     assert red.seen == []
 
 
+async def test_before_the_first_route_clients_are_told_to_come_again(
+    bench: Bench, red: Engine
+) -> None:
+    named = {"X-OptiInfra-Deployment": "chat"}
+    for headers in ({}, named):
+        async with bench.http.post(
+            bench.gateway.url + CHAT, json={"model": "m"}, headers=headers
+        ) as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+            assert (await answer.json())["error"]["code"] == "no_backend"
+    await bench.route((red, 1))
+    status, _ = await bench.ask()
+    assert status == 200
+
+
 @pytest.mark.parametrize("target", ["/admin/routes", "/v1/../metrics", "/v1/%2e%2e/metrics", "/"])
 async def test_only_v1_passes(bench: Bench, target: str) -> None:
     port = int(bench.gateway.url.rpartition(":")[2])

@@ -25,7 +25,7 @@ from optiinfra.schemas.sampling import AnswerSample
 
 _OWN_FAULT = frozenset({400, 405, 413, 415, 422})
 """Statuses by which an engine blames the request."""
-_NO_BACKEND = Problem(503, "no_backend", "no replica takes new requests of this model now")
+NO_BACKEND = Problem(503, "no_backend", "no replica takes new requests of this model now")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Exchange:
                 self._finish(self._outcome_of_leaving())
 
     async def _first_answer(self) -> web.StreamResponse:
-        problem = _NO_BACKEND
+        problem = NO_BACKEND
         while (backend := self._next()) is not None:
             if self._replica is not None:
                 self._tally().retried += 1

@@ -12,7 +12,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 from pydantic_core import to_json
 
-from optiinfra.gateway.exchange import Exchange, Ports
+from optiinfra.gateway.exchange import NO_BACKEND, Exchange, Ports
 from optiinfra.gateway.headers import REQUEST_ID, usable_request_id
 from optiinfra.gateway.inbound import Inbound, read_inbound
 from optiinfra.gateway.refusal import Refusal, refuse
@@ -84,7 +84,12 @@ class Proxy:
 
 
 def _route(inbound: Inbound, routes: Routes) -> Route:
-    """The route asked for; refuses unknown names, telling the known ones."""
+    """The route asked for; refuses unknown names, telling the known ones.
+
+    Before the first replica serves, no name is known: then clients are told to come again.
+    """
+    if not routes.tables:
+        raise Refusal(NO_BACKEND)
     known = ", ".join(routes.models) or "none"
     if inbound.deployment is not None:
         try:
