@@ -23,7 +23,7 @@ from optiinfra.events.consumer_spec import (
     Inbox as Inbox,
 )
 from optiinfra.events.delivery import Delivery
-from optiinfra.events.durable import Durable
+from optiinfra.events.durable import Durable, left_of
 from optiinfra.events.envelope import Event, decode
 from optiinfra.events.hand import Hand
 from optiinfra.events.pull import Ended, Pull
@@ -207,8 +207,10 @@ class Consumer:
                 info = await self._durable.look()
                 if info is not None:
                     self.stats.lag = (info.num_pending or 0) + (info.num_ack_pending or 0)
-                    if self.stats.received == received:  # else a message has told what is newer
-                        self._hand.note_left(info.num_pending or 0)
+                    left = left_of(info)
+                    # A message that came meanwhile has told what is newer.
+                    if left is not None and self.stats.received == received:
+                        self._hand.note_left(left)
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _work(self) -> None:

@@ -30,6 +30,15 @@ class DurableSpec:
     """Where the very first delivery starts (policy, sequence, time); from the beginning if None."""
 
 
+def left_of(info: ConsumerInfo) -> int | None:
+    """How many messages the broker has not delivered yet; None: it does not tell.
+
+    A consumer that is still being made is told of as one for which nothing is left.
+    """
+    has_delivered = info.delivered is not None and info.delivered.consumer_seq > 0
+    return info.num_pending or (0 if has_delivered else None)
+
+
 class Durable:
     """Keeps one durable consumer in being.
 
