@@ -121,20 +121,25 @@ async def say(publisher: Publisher, injected: Injected, count: int) -> None:
 
 
 class Position(NamedTuple):
-    """How far the collector is: what waits for it, what it has in hand, and up to where all is
-    acknowledged."""
+    """How far the collector is, in the stream's sequence: up to where it has been given messages,
+    up to where it has acknowledged all, and the last that there is.
 
-    waiting: int = sys.maxsize
-    in_hand: int = 0
+    Not what the broker says is left: of a consumer that it is still making it says nothing.
+    """
+
+    given: int = 0
     floor: int = 0
+    last: int = sys.maxsize
 
 
 async def position_of(bus: Bus) -> Position:
     with suppress(Exception):  # the broker or the consumer is not there at the moment
         broker = bus.client.jetstream(timeout=LOOK_S)
         info = await broker.consumer_info(Stream.METRICS.value, "collector")
+        given = info.delivered.stream_seq if info.delivered else 0
         floor = info.ack_floor.stream_seq if info.ack_floor else 0
-        return Position(info.num_pending or 0, info.num_ack_pending or 0, floor)
+        stream = await broker.stream_info(Stream.METRICS.value)
+        return Position(given, floor, stream.state.last_seq)
     return Position()
 
 
@@ -147,11 +152,11 @@ async def until(bus: Bus, holds: Callable[[Position], bool], *, timeout_s: float
 
 async def until_taken(bus: Bus) -> None:
     """Until it has everything in hand, or has acknowledged it."""
-    await until(bus, lambda at: at.waiting == 0)
+    await until(bus, lambda at: at.given >= at.last)
 
 
 async def until_drained(bus: Bus) -> None:
-    await until(bus, lambda at: at.waiting + at.in_hand == 0)
+    await until(bus, lambda at: at.floor >= at.last)
 
 
 async def until_more_is_acknowledged(bus: Bus) -> None:
