@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
@@ -42,6 +43,22 @@ async def test_a_handler_slower_than_ack_wait_runs_once(nats_server: Make) -> No
         assert set(runs.values()) == {1}
         info = await s.bus.js.consumer_info("CHANGES", "slow")
         assert (info.num_ack_pending, info.num_redelivered) == (0, 0)
+
+
+async def test_a_word_about_a_consumer_that_has_delivered_nothing_is_not_taken_for_all_heard(
+    nats_server: Make,
+) -> None:
+    """The end of a request that found nothing is."""
+
+    async def never(event: Event) -> None:
+        raise AssertionError(event.id)
+
+    async with stand(nats_server().url) as s:
+        consumer = s.consumer("new", handle=never)
+        async with running(consumer):
+            await until(lambda: consumer.stats.lag is not None)
+            assert consumer.heard_until() == datetime.fromtimestamp(0, UTC)
+            await until(lambda: consumer.heard_until() is None)
 
 
 async def test_poison_of_each_kind_is_buried_with_its_cause(
