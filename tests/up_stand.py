@@ -237,13 +237,9 @@ async def answered(url: str, model: str = "emulated-8b") -> int:
 
 async def until_answered(url: str, model: str = "emulated-8b") -> None:
     """Until a request through the gateway is served: `up` is ready before its engines are."""
-    statuses: list[int] = []
-    for _ in range(300):
-        statuses.append(await answered(url, model))
-        if statuses[-1] == 200:
-            return
-        await asyncio.sleep(0.2)
-    raise AssertionError(statuses)
+    async with asyncio.timeout(READY_S):
+        while await answered(url, model) != 200:  # noqa: ASYNC110 - another process tells nobody
+            await asyncio.sleep(0.05)
 
 
 async def until(condition: Callable[[], bool], within_s: float) -> None:

@@ -12,8 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import asyncpg
@@ -21,28 +19,13 @@ import nats
 import psutil
 import pytest
 
-from optiinfra.schemas.errors import Conflict, Invariant, Unavailable
-from optiinfra.storage.embedded import cluster, places
-from optiinfra.storage.embedded import nats as nats_module
-from optiinfra.storage.embedded import postgres as postgres_module
-from optiinfra.storage.embedded.child import (
-    LOG_LIMIT_BYTES,
-    Child,
-    ChildSpec,
-    log_tail,
-    trim_log,
-)
-from optiinfra.storage.embedded.credentials import kept_password
+from optiinfra.schemas.errors import Conflict
 from optiinfra.storage.embedded.nats import NatsServer
-from optiinfra.storage.embedded.ports import free_port
 from optiinfra.storage.embedded.postgres import PostgresServer
-from optiinfra.storage.embedded.processes import end_leftover
 from optiinfra.storage.embedded.servers import Addresses, EmbeddedServers
-from optiinfra.storage.testing.containers import docker_answers
-from optiinfra.storage.testing.servers import PARTS, Sources, open_servers, reachable_home
+from tests.embedded_stand import PATIENCE_S, home, lives, until
 
-PATIENCE_S = 20.0
-
+__all__ = ["home"]
 PARENT = """
 import json, sys, threading
 from dataclasses import asdict
@@ -60,30 +43,10 @@ except KeyboardInterrupt:
 """
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
-
-
-def lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def family(pids: list[int]) -> list[int]:
     """These processes and their descendants."""
     found = [psutil.Process(pid) for pid in pids]
     return [process.pid for one in found for process in (one, *one.children(recursive=True))]
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    with reachable_home() as home:
-        yield home
 
 
 class Parent:
@@ -297,69 +260,6 @@ def test_another_user_than_root_can_run_them(home: Path, parent: Callable[..., P
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL refuses root only")
-class TestRoot:
-    """Root needs a place that PostgreSQL's user can reach."""
-
-    async def test_a_closed_home_keeps_its_cluster_in_an_open_place(
-        self, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(places, "PERSISTENT_ROOT", home / "places")
-        (tmp_path / "postgres").mkdir()
-        server = PostgresServer(tmp_path / "postgres", durable=False)
-        place = places.place_for_another_user(tmp_path / "postgres")
-        connection = await asyncpg.connect(server.start())
-        await connection.execute("CREATE TABLE kept ()")
-        await connection.close()
-        server.stop()
-        again = PostgresServer(tmp_path / "postgres", durable=False)
-        connection = await asyncpg.connect(again.start())
-        assert await connection.fetchval("SELECT count(*) FROM kept") == 0
-        await connection.close()
-        again.stop()
-        assert list(place.rglob("PG_VERSION"))
-        assert not places.reachable_by_others(tmp_path)
-
-    def test_a_tree_that_others_cannot_read_is_copied_whole_and_once(
-        self, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(places, "PERSISTENT_ROOT", home / "places")
-        tool = tmp_path / "tree" / "bin" / "tool"
-        tool.parent.mkdir(parents=True)
-        tool.write_text("first")
-        tool.chmod(0o700)
-        assert not places.readable_by_others(tmp_path / "tree")
-        copy = places.copied_tree({"a/tree": tmp_path / "tree"}, "copy")
-        assert places.readable_by_others(copy)
-        assert (copy / "a/tree/bin/tool").stat().st_mode & 0o777 == 0o755
-        tool.write_text("second")
-        assert places.copied_tree({"a/tree": tmp_path / "tree"}, "copy") == copy
-        assert (copy / "a/tree/bin/tool").read_text() == "first"
-
-    def test_postgres_runs_from_a_copy_where_its_user_cannot_read_the_original(
-        self, home: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(places, "PERSISTENT_ROOT", home / "places")
-        monkeypatch.setattr(cluster, "readable_by_others", lambda tree: False)
-        server = PostgresServer(home / "postgres", durable=False)
-        server.start()
-        assert server.pid is not None
-        assert psutil.Process(server.pid).exe().startswith(str(home / "places"))
-        server.stop()
-
-    def test_a_place_that_belongs_to_somebody_else_is_not_used(
-        self, home: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (home / "taken").mkdir()
-        os.chown(home / "taken", 65533, 65533)
-        monkeypatch.setattr(places, "PERSISTENT_ROOT", home / "taken")
-        monkeypatch.setattr("tempfile.gettempdir", lambda: str(home / "temporary"))
-        assert places.open_place("x").is_relative_to(home / "temporary")
-        shutil.rmtree(home / "temporary")
-        (home / "temporary").write_text("not a folder")
-        with pytest.raises(Unavailable, match="another user than root"):
-            places.open_place("x")
-
-
 async def test_a_leftover_of_an_earlier_parent_is_ended_first(home: Path) -> None:
     left = NatsServer(home / "nats")
     left.start()
@@ -434,131 +334,3 @@ async def test_nats_comes_back_at_its_address_with_its_stream(
     client = await nats.connect(url)
     assert (await client.jetstream().stream_info("KEPT")).state.messages == 1
     await client.close()
-
-
-def test_a_user_without_a_name_is_told_what_to_do(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = PostgresServer(home / "postgres", durable=False)
-    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
-    with pytest.raises(Unavailable, match=r"no name on this system .*/etc/passwd"):
-        server.start()
-
-
-def test_a_taken_port_is_replaced(home: Path) -> None:
-    server = NatsServer(home / "nats")
-    first = server.start()
-    server.stop()
-    with socket.create_server(("127.0.0.1", int(first.rpartition(":")[2]))):
-        assert server.start() != first
-        server.stop()
-
-
-def test_a_port_taken_at_the_last_moment_is_tried_again_elsewhere(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        for module in (nats_module, postgres_module):
-            choices = iter([taken.getsockname()[1]])
-            monkeypatch.setattr(
-                module, "kept_port", lambda *_, first=choices: next(first, None) or free_port()
-            )
-        with EmbeddedServers(home / "data", durable=False) as addresses:
-            assert str(taken.getsockname()[1]) not in addresses.nats_url + addresses.postgres_url
-
-
-def test_two_ports_of_one_server_are_never_the_same(home: Path) -> None:
-    (home / "nats").mkdir()
-    once = str(free_port())
-    for record in ("port", "monitor-port"):  # as a start that chose one port twice has left them
-        (home / "nats" / record).write_text(once)
-    server = NatsServer(home / "nats")
-    assert server.start().endswith(once)
-    assert not server.monitor_url.endswith(once)
-    server.stop()
-
-
-def test_unreadable_credentials_are_named(home: Path) -> None:
-    (home / "credentials").write_text("{")
-    with pytest.raises(Invariant, match="credentials is not JSON"):
-        kept_password(home, "nats")
-
-
-def test_a_log_that_has_grown_is_put_aside_once(home: Path) -> None:
-    log = home / "server.log"
-    trim_log(log)
-    log.write_bytes(b"x" * (LOG_LIMIT_BYTES + 1))
-    trim_log(log)
-    assert not log.exists()
-    assert (home / "server.old.log").exists()
-    assert log_tail(log) == "(empty)"
-
-
-def test_a_process_that_ignores_the_order_to_stop_is_killed(home: Path) -> None:
-    script = home / "stubborn"
-    script.write_text(
-        "trap '' TERM INT\ntouch " + str(home / "ready") + "\nwhile :; do sleep 1; done\n"
-    )
-    spec = ChildSpec(
-        name="stubborn",
-        argv=["/bin/sh", str(script)],
-        marker=str(script),
-        pid_path=home / "pid",
-        log_path=home / "log",
-        stop_signals=(signal.SIGTERM, signal.SIGINT),
-    )
-    for end in ("stop", "leftover"):
-        child = Child(spec)
-        child.start()
-        assert child.becomes((home / "ready").exists, PATIENCE_S)
-        pid = child.pid
-        assert pid is not None
-        if end == "leftover":
-            assert end_leftover(pid, str(script), spec.stop_signals, patience_s=0.1)
-        child.stop(timeout_s=0.1)
-        assert not lives(pid)
-        (home / "ready").unlink()
-
-
-def test_given_addresses_are_used_and_nothing_is_started(home: Path) -> None:
-    given = {f"OPTIINFRA_TEST_{part.upper()}_URL": f"{part}://there" for part in PARTS}
-    with open_servers(home, Sources.from_environment(given)) as addresses:
-        there = {f"{part}_url": f"{part}://there" for part in PARTS}
-        assert asdict(addresses) == {**there, "nats_role_urls": {}}
-    assert list(home.iterdir()) == []
-    assert Sources.from_environment({"OPTIINFRA_TEST_CONTAINERS": "0"}).docker is None
-    assert Sources.from_environment({"DOCKER_HOST": "tcp://far:1"}).docker == "tcp://far:1"
-
-
-def test_docker_is_used_only_where_an_engine_answers(home: Path) -> None:
-    assert not docker_answers(f"unix://{home}/absent.sock")
-    assert not docker_answers("tcp://127.0.0.1:9")
-    with socket.socket(socket.AF_UNIX) as engine:
-        engine.bind(str(home / "docker.sock"))
-        engine.listen()
-        with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(docker_answers, f"unix://{home}/docker.sock")
-            connection, _ = engine.accept()
-            with connection:
-                connection.recv(64)
-                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\nOK")
-            assert asked.result(PATIENCE_S)
-
-
-def test_a_server_that_cannot_start_says_why(home: Path) -> None:
-    server = NatsServer(home / "nats")
-    (home / "nats").mkdir()
-    (home / "nats" / "store").write_text("not a folder")
-    with pytest.raises(Unavailable, match=r"nats-server ended at its start(.|\n)*not a directory"):
-        server.start()
-    assert server.pid is None
-
-
-async def test_each_test_gets_a_database_of_its_own(database: str, servers: Addresses) -> None:
-    assert database != servers.postgres_url
-    connection = await asyncpg.connect(database)
-    tables = await connection.fetchval(
-        "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()"
-    )
-    await connection.close()
-    assert tables > 0
