@@ -218,6 +218,22 @@ async def test_another_approves_with_the_keyboard_alone(stand: Stand) -> None:
         await expect(page.get_by_role("article")).to_have_count(0)
 
 
+async def test_g_waits_for_its_letter_until_something_else_is_done(stand: Stand) -> None:
+    async with stand.page() as page:
+        await page.keyboard.press("g")
+        await page.wait_for_timeout(2_000)
+        await page.keyboard.press("c")
+        await expect(page.get_by_role("heading", name="Cost", level=1)).to_be_visible()
+        await page.keyboard.press("g")
+        await page.keyboard.press("j")
+        await page.keyboard.press("r")
+        await page.keyboard.press("g")
+        await page.get_by_role("heading", name="Cost", level=1).click()
+        await page.keyboard.press("r")
+        await page.wait_for_timeout(500)
+        await expect(page.get_by_role("heading", name="Cost", level=1)).to_be_visible()
+
+
 @pytest.mark.usefixtures("moved")
 async def test_the_change_is_watched_to_its_end_without_a_reload(stand: Stand) -> None:
     async with stand.page("/executions") as page:

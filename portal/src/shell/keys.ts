@@ -5,7 +5,6 @@ import type { Scope } from "../router";
 import { PAGES } from "./pages";
 
 const KEPT = "optiinfra.keys";
-const CHORD_MS = 1_200;
 
 export function lettersAreOn(): boolean {
   return localStorage.getItem(KEPT) !== "off";
@@ -54,9 +53,15 @@ const ACTIONS: Record<string, () => void> = {
 export function useKeys(showHelp: () => void): void {
   const navigate = useNavigate();
   useEffect(() => {
-    let chordAt = 0;
+    // "g" waits for its letter without a clock, so that a slow hand, or a busy machine, is served too.
+    let leading = false;
+    const pointed = () => {
+      leading = false;
+    };
     const pressed = (event: KeyboardEvent) => {
       const { key } = event;
+      const led = leading;
+      leading = false;
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       if (document.querySelector("dialog[open]") !== null) return;
       if (isTyping(event.target)) {
@@ -68,8 +73,8 @@ export function useKeys(showHelp: () => void): void {
         return;
       }
       if (key !== "Escape" && !lettersAreOn()) return;
-      const page = Date.now() - chordAt < CHORD_MS && PAGES.find(({ letter }) => letter === key);
-      chordAt = key === "g" ? Date.now() : 0;
+      const page = led && PAGES.find(({ letter }) => letter === key);
+      leading = key === "g";
       if (page) void navigate({ to: page.to, search: keptScope });
       else if (key === "?") showHelp();
       else if (key in ACTIONS) ACTIONS[key]?.();
@@ -77,7 +82,11 @@ export function useKeys(showHelp: () => void): void {
       event.preventDefault();
     };
     window.addEventListener("keydown", pressed);
-    return () => window.removeEventListener("keydown", pressed);
+    window.addEventListener("pointerdown", pointed);
+    return () => {
+      window.removeEventListener("keydown", pressed);
+      window.removeEventListener("pointerdown", pointed);
+    };
   }, [navigate, showHelp]);
 }
 
