@@ -15,7 +15,10 @@ export function turnLetters(on: boolean): void {
 }
 
 function isTyping(target: EventTarget | null): boolean {
-  return target instanceof HTMLElement && target.matches("input, textarea, select, [contenteditable]");
+  if (!(target instanceof HTMLElement)) return false;
+  // A dialog that was closed keeps the focus until the next frame.
+  if (target.closest("dialog:not([open])")) return false;
+  return target.matches("input, textarea, select, [contenteditable]");
 }
 
 function moveRow(by: number): void {

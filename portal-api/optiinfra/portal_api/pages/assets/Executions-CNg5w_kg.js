@@ -1,0 +1,1 @@
+export{t as Executions,n as standing}from"./Executions-P2oAFfaD.js";
