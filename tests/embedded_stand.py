@@ -21,6 +21,7 @@ def home() -> Iterator[Path]:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
+    """Asks again and again: processes of their own tell nobody."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, what

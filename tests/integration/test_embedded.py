@@ -259,7 +259,6 @@ def test_another_user_than_root_can_run_them(home: Path, parent: Callable[..., P
     assert first.all_are_gone()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL refuses root only")
 async def test_a_leftover_of_an_earlier_parent_is_ended_first(home: Path) -> None:
     left = NatsServer(home / "nats")
     left.start()

@@ -18,6 +18,7 @@ from tests.embedded_stand import home
 __all__ = ["home"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL refuses root only")
 class TestRoot:
     """Root needs a place that PostgreSQL's user can reach."""
 
