@@ -218,36 +218,6 @@ async def test_another_approves_with_the_keyboard_alone(stand: Stand) -> None:
         await expect(page.get_by_role("article")).to_have_count(0)
 
 
-async def test_letters_are_heard_in_the_moment_in_which_a_dialog_closes(stand: Stand) -> None:
-    async with stand.page() as page:
-        await page.keyboard.press("?")
-        await expect(page.get_by_role("dialog")).to_contain_text("approve / reject")
-        await page.evaluate("""() => {
-            document.querySelector("dialog").close();
-            for (const key of "gr") {
-                const pressed = new KeyboardEvent("keydown", { key, bubbles: true });
-                document.activeElement.dispatchEvent(pressed);
-            }
-        }""")
-        await expect(page.get_by_role("heading", name="Recommendations")).to_be_visible()
-
-
-async def test_g_waits_for_its_letter_until_something_else_is_done(stand: Stand) -> None:
-    async with stand.page() as page:
-        await page.keyboard.press("g")
-        await page.wait_for_timeout(2_000)
-        await page.keyboard.press("c")
-        await expect(page.get_by_role("heading", name="Cost", level=1)).to_be_visible()
-        await page.keyboard.press("g")
-        await page.keyboard.press("j")
-        await page.keyboard.press("r")
-        await page.keyboard.press("g")
-        await page.get_by_role("heading", name="Cost", level=1).click()
-        await page.keyboard.press("r")
-        await page.wait_for_timeout(500)
-        await expect(page.get_by_role("heading", name="Cost", level=1)).to_be_visible()
-
-
 @pytest.mark.usefixtures("moved")
 async def test_the_change_is_watched_to_its_end_without_a_reload(stand: Stand) -> None:
     async with stand.page("/executions") as page:
