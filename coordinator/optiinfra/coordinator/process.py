@@ -62,8 +62,6 @@ HEARS = (
     "switch.turned",
 )
 """What the coordinator takes in; the rest of the stream it says itself."""
-GATHER_FROM = 6
-"""More events at once than the votes of one change: others will follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +93,6 @@ class Pace:
     """Longer than the streams keep events: what comes again must still be known."""
     ack_wait_s: float = 30.0
     """After this the broker gives what a coordinator that has died had in hand to another."""
-    gather_s: float = 0.004
-    """How long a busy coordinator lets a batch fill: one transaction for many changes."""
 
 
 class Coordinator:
@@ -195,8 +191,6 @@ class Coordinator:
                 prefixes=prefixes,
                 ack_wait_s=wait_s,
                 heartbeat_s=wait_s / 3,
-                linger_s=self._pace.gather_s,
-                linger_from=GATHER_FROM,
             )
             for name, stream, prefixes in (
                 (CONSUMER, Stream.CHANGES, HEARS),

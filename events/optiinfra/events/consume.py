@@ -88,7 +88,6 @@ class Consumer:
         self._busy: set[asyncio.Task[None]] = set()
         self._trouble_since_s: float | None = None
         self._closing = False
-        self._last_batch = 0
 
     @property
     def stats(self) -> ConsumerStats:
@@ -237,12 +236,10 @@ class Consumer:
     async def _fill(self, batch: list[Delivery]) -> None:
         """Adds what is there already, or comes within the linger time."""
         ready, limit = self._hand.ready, self.spec.batch
-        waits = self.spec.linger_s > 0 and self._last_batch >= self.spec.linger_from
-        if waits:
+        if self.spec.linger_s > 0:
             await self._hand.until_ready(limit - len(batch), self.spec.linger_s)
         while len(batch) < limit and not ready.empty():
             batch.append(ready.get_nowait())
-        self._last_batch = len(batch)
 
     async def _process(self, batch: list[Delivery]) -> None:
         fresh = []

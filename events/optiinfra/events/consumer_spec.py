@@ -27,8 +27,7 @@ class ConsumerSpec:
     `attempts` failures of the handler bury a message; so do more than `max_deliver` deliveries
     without an answer (a message that ends the process each time). The broker's own limit is twice
     that, since a message that it gives up is heard of no more. `linger_s` lets a batch wait to
-    fill, if the one before it held at least `linger_from`: one event alone never waits for others
-    that nobody has announced. `batches` are handled at once, and one more is in hand. Times in s.
+    fill. `batches` are handled at once, and one more is in hand. Times in s.
     """
 
     name: str
@@ -43,7 +42,6 @@ class ConsumerSpec:
     backoff_base_s: float = 0.5
     backoff_cap_s: float = 60.0
     linger_s: float = 0.0
-    linger_from: int = 0
     batches: int = 1
     buried_as: str | None = None
     """The name that its dead letters go under, where a role has many consumers; else its own."""

@@ -74,7 +74,7 @@ class SagaWrite:
 
 async def append(connection: Connection, links: Sequence[Link], said: Iterable[Event]) -> None:
     """Appends to the log, and fills the outbox with what we have said ourselves."""
-    await run_together(connection, [_log(links), *_outbox(said)])
+    await run_together(connection, [_log(links), _outbox(said)])
 
 
 async def append_changes(
@@ -91,7 +91,7 @@ async def append_changes(
     rows = (saga_row(write, chained[change][-1], now) for change, write in writes.items())
     parts = [
         _log([link for change in writes for link in chained[change]]),
-        *_outbox(entry.event for entry in entries if entry.said),
+        _outbox(entry.event for entry in entries if entry.said),
         Part("given", _GIVEN, columns(rows, 11)),
         Part("inserted", _INSERTED, ()),
         Part("updated", _UPDATED, ()),
@@ -106,7 +106,7 @@ def _log(links: Sequence[Link]) -> Part:
     return Part("log", _LOG, columns(links, 14))
 
 
-def _outbox(said: Iterable[Event]) -> list[Part]:
+def _outbox(said: Iterable[Event]) -> Part:
     """Timers stand in a table of their own and are handed to the broker from there."""
     rows = [
         (event.id, stream.value if stream else "", event.traceparent)
@@ -114,7 +114,7 @@ def _outbox(said: Iterable[Event]) -> list[Part]:
         if not isinstance(event.fact, TimerSet)
         for stream in (row_of(event.fact).stream,)
     ]
-    return [Part("outboxed", _OUTBOX, columns(rows, 3))] if rows else []
+    return Part("outboxed", _OUTBOX, columns(rows, 3))
 
 
 def saga_row(write: SagaWrite, head: Link, now: datetime) -> tuple[object, ...]:

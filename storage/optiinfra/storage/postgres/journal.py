@@ -67,7 +67,7 @@ def _begin(tenants: Iterable[str]) -> str:
         f"SELECT pg_advisory_xact_lock(hashtextextended('{token(tenant)}', 7))"
         for tenant in sorted(set(tenants))
     )
-    return ";".join(("BEGIN", *locks))
+    return ";".join((_BEGIN, *locks))
 
 
 async def _roll_back(connection: Connection) -> None:
@@ -217,6 +217,13 @@ async def require_journal(database: Database) -> None:
             raise Unavailable("the database has no tables", hint="run `optiinfra migrate`")
 
 
+_BEGIN = (
+    "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off;"
+    " SET LOCAL enable_hashjoin = off"
+)
+"""A batch's statements find a few rows of tables that grow: each is planned once a connection, and
+for indexes, also while a table is small or nobody has counted its rows yet. Planning costs more
+than running them, and a plan from quiet times would walk through all timers for each batch."""
 _CLOCK = "SELECT clock_timestamp()"
 _LOGGED = "SELECT event_id, tenant, body FROM event_log WHERE event_id = ANY($1)"
 _FORGET = "DELETE FROM inbox WHERE consumer = $1 AND event_id = ANY($2)"

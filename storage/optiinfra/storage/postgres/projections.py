@@ -20,7 +20,8 @@ def projected(events: Iterable[tuple[Event, datetime]]) -> list[Part]:
     """What events of changes do to the tables, each with the time at which the log took it in.
 
     Everything follows from the log alone, so that folding it again gives the same tables; a
-    repeated event changes nothing.
+    repeated event changes nothing. Every table has its part, with or without rows: the server keeps
+    one plan for all batches.
     """
     rows: dict[_Table, list[Row]] = {}
     timers: dict[tuple[str, str], tuple[_Table, Row]] = {}
@@ -32,10 +33,7 @@ def projected(events: Iterable[tuple[Event, datetime]]) -> list[Part]:
         _note_timers(timers, event, at)
     for table, made in timers.values():
         rows.setdefault(table, []).append(made)
-    return [
-        Part(table.name, table.text, columns(several, len(several[0])))
-        for table, several in rows.items()
-    ]
+    return [Part(one.name, one.text, columns(rows.get(one, ()), one.width)) for one in _TABLES]
 
 
 async def project_in_turn(connection: Connection, events: Iterable[tuple[Event, datetime]]) -> None:
@@ -49,9 +47,10 @@ async def project_in_turn(connection: Connection, events: Iterable[tuple[Event, 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """One way to write to one table."""
+    """One way to write to one table, with rows of `width` values."""
 
     name: str
+    width: int
     text: str
 
 
@@ -157,6 +156,7 @@ def _lost(fact: f.AgentLost, at: datetime) -> tuple[str, Row]:
 
 _RECOMMENDATIONS = _Table(
     "proposed",
+    9,
     """
 INSERT INTO recommendations (id, tenant, deployment, proposer, kind, risk, version_hash, body,
     proposed_at)
@@ -168,6 +168,7 @@ ON CONFLICT DO NOTHING
 )
 _VOTES = _Table(
     "voted",
+    7,
     """
 INSERT INTO votes (event_id, change_id, agent, round, verdict, body, cast_at)
 SELECT a, b, c, d, e, f::jsonb, g FROM unnest($1::text[], $2::text[], $3::text[], $4::int[],
@@ -177,6 +178,7 @@ ON CONFLICT DO NOTHING
 )
 _APPROVALS = _Table(
     "decided",
+    8,
     """
 INSERT INTO approvals (event_id, change_id, granted, by_kind, by_name, version_hash, reason, at)
 SELECT * FROM unnest($1::text[], $2::text[], $3::bool[], $4::text[], $5::text[], $6::text[],
@@ -186,6 +188,7 @@ ON CONFLICT DO NOTHING
 )
 _OUTCOMES = _Table(
     "turned_out",
+    5,
     """
 INSERT INTO outcomes (change_id, tenant, kind, body, at)
 SELECT a, b, c, d::jsonb, e FROM unnest($1::text[], $2::text[], $3::text[], $4::text[],
@@ -195,6 +198,7 @@ ON CONFLICT DO NOTHING
 )
 _TIMER_SET = _Table(
     "timer_set",
+    7,
     """
 INSERT INTO timers (change_id, name, key, tenant, fire_at, event_id, set_at)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[],
@@ -206,6 +210,7 @@ ON CONFLICT (change_id, name) DO UPDATE SET key = excluded.key, fire_at = exclud
 )
 _TIMER_ENDED = _Table(
     "timer_ended",
+    3,
     """
 DELETE FROM timers USING unnest($1::text[], $2::text[], $3::text[]) AS n(change_id, name, key)
 WHERE timers.change_id = n.change_id AND timers.name = n.name AND timers.key = n.key
@@ -213,9 +218,19 @@ WHERE timers.change_id = n.change_id AND timers.name = n.name AND timers.key = n
 )
 _TIMERS_ENDED = _Table(
     "timers_ended",
+    1,
     """
 DELETE FROM timers USING unnest($1::text[]) AS n(change_id) WHERE timers.change_id = n.change_id
 """,
+)
+_TABLES = (
+    _RECOMMENDATIONS,
+    _VOTES,
+    _APPROVALS,
+    _OUTCOMES,
+    _TIMER_SET,
+    _TIMER_ENDED,
+    _TIMERS_ENDED,
 )
 _OF_CHANGES: dict[type, tuple[_Table, Callable[[Event, Any], Row]]] = {
     f.RecommendationProposed: (_RECOMMENDATIONS, _proposed),

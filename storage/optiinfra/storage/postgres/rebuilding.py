@@ -88,9 +88,7 @@ class Rebuild:
     async def project(self, links: Sequence[Link]) -> None:
         """Applies the events of one chain."""
         events: list[tuple[Event, datetime]] = [(event_of(link), link.at) for link in links]
-        parts = projected(events)
-        if parts:
-            await run_together(self._connection, parts)
+        await run_together(self._connection, projected(events))
         await project_in_turn(self._connection, events)
 
     async def head(self, chain: str, version: int, digest: str) -> None:

@@ -36,15 +36,19 @@ def columns(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
 async def run_together(
     connection: Connection, parts: Sequence[Part], answer: str = "SELECT 1"
 ) -> asyncpg.Record | None:
-    """Runs all parts at once; the row of `answer`, which may name the parts that return rows."""
+    """Runs all parts at once; the row of `answer`, which may name the parts that return rows.
+
+    Give the same parts in the same order each time, empty ones too: every other shape is another
+    statement, which the server has to plan first, and that takes longer than a batch.
+    """
     shape = tuple((part.name, part.text, len(part.columns)) for part in parts)
     arguments: list[Any] = [column for part in parts for column in part.columns]
     return await connection.fetchrow(_joined(shape, answer), *arguments)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def _joined(shape: tuple[tuple[str, str, int], ...], answer: str) -> str:
-    """The whole statement; a few shapes come again and again, so the server keeps them prepared."""
+    """The whole statement, which the server keeps prepared."""
     offset, texts = 0, []
     for name, text, width in shape:
         texts.append(f"{name} AS ({_shifted(text, offset)})")

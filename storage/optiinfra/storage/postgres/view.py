@@ -108,11 +108,14 @@ targets AS (
     SELECT unnest($6::text[]) AS deployment UNION SELECT deployment FROM wanted
 ),
 rivals AS (
-    SELECT change_id, tenant, deployment, state, version, hash, moving_since, opened_at, body
-    FROM targets JOIN sagas USING (deployment)
-    WHERE tenant = ANY($5::text[]) AND change_id <> ALL($3::text[])
-    AND state IN ('deferred', 'voting', 'awaiting_approval', 'approved', 'executing',
-        'rolling_back')
+    SELECT open.* FROM targets CROSS JOIN LATERAL (
+        SELECT change_id, tenant, deployment, state, version, hash, moving_since, opened_at, body
+        FROM sagas WHERE sagas.deployment = targets.deployment
+        AND tenant = ANY($5::text[]) AND change_id <> ALL($3::text[])
+        AND state IN ('deferred', 'voting', 'awaiting_approval', 'approved', 'executing',
+            'rolling_back')
+        OFFSET 0
+    ) AS open
 ),
 read AS (
     SELECT * FROM wanted UNION ALL
