@@ -206,6 +206,7 @@ class FakeIntents:
         self.rows: dict[tuple[str, Step], Intent] = {}
         self.highest: dict[str, int] = {}
         self.first: dict[str, dict[str, Any]] = {}
+        self.paused: set[str] = set()
 
     async def begin(self, change: str, step: Step, fence: int, captured: dict[str, Any]) -> Intent:
         if self.highest.get(change, 0) > fence:
@@ -222,6 +223,9 @@ class FakeIntents:
         row = self.rows[change, step]
         if row.result is None:
             self.rows[change, step] = replace(row, result=result)
+
+    async def is_paused(self, change: str) -> bool:
+        return change in self.paused
 
     async def captured(self, change: str) -> dict[str, Any] | None:
         return self.first.get(change)

@@ -15,7 +15,7 @@ from optiinfra.events.facts import TimerName
 from optiinfra.schemas.approval import Approval
 from optiinfra.schemas.approval_rules import ApprovalRule
 from optiinfra.schemas.change import ControlVerb
-from optiinfra.schemas.recommendation import Recommendation
+from optiinfra.schemas.recommendation import Recommendation, SpotMigration, SpotReplacement
 from optiinfra.schemas.rollout import GateVerdict
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import person
@@ -180,6 +180,15 @@ def decision(
     }
     approval = Approval(**{**values, **changes})
     return f.ApprovalGranted(approval=approval) if granted else f.ApprovalDenied(approval=approval)
+
+
+def replacement(*shares: float, soak_s: float = 0.0) -> Recommendation:
+    """Of a lost machine: no gate is named, and none of its stages soaks unless `soak_s` says so."""
+    migration = recommendation().spec
+    assert isinstance(migration, SpotMigration)
+    spec = SpotReplacement(replicas=("chat-1",), to=migration.to, reclaim_at=AT)
+    plan = rollout(*shares or (1.0,), soak_s=soak_s).model_copy(update={"gates": ()})
+    return recommendation(spec=spec, rollout=plan)
 
 
 def put_off(

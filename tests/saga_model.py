@@ -12,7 +12,7 @@ from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
 from optiinfra.schemas.change import ChangeState, ControlVerb, Phase
-from optiinfra.schemas.rollout import GateVerdict
+from optiinfra.schemas.rollout import GateVerdict, StepKind
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import person
 from optiinfra.schemas.vote import VOTERS, AgentName, Verdict
@@ -40,6 +40,8 @@ class Surroundings:
         self.log = log
         self.random = random
         self.policies = (log.rules, *policies)
+        self.pauses = 3
+        """How many more an executor sees before it releases anything."""
         self.under_way: list[f.Fact] = [
             f.RecommendationProposed(recommendation=log.proposal),
         ]
@@ -167,9 +169,18 @@ class Surroundings:
         done = f.ExecutionStaged(change=asked.change, result=step_result(asked.step, asked.fence))
         failed = f.ExecutionFailed(**named, reason="it broke")
         chance = self.random.random()
+        if asked.step.kind is StepKind.FINISH and self.pauses and chance < 0.2:
+            self.pauses -= 1
+            return [begun, stopped_short(asked)]
         if chance < 0.9:
             return [begun, done]
         return [begun, failed] if chance < 0.97 else [begun]
+
+
+def stopped_short(asked: c.ExecutionRequested) -> f.ExecutionStaged:
+    """What an executor says of a finish that finds the change paused, and releases nothing."""
+    stage = asked.step.model_copy(update={"kind": StepKind.APPLY, "attempt": 1})
+    return f.ExecutionStaged(change=asked.change, result=step_result(stage, asked.fence))
 
 
 def is_awaited(saga: Saga) -> bool:
@@ -210,6 +221,7 @@ def broken_promises(log: Log) -> list[str]:
         if isinstance(fact, c.ExecutionRequested | c.RollbackRequested)
     ]
     shares = [step.share for step in steps if step.kind == "apply"]
+    finishes = [step for step in steps if step.kind == "finish"]
     completed = log.saga.state is ChangeState.COMPLETED
     after_undo = facts[undos[0] + 1 :] if undos else []
     heard = (f.VoteCast, f.OutcomeRecorded)
@@ -220,7 +232,7 @@ def broken_promises(log: Log) -> list[str]:
         "a step was requested twice": len({(s.kind, s.stage, s.attempt) for s in steps})
         == len(steps),
         "shares do not rise": shares == sorted(set(shares)),
-        "the finish is not the last step": all(s.kind == "apply" for s in steps[:-1]),
+        "the finish is not the last step": finishes == steps[len(steps) - len(finishes) :],
         "touched and neither completed nor undone": bool(undos) == (bool(steps) and not completed),
         "undone twice": len(undos) <= 1,
         "approved, or asked about anew, while it slept": not asleep,

@@ -1,6 +1,4 @@
-"""What a batch of the coordinator asks of PostgreSQL: planned once, and never a walk through a table
-that grows.
-"""
+"""What a batch of the coordinator asks of PostgreSQL: planned once, no walk through what grows."""
 
 from __future__ import annotations
 

@@ -157,6 +157,27 @@ def test_stages_last_from_their_beginning_to_their_gate() -> None:
     assert found[0].event == "e1"
 
 
+def test_a_finish_that_carries_the_last_stage_is_that_stage() -> None:
+    found = step_spans(moved(
+        step(1, "execution.started", "finish", 0), step(2, "execution.staged", "apply", 0),
+        step(3, "execution.started", "finish", 0), step(4, "execution.staged", "finish", 0),
+    ))  # fmt: skip
+    assert [(one.kind, one.stage, one.since, one.until, one.state) for one in found] == [
+        ("stage", 0, at(1), at(4), "passed"),
+    ]
+
+
+def test_a_finish_that_is_held_up_ends_and_begins_again() -> None:
+    found = step_spans(moved(
+        step(1, "execution.started", "apply", 0), step(2, "gate.closed", stage=0, verdict="pass"),
+        step(3, "execution.started", "finish", 0), step(4, "execution.staged", "apply", 0),
+        step(5, "execution.started", "finish", 0), step(6, "execution.staged", "finish", 0),
+    ))  # fmt: skip
+    assert [(one.kind, one.until, one.state) for one in found] == [
+        ("stage", at(2), "passed"), ("finish", at(4), "held"), ("finish", at(6), "done"),
+    ]  # fmt: skip
+
+
 def test_what_is_undone_ends_its_stage_and_says_whether_it_was_proved() -> None:
     began = step(1, "execution.started", "apply", 0)
     asked = step(3, "rollback.requested")

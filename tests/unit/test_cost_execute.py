@@ -372,6 +372,33 @@ async def test_a_rollback_that_is_overtaken_says_nothing() -> None:
     assert await stand.rollback() == []
 
 
+async def test_a_finish_alone_carries_its_stage_and_releases_what_was_replaced() -> None:
+    stand = Stand()
+    done = staged(await stand.step(1.0, StepKind.FINISH)).result
+    assert done.step.kind is StepKind.FINISH
+    assert stand.actuator.terminated == ["chat-1", "chat-2"]
+    assert set(stand.traffic.weights()) == set(done.arms.canary)
+
+
+async def test_a_finish_that_finds_the_change_paused_releases_nothing_until_it_is_asked_again() -> (
+    None
+):
+    stand, change = Stand(), migration().id
+    stand.intents.paused.add(change)
+    held = staged(await stand.step(1.0, StepKind.FINISH)).result
+    assert held.step == Step(kind=StepKind.APPLY, stage=2, share=1.0)
+    assert (held.fence, held.detail) == (1, "paused before anything was released")
+    assert stand.actuator.terminated == []
+    assert {one.state for one in stand.traffic.table.backends} == {BackendState.ACTIVE}
+    assert held.arms.baseline == ("chat-1", "chat-2")
+    stand.intents.paused.clear()
+    again = Step(kind=StepKind.FINISH, stage=2, attempt=2, share=1.0)
+    done = staged(await stand.step(1.0, StepKind.FINISH, step=again)).result
+    assert done.step == again
+    assert stand.actuator.terminated == ["chat-1", "chat-2"]
+    assert len(stand.actuator.launches) == 2
+
+
 async def test_a_reclaimed_replica_is_replaced_before_it_goes() -> None:
     stand = Stand(replicas=(machine(1, Market.SPOT), machine(2)))
     proposal = reclaim()

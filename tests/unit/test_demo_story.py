@@ -26,11 +26,12 @@ from optiinfra.demo.scenario import (
 from optiinfra.demo.story import AskPerson, SendReclaim, Story
 from optiinfra.demo.summary import summarise
 from optiinfra.demo.view import View, closing_lines, closing_table
+from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.runtime.fleet import Fleet
 from optiinfra.schemas.deployment import Market
 from optiinfra.schemas.errors import Rejected
-from optiinfra.schemas.rollout import Arms
+from optiinfra.schemas.rollout import Arms, Step, StepKind
 from optiinfra.schemas.vote import Verdict
 from optiinfra.serving.prices import Catalogue, PriceBand, spot_band
 from tests.factories import AT, vote
@@ -114,6 +115,22 @@ def test_a_vote_is_told_when_it_is_new_or_has_changed() -> None:
     )
     assert [line.tone for line in lines[1:]] == ["dim", "bad"]
     assert lines[2].text == "resource rejects: resource says reject"
+
+
+def test_a_finish_that_carries_its_stage_is_told_as_both() -> None:
+    stage, finish = (
+        c.ExecutionRequested(
+            change=CHAT.id,
+            step=Step(kind=kind, stage=0, share=1.0),
+            fence=1,
+            executor=CHAT.proposer,
+            recommendation=CHAT,
+            deadline=AT,
+        )
+        for kind in (StepKind.APPLY, StepKind.FINISH)
+    )
+    assert [line.text[:10] for line in told(finish)] == ["stage 1 of", "last step:"]
+    assert [line.text[:10] for line in told(stage, finish)] == ["stage 1 of", "last step:"]
 
 
 def test_every_kind_of_fact_in_the_story_can_be_told() -> None:

@@ -15,17 +15,18 @@ from optiinfra.schemas.approval_rules import ApprovalRule, Decision
 from optiinfra.schemas.change import TERMINAL_STATES, ChangeState, ControlVerb
 from optiinfra.schemas.floors import Floor
 from optiinfra.schemas.freezes import FreezeWindow
-from optiinfra.schemas.recommendation import Risk
+from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rollout import Step
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import VOTERS, Verdict, Vote
 from tests.factories import AT, recommendation, rollout, vote
-from tests.saga_log import ASK, AUTO, SOAKED, Log, decision, votes
+from tests.saga_log import ASK, AUTO, SOAKED, Log, decision, replacement, votes
 from tests.saga_model import Surroundings, broken_promises
 
 PROPOSAL = recommendation(rollout=SOAKED)
 PROPOSED = f.RecommendationProposed(recommendation=PROPOSAL)
 URGENT = recommendation("urgent", urgent_until=AT.replace(hour=13), rollout=rollout(0.2, 1.0))
+PROPOSALS = (PROPOSAL, URGENT, replacement(0.5, 1.0), replacement(1.0))
 VERDICTS = st.tuples(*[st.sampled_from([*Verdict])] * 3)
 WORDS = st.sampled_from([None, True, False])
 
@@ -146,12 +147,12 @@ def test_an_agent_that_contradicts_itself_vetoes_in_every_order(
     random=st.randoms(use_true_random=False),
     events=st.integers(min_value=0, max_value=80),
     automatic=st.booleans(),
-    urgent=st.booleans(),
+    proposal=st.sampled_from(PROPOSALS),
 )
 def test_every_story_ends_once_and_keeps_every_promise(
-    *, random: Random, events: int, automatic: bool, urgent: bool
+    *, random: Random, events: int, automatic: bool, proposal: Recommendation
 ) -> None:
-    log = Log(URGENT if urgent else PROPOSAL, AUTO if automatic else ASK)
+    log = Log(proposal, AUTO if automatic else ASK)
     around = Surroundings(log, random)
     for _ in range(events):
         around.disturb()
@@ -164,12 +165,12 @@ def test_every_story_ends_once_and_keeps_every_promise(
 @given(
     random=st.randoms(use_true_random=False),
     events=st.integers(min_value=0, max_value=80),
-    urgent=st.booleans(),
+    proposal=st.sampled_from(PROPOSALS),
 )
 def test_every_story_ends_once_and_keeps_every_promise_whatever_policies_come_and_go(
-    *, random: Random, events: int, urgent: bool
+    *, random: Random, events: int, proposal: Recommendation
 ) -> None:
-    log = Log(URGENT if urgent else PROPOSAL, AUTO)
+    log = Log(proposal, AUTO)
     around = Surroundings(log, random, POLICIES)
     for _ in range(events):
         around.disturb()

@@ -11,11 +11,10 @@ from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
 from optiinfra.schemas.change import ChangeState, ControlVerb, Phase
-from optiinfra.schemas.recommendation import Recommendation, SpotMigration, SpotReplacement
 from optiinfra.schemas.rollout import GateVerdict, Step, StepKind
 from optiinfra.schemas.vote import AgentName
 from tests.factories import AT, recommendation, rollout, step_result
-from tests.saga_log import AUTO, Log
+from tests.saga_log import AUTO, Log, replacement
 
 PERFORMANCE, APPLICATION = AgentName.PERFORMANCE, AgentName.APPLICATION
 
@@ -322,16 +321,8 @@ def test_old_timers_do_not_disturb_an_undo() -> None:
     assert log.undone().saga.state is ChangeState.ROLLED_BACK
 
 
-def replacement() -> Recommendation:
-    migration = recommendation().spec
-    assert isinstance(migration, SpotMigration)
-    spec = SpotReplacement(replicas=("chat-1",), to=migration.to, reclaim_at=AT)
-    plan = rollout(1.0, soak_s=1.0).model_copy(update={"gates": ()})
-    return recommendation(spec=spec, rollout=plan)
-
-
 def test_a_lost_machines_replacement_may_go_ungated_and_passes_after_its_soak() -> None:
-    log = Log(replacement()).to_soaking().fire(TimerName.SOAK)
+    log = Log(replacement(soak_s=1.0)).to_soaking().fire(TimerName.SOAK)
     assert log.said(c.GateRequested) == []
     assert log.said(f.GateClosed)[0].reasons == ("its kind needs no gate, and none is named",)
     assert log.saga.phase is Phase.FINISHING
@@ -340,8 +331,8 @@ def test_a_lost_machines_replacement_may_go_ungated_and_passes_after_its_soak() 
 
 
 def test_a_stage_that_neither_soaks_nor_is_gated_is_passed_at_once() -> None:
-    plan = rollout(1.0, soak_s=0.0).model_copy(update={"gates": ()})
-    log = Log(replacement().model_copy(update={"rollout": plan})).to_applying().staged()
+    log = Log(replacement(0.5, 1.0)).to_applying().staged()
+    assert log.kinds() == ["gate.closed", "execution.requested"]
     assert log.saga.phase is Phase.FINISHING
     assert TimerName.HOLD_LIMIT not in log.saga.timers
     log.check()

@@ -36,6 +36,7 @@ class Narrator:
     def __init__(self) -> None:
         self._proposals: dict[ChangeId, Recommendation] = {}
         self._votes: dict[tuple[ChangeId, str], Verdict] = {}
+        self._stages: set[tuple[ChangeId, int]] = set()
         self._tellers: dict[type, Callable[[Any], list[tuple[str, str]]]] = {
             f.RecommendationProposed: self._proposed,
             f.VoteCast: self._voted,
@@ -109,10 +110,13 @@ class Narrator:
 
     def _step(self, fact: c.ExecutionRequested) -> list[tuple[str, str]]:
         step, stages = fact.step, len(fact.recommendation.rollout.stages)
-        if step.kind is StepKind.FINISH:
-            return [("plain", "last step: drain the old replicas, then terminate them")]
+        last = ("plain", "last step: drain the old replicas, then terminate them")
+        if step.kind is StepKind.FINISH and (fact.change, step.stage) in self._stages:
+            return [last]
+        self._stages.add((fact.change, step.stage))
         where = f"stage {step.stage + 1} of {stages}"
-        return [("plain", f"{where}: {step.share:.0%} of the traffic to new replicas")]
+        told = [("plain", f"{where}: {step.share:.0%} of the traffic to new replicas")]
+        return [*told, last] if step.kind is StepKind.FINISH else told
 
     def _staged(self, fact: f.ExecutionStaged) -> list[tuple[str, str]]:
         result = fact.result

@@ -16,6 +16,7 @@ Told = Mapping[str, Any]
 class _Stage:
     requested: Told | None = None
     staged: Told | None = None
+    finished: bool = False
     failed: bool = False
     looks: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -57,11 +58,14 @@ def stages_of(planned: Sequence[Told], told: Sequence[Told]) -> list[dict[str, A
 
 
 def _stage_number(event: Told) -> int | None:
-    """The stage that an event is about; None for steps that finish or undo."""
+    """The stage that an event is about; None for steps that undo.
+
+    The finish is about the last one: it carries that out, unless it has been.
+    """
     fact = event["fact"]
     fact = fact.get("answer") or fact.get("result") or fact
     step = fact.get("step")
-    if step is not None and step["kind"] != StepKind.APPLY:
+    if step is not None and step["kind"] == StepKind.ROLLBACK:
         return None
     found = step["stage"] if step is not None else fact.get("stage")
     return found if isinstance(found, int) else None
@@ -73,6 +77,7 @@ def _requested(stage: _Stage, event: Told) -> None:
 
 def _staged(stage: _Stage, event: Told) -> None:
     stage.staged = stage.staged or event
+    stage.finished |= event["fact"]["result"]["step"]["kind"] == StepKind.FINISH
 
 
 def _failed(stage: _Stage, event: Told) -> None:
@@ -100,7 +105,7 @@ def _status(stage: _Stage) -> str:
     verdicts = {look["verdict"] for look in stage.looks.values()}
     if stage.failed or "roll_back" in verdicts:
         return "failed"
-    if "pass" in verdicts:
+    if "pass" in verdicts or stage.finished:
         return "passed"
     if stage.staged is not None:
         return "in_force"

@@ -28,6 +28,10 @@ class Intents(Protocol):
         """Stores what was read back; repeating it changes nothing."""
         ...
 
+    async def is_paused(self, change: ChangeId) -> bool:
+        """Whether the change is held up now, as the coordinator has written it down."""
+        ...
+
     async def captured(self, change: ChangeId) -> dict[str, Any] | None:
         """What the first intent of the change captured, None when nothing was ever begun."""
         ...

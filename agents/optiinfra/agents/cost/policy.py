@@ -40,7 +40,7 @@ class CostPolicy(Value):
     notice_grace_s: float = Field(default=1_800.0, ge=0)
     migration: RolloutPlan = RolloutPlan(stages=_STAGES)
     replacement: RolloutPlan = RolloutPlan(
-        stages=(StagePlan(share=1.0, soak_s=1.0, hold_limit_s=60.0),),
+        stages=(StagePlan(share=1.0, soak_s=0.0, hold_limit_s=60.0),),
         gates=(),
         look_every_s=1.0,
     )

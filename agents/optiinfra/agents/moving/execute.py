@@ -166,10 +166,12 @@ class Executor:
         )
 
     async def _staged(self, job: Job, done: Staged) -> ExecutionStaged:
+        """What was read back; a finish that was held up has no result yet, only its stage has."""
         fleet = await job.fleet()
         spend = await self._hands.pricing.spend(list(fleet.values()))
+        step, stage = job.step, {"kind": StepKind.APPLY, "attempt": 1}
         result = StepResult(
-            step=job.step,
+            step=step.model_copy(update=stage) if done.held else step,
             fence=job.fence,
             arms=done.arms,
             applied=done.applied,
@@ -178,7 +180,8 @@ class Executor:
             at=self._hands.clock(),
         )
         await job.require_fence()
-        await self._hands.intents.finish(job.change, job.step, result.model_dump(mode="json"))
+        if not done.held:
+            await self._hands.intents.finish(job.change, job.step, result.model_dump(mode="json"))
         return ExecutionStaged(change=job.change, result=result)
 
 

@@ -116,6 +116,10 @@ class Job:
         except Conflict as error:
             raise OutOfDate(str(error)) from error
 
+    async def is_paused(self) -> bool:
+        """Whether a person, the stop switch or a freeze holds the change up by now."""
+        return await self.hands.intents.is_paused(self.change)
+
     async def fleet(self) -> dict[str, Replica]:
         return await self.hands.fleet(self.tenant, self.deployment)
 

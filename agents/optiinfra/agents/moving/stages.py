@@ -45,6 +45,8 @@ class Staged:
     arms: Arms
     applied: bool
     detail: str = ""
+    held: bool = False
+    """A finish that has carried its stage and released nothing, since the change is paused."""
 
 
 async def apply(job: Job) -> Staged:
@@ -67,8 +69,14 @@ async def apply(job: Job) -> Staged:
 
 
 async def finish(job: Job) -> Staged:
-    """Releases what was replaced: drains, removes from the routes, terminates, reads back."""
+    """Brings the change to its share, unless it is there, and releases what was replaced.
+
+    It drains, removes from the routes, terminates, and reads back; where the change is paused by
+    then, everything stays.
+    """
     before = await apply(job)
+    if await job.is_paused():
+        return replace(before, held=True, detail="paused before anything was released")
     present = set(job.old) & {
         backend.replica
         for backend in (await job.hands.traffic.status(job.tenant, job.deployment)).table.backends

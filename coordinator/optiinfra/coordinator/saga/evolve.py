@@ -13,7 +13,7 @@ from optiinfra.events import facts as f
 from optiinfra.schemas.approval import Approval, Snooze
 from optiinfra.schemas.change import ChangeState, Phase
 from optiinfra.schemas.errors import Rejected
-from optiinfra.schemas.rollout import Step, StepKind
+from optiinfra.schemas.rollout import Step, StepKind, StepResult
 from optiinfra.schemas.tenant import PERSON, POLICY
 from optiinfra.schemas.vote import VOTERS, Vote
 
@@ -201,14 +201,31 @@ def _started(saga: Saga, fact: f.ExecutionStarted, at: datetime) -> Saga:
 
 
 def _staged(saga: Saga, fact: f.ExecutionStaged, at: datetime) -> Saga:
-    if not _is_current(saga, fact.result.step) or saga.phase is Phase.SOAKING:
+    result = fact.result
+    current = _is_current(saga, result.step)
+    waits = saga.phase in (Phase.APPLYING, Phase.FINISHING)
+    if not waits or saga.state is not ChangeState.EXECUTING:
         return saga
-    if saga.phase is Phase.GATING or saga.state is not ChangeState.EXECUTING:
+    done = {"arms": result.arms, "stage_began_at": at}
+    if saga.step is not None and _stopped_short(saga, result):
+        again = {"kind": StepKind.APPLY, "attempt": saga.step.attempt + 1}
+        step = saga.step.model_copy(update=again)
+        return _with(saga, step=step, phase=Phase.SOAKING, passed=True, **done)
+    if not current:
         return saga
-    done = {"arms": fact.result.arms, "stage_began_at": at}
     if saga.phase is Phase.FINISHING:
         return _with(saga, passed=True, **done)
     return _with(saga, phase=Phase.SOAKING, **done)
+
+
+def _stopped_short(saga: Saga, result: StepResult) -> bool:
+    """Whether the finish in hand has carried its stage and released nothing.
+
+    It says so as that stage's result. `saga.step` then is that stage, under the attempt that the
+    finish has next.
+    """
+    of_this = saga.phase is Phase.FINISHING and result.fence == saga.fence
+    return of_this and result.step.kind is StepKind.APPLY
 
 
 def _execution_failed(saga: Saga, fact: f.ExecutionFailed, at: datetime) -> Saga:
@@ -226,12 +243,20 @@ def _is_current(saga: Saga, step: Step) -> bool:
 
 
 def _requested(saga: Saga) -> list[Step]:
-    """Every step that was requested so far; stages come one by one, each once."""
-    if saga.step is None:
+    """Every step that was requested so far; stages come one by one, each once.
+
+    A finish that stopped short was requested, and the next one is the next attempt.
+    """
+    last = saga.step
+    if last is None:
         return []
-    stages = saga.proposal.rollout.stages[: saga.step.stage + 1]
+    stages = saga.proposal.rollout.stages[: last.stage + 1]
     applied = [Step(kind=StepKind.APPLY, stage=n, share=s.share) for n, s in enumerate(stages)]
-    return [*applied, saga.step]
+    short = [
+        last.model_copy(update={"kind": StepKind.FINISH, "attempt": attempt})
+        for attempt in range(1, last.attempt)
+    ]
+    return [*applied, *short, last]
 
 
 def _gate_requested(saga: Saga, fact: c.GateRequested, at: datetime) -> Saga:

@@ -8,6 +8,7 @@ from datetime import datetime
 from optiinfra.coordinator.saga.state import Context
 from optiinfra.schemas.freezes import FreezeWindow
 from optiinfra.schemas.recommendation import Recommendation
+from optiinfra.schemas.rules import Rules
 
 FREEZE = "freeze window"
 """Who paused a change under way in a freeze that halts stages; its end lets it go on."""
@@ -25,6 +26,17 @@ class Frozen:
         return f"freeze {self.window.name!r} until {self.until:%Y-%m-%d %H:%M} UTC"
 
 
+def may_be_halted(proposal: Recommendation, rules: Rules, *, urgent: bool) -> bool:
+    """Whether some freeze, now or later, could hold the change up when it is under way."""
+    return any(
+        window.halt_stages and _applies(window, proposal, urgent=urgent) for window in rules.freezes
+    )
+
+
+def _applies(window: FreezeWindow, proposal: Recommendation, *, urgent: bool) -> bool:
+    return window.covers(proposal) and (window.also_urgent or not urgent)
+
+
 def frozen(
     proposal: Recommendation, context: Context, *, urgent: bool, stages: bool = False
 ) -> Frozen | None:
@@ -32,8 +44,7 @@ def frozen(
     found = [
         Frozen(window, until)
         for window in context.rules.freezes
-        if window.covers(proposal)
-        and (window.also_urgent or not urgent)
+        if _applies(window, proposal, urgent=urgent)
         and (window.halt_stages or not stages)
         and (until := window.until(context.at)) is not None
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from optiinfra.coordinator.saga.floor_check import counted_answer
-from optiinfra.coordinator.saga.freeze import FREEZE, frozen
+from optiinfra.coordinator.saga.freeze import FREEZE, frozen, may_be_halted
 from optiinfra.coordinator.saga.state import STOP_SWITCH, Saga, later
 from optiinfra.coordinator.saga.turn import Turn
 from optiinfra.events import commands as c
@@ -31,7 +31,7 @@ def proceed(turn: Turn) -> None:
     if hindered is not None:
         defer(turn, hindered)
     elif begins or not _halted(turn):
-        _request_step(turn, _next_step(turn.saga))
+        _request_step(turn, _next_step(turn))
 
 
 def _halted(turn: Turn) -> bool:
@@ -102,16 +102,38 @@ def is_urgent(turn: Turn) -> bool:
     return turn.saga.proposal.is_urgent(turn.context.at)
 
 
-def _next_step(saga: Saga) -> Step:
-    stages = saga.proposal.rollout.stages
-    number = 0 if saga.step is None else saga.step.stage + 1
-    if number < len(stages):
+def _next_step(turn: Turn) -> Step:
+    stages = turn.saga.proposal.rollout.stages
+    number = _next_stage(turn.saga)
+    if number < len(stages) and not _is_carried_by_the_finish(turn, number):
         return Step(kind=StepKind.APPLY, stage=number, share=stages[number].share)
-    return Step(kind=StepKind.FINISH, stage=len(stages) - 1, share=stages[-1].share)
+    attempt = 1 if turn.saga.step is None else turn.saga.step.attempt
+    return Step(
+        kind=StepKind.FINISH, stage=len(stages) - 1, attempt=attempt, share=stages[-1].share
+    )
+
+
+def _next_stage(saga: Saga) -> int:
+    return 0 if saga.step is None else saga.step.stage + 1
+
+
+def _is_carried_by_the_finish(turn: Turn, number: int) -> bool:
+    """Whether the last stage needs no command of its own: a finish brings its share about first.
+
+    So it is where no soak, no assessor and no freeze can hold between the two. A pause still can:
+    the executor looks for one before it releases anything.
+    """
+    proposal = turn.saga.proposal
+    stages, gates = proposal.rollout.stages, proposal.rollout.gates
+    if number < len(stages) - 1 or stages[number].soak_s > 0 or gates:
+        return False
+    return not may_be_halted(proposal, turn.context.rules, urgent=is_urgent(turn))
 
 
 def _request_step(turn: Turn, step: Step) -> None:
-    seconds = turn.saga.proposal.rollout.apply_timeout_s
+    """A finish that carries the last stage too has the time of both."""
+    both = step.kind is StepKind.FINISH and step.stage == _next_stage(turn.saga)
+    seconds = turn.saga.proposal.rollout.apply_timeout_s * (2 if both else 1)
     turn.say(
         c.ExecutionRequested(
             change=turn.saga.change,
@@ -130,8 +152,11 @@ def _step_key(step: Step) -> str:
 
 
 def staged(turn: Turn, fact: f.ExecutionStaged) -> None:
+    """A finish that found the change paused has only carried its stage: it is asked for again."""
     saga = turn.saga
-    if saga.phase is Phase.FINISHING:
+    if saga.passed and saga.phase is Phase.SOAKING:
+        proceed(turn)
+    elif saga.phase is Phase.FINISHING:
         turn.say(f.ChangeCompleted(change=saga.change, arms=saga.arms))
         for loss in turn.context.world.ruling.supersedes:
             turn.orders.append(
@@ -145,8 +170,8 @@ def staged(turn: Turn, fact: f.ExecutionStaged) -> None:
                     rules_version=turn.context.rules.version,
                 )
             )
-        return
-    _begin_soak(turn, fact.result.step)
+    else:
+        _begin_soak(turn, fact.result.step)
 
 
 def _begin_soak(turn: Turn, step: Step) -> None:

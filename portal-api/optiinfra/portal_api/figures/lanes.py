@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -185,18 +185,23 @@ def step_spans(moved: Moved) -> list[SpanView]:
             done.append(going.ended(one.at, state))
             going = None
         if going is None:
-            going = _begun(moved, one)
+            going = _begun(moved, one, {span.stage for span in done})
     return done if going is None else [*done, going]
 
 
-def _begun(moved: Moved, one: Told) -> SpanView | None:
-    """The step that begins here; a stage that was not said to begin begins when it is in force."""
+def _begun(moved: Moved, one: Told, carried: Collection[int | None]) -> SpanView | None:
+    """The step that begins here; a stage that was not said to begin begins when it is in force.
+
+    A finish is the last stage where that is not among those `carried` before.
+    """
     match one.kind, one.step:
         case "rollback.requested", _:
             kind = SpanKind.ROLLBACK
         case "execution.started", StepKind.FINISH:
-            kind = SpanKind.FINISH
-        case (("execution.started" | "execution.staged"), StepKind.APPLY):
+            kind = SpanKind.FINISH if one.stage in carried else SpanKind.STAGE
+        case (("execution.started" | "execution.staged"), StepKind.APPLY) if (
+            one.stage not in carried
+        ):
             kind = SpanKind.STAGE
         case _:
             return None
@@ -216,7 +221,9 @@ def _end(one: Told, going: SpanView) -> str | None:
         case "execution.failed":
             return "failed"
         case "execution.staged" if going.kind is SpanKind.FINISH:
-            return "done"
+            return "done" if one.step == StepKind.FINISH else "held"
+        case "execution.staged" if one.step == StepKind.FINISH:
+            return "passed"
         case "rollback.requested" if going.kind is not SpanKind.ROLLBACK:
             return "broken off"
         case "rollback.completed" if going.kind is SpanKind.ROLLBACK:

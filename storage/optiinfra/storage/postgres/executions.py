@@ -51,6 +51,11 @@ class ExecutionLog:
         async with self._database.connection() as connection:
             await connection.execute(_FINISH, change, *_key(step), json.dumps(result))
 
+    async def is_paused(self, change: str) -> bool:
+        """Whether the change is held up now, as the coordinator has written it down."""
+        async with self._database.connection() as connection:
+            return bool(await connection.fetchval(_PAUSED, change))
+
     async def captured(self, change: str) -> dict[str, Any] | None:
         """What the first intent of the change captured; None when nothing was ever begun."""
         async with self._database.connection() as connection:
@@ -65,6 +70,9 @@ def _key(step: Step) -> tuple[str, int, int]:
 _BEGIN = """
 INSERT INTO executions (change_id, kind, stage, attempt, fence, captured)
 VALUES ($1, $2, $3, $4, $5, $6::text::jsonb) ON CONFLICT DO NOTHING RETURNING 1
+"""
+_PAUSED = """
+SELECT body::json ->> 'paused_by' IS NOT NULL FROM sagas WHERE change_id = $1
 """
 _INTENT = """
 SELECT fence, result::text FROM executions
