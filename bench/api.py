@@ -170,7 +170,7 @@ async def decisions(database: Database, bus: Bus, url: str, token: str, count: i
                 await opened(deciding.runner, publisher, one)
                 began = loop.time()
                 path = f"/api/v1/recommendations/{one.id}/approve"
-                match = {"If-Match": f'"{one.version_hash()}"'}
+                match = {"If-Match": f'"{one.version_hash}"'}
                 answer = await client.post(path, json={}, headers=match)
                 assert answer.status_code == 202, answer.text
                 name = answer.json()["event_id"]

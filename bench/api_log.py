@@ -108,7 +108,7 @@ def _last(one: Recommendation, end: ChangeState) -> Iterator[f.Fact]:
         yield f.ChangeRejected(change=one.id, by="person:ana", reason="bench")
     else:
         yield f.ApprovalRequested(
-            change=one.id, version_hash=one.version_hash(), risk=one.risk,
+            change=one.id, version_hash=one.version_hash, risk=one.risk,
             expires_at=now() + timedelta(days=1),
         )  # fmt: skip
 
@@ -164,7 +164,7 @@ async def copy(database: Database, changes: list[tuple[Recommendation, ChangeSta
         )  # fmt: skip
         recommendations.append(
             (one.id, TENANT, one.deployment, one.proposer.value, one.spec.kind, one.risk.value,
-             one.version_hash(), one.model_dump_json(), one.proposed_at)
+             one.version_hash, one.model_dump_json(), one.proposed_at)
         )  # fmt: skip
     rows = {
         "event_log": (LOG_COLUMNS, log),

@@ -24,7 +24,7 @@ CHANGE = PROPOSAL.id
 LATER = AT + timedelta(minutes=1)
 STEP = Step(kind=StepKind.APPLY, stage=0, share=0.1)
 APPROVAL = Approval(
-    change=CHANGE, granted=True, by=person("ada"), version_hash=PROPOSAL.version_hash(), at=AT
+    change=CHANGE, granted=True, by=person("ada"), version_hash=PROPOSAL.version_hash, at=AT
 )
 SAMPLES = (
     Sample(metric="ttft_p95", unit=Unit.SECONDS, reading=Known(value=0.2, error=0.01), at=AT),

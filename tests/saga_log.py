@@ -175,7 +175,7 @@ def decision(
         "change": proposal.id,
         "granted": granted,
         "by": person("ana"),
-        "version_hash": proposal.version_hash(),
+        "version_hash": proposal.version_hash,
         "at": at,
     }
     approval = Approval(**{**values, **changes})
@@ -197,7 +197,7 @@ def put_off(
     """A person's "not now" on this very version, unless `changes` say otherwise."""
     values: dict[str, Any] = {
         "change": proposal.id,
-        "version_hash": proposal.version_hash(),
+        "version_hash": proposal.version_hash,
         "by": "person:ana",
         "until": later(at, seconds),
         "at": at,
@@ -209,7 +209,7 @@ def woken(proposal: Recommendation, *, at: datetime = AT, **changes: Any) -> f.R
     """A person ends the sleep of this very version, unless `changes` say otherwise."""
     values: dict[str, Any] = {
         "change": proposal.id,
-        "version_hash": proposal.version_hash(),
+        "version_hash": proposal.version_hash,
         "by": "person:bob",
         "at": at,
     }

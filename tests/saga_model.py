@@ -202,7 +202,7 @@ def _moved_by(saga: Saga) -> set[TimerName]:
         return by_phase[saga.phase]
     return {
         ChangeState.DEFERRED: {TimerName.TURN},
-        ChangeState.VOTING: {TimerName.VOTE_DEADLINE, TimerName.REVOTE},
+        ChangeState.VOTING: {TimerName.VOTE_REMINDER, TimerName.VOTE_DEADLINE, TimerName.REVOTE},
         ChangeState.AWAITING_APPROVAL: {TimerName.APPROVAL_EXPIRY},
         ChangeState.ROLLING_BACK: {TimerName.ROLLBACK_DEADLINE},
     }.get(saga.state, set())
@@ -268,7 +268,7 @@ def _execution_without_leave(log: Log, place: int) -> str | None:
     agreed = {v.agent for v in cast} == set(VOTERS)
     if not agreed or any(v.verdict is not Verdict.APPROVE for v in cast):
         return f"step {fact.step} without three approvals in round {number}"
-    version = log.proposal.version_hash()
+    version = log.proposal.version_hash
     grants = [g.approval for g in before if isinstance(g, f.ApprovalGranted)]
     if not any(grant.version_hash == version for grant in grants):
         return f"step {fact.step} without a grant of version {version}"

@@ -56,7 +56,7 @@ async def decided(stand: Stand, name: str) -> str:
         answer = await client.post(
             f"/api/v1/recommendations/{proposal.id}/approve",
             json={"reason": 'quite "right"'},
-            headers={"If-Match": f'"{proposal.version_hash()}"'},
+            headers={"If-Match": f'"{proposal.version_hash}"'},
         )
     assert answer.status_code == 202
     await stand.fleet.take_in(stand.said.events)

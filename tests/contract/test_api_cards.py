@@ -83,7 +83,7 @@ async def test_a_card_has_all_that_a_person_decides_on(stand: Stand) -> None:
     )
     async with stand.client(Role.VIEWER) as client:
         answer = await client.get(f"/api/v1/recommendations/{proposal.id}/card")
-    assert answer.headers["etag"] == f'"{proposal.version_hash()}"'
+    assert answer.headers["etag"] == f'"{proposal.version_hash}"'
     found = answer.json()
     assert found["header"]["title"] == "Move chat to spot"
     assert found["header"]["age_s"] > 0

@@ -113,7 +113,7 @@ async def test_a_running_change_is_counted(stand: Stand) -> None:
     async with stand.client(Role.APPROVER) as client:
         await client.post(
             f"/api/v1/recommendations/{proposal.id}/approve",
-            json={}, headers={"If-Match": f'"{proposal.version_hash()}"'},
+            json={}, headers={"If-Match": f'"{proposal.version_hash}"'},
         )  # fmt: skip
     await stand.fleet.take_in(stand.said.events)
     running = (await got(stand, "/overview"))["running"]

@@ -226,7 +226,7 @@ async def furnish(world: World) -> None:
     await fleet.hear(
         f.SwitchTurned(tenant="acme", stopped=True, by="person:acme", reason="acme's", at=AT)
     )
-    world.version = proposal.version_hash()
+    world.version = proposal.version_hash
     world.ids = {
         "change": proposal.id,
         "number": "1",
@@ -247,7 +247,7 @@ async def carry_out(
     answer = await admin.post(
         f"/api/v1/recommendations/{proposal.id}/approve",
         json={"reason": "acme's"},
-        headers={"If-Match": f'"{proposal.version_hash()}"'},
+        headers={"If-Match": f'"{proposal.version_hash}"'},
     )
     assert answer.status_code == 202, answer.text
     async with world.database.connection() as connection:

@@ -57,7 +57,7 @@ async def _ask(http: httpx.AsyncClient, one: Recommendation) -> bool:
         answer = await http.post(
             f"recommendations/{one.id}/approve",
             json={"reason": "looks right"},
-            headers={"If-Match": f'"{one.version_hash()}"', "Idempotency-Key": one.id},
+            headers={"If-Match": f'"{one.version_hash}"', "Idempotency-Key": one.id},
         )
     except httpx.TransportError:
         return False

@@ -62,7 +62,7 @@ async def test_a_decision_without_the_outbox_is_taken_and_never_said(
     await stand.until("SELECT count(*) = 1 FROM sagas WHERE state = 'awaiting_approval'")
     keeping = Database if kept else WithoutOutbox
     api = Decisions(keeping(stand.database._pool, stand.database.engine), Unheard())
-    yes = Decision(asked.id, True, asked.version_hash(), "looks right")
+    yes = Decision(asked.id, True, asked.version_hash, "looks right")
     assert not (await api.decide(ANA, yes)).repeated
     if kept:
         await stand.until_completed([asked], within_s=30)

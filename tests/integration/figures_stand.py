@@ -145,7 +145,7 @@ async def approved(stand: Stand, proposal: Recommendation) -> None:
         answer = await client.post(
             f"/api/v1/recommendations/{proposal.id}/approve",
             json={"reason": "looks right"},
-            headers={"If-Match": f'"{proposal.version_hash()}"'},
+            headers={"If-Match": f'"{proposal.version_hash}"'},
         )
     assert answer.status_code == 202, answer.text
     await stand.fleet.take_in(stand.said.events)

@@ -33,7 +33,7 @@ async def approve(client: httpx.AsyncClient, proposal: Any, **headers: str) -> h
     return await client.post(
         f"/api/v1/recommendations/{proposal.id}/approve",
         json={"reason": "looks right"},
-        headers={"If-Match": f'"{proposal.version_hash()}"', **headers},
+        headers={"If-Match": f'"{proposal.version_hash}"', **headers},
     )
 
 
@@ -43,7 +43,7 @@ async def test_an_approval_is_audited_written_and_said(stand: Stand) -> None:
         answer = await approve(client, proposal)
         assert answer.status_code == 202
         (said,) = stand.said.said("approval.granted")
-        assert said.approval.version_hash == proposal.version_hash()
+        assert said.approval.version_hash == proposal.version_hash
         assert str(said.approval.by) == "person:approver-ana"
         await stand.fleet.take_in(stand.said.events)
         await stand.fleet.play()
@@ -64,7 +64,7 @@ async def test_a_rejection_ends_the_change_with_its_reason(stand: Stand) -> None
         answer = await client.post(
             f"/api/v1/recommendations/{proposal.id}/reject",
             json={"reason": "not this week"},
-            headers={"If-Match": f'"{proposal.version_hash()}"'},
+            headers={"If-Match": f'"{proposal.version_hash}"'},
         )
         assert answer.status_code == 202
         await stand.fleet.take_in(stand.said.events)
@@ -140,7 +140,7 @@ async def test_a_person_cannot_take_a_word_back(stand: Stand) -> None:
             await client.post(
                 path,
                 json={"reason": "no"},
-                headers={"If-Match": f'"{proposal.version_hash()}"'},
+                headers={"If-Match": f'"{proposal.version_hash}"'},
             )
             for client in (ana, ben)
         ]

@@ -29,7 +29,7 @@ async def approve(client: httpx.AsyncClient, proposal: Recommendation) -> httpx.
     return await client.post(
         f"/api/v1/recommendations/{proposal.id}/approve",
         json={"reason": "yes"},
-        headers={"If-Match": f'"{proposal.version_hash()}"'},
+        headers={"If-Match": f'"{proposal.version_hash}"'},
     )
 
 
@@ -98,7 +98,7 @@ async def test_the_proposer_may_still_say_no(stand: Stand) -> None:
         answer = await client.post(
             f"/api/v1/recommendations/{proposal.id}/reject",
             json={"reason": "on second thoughts"},
-            headers={"If-Match": f'"{proposal.version_hash()}"'},
+            headers={"If-Match": f'"{proposal.version_hash}"'},
         )
         assert answer.status_code == 202
     assert await state(stand, proposal) == "rejected"

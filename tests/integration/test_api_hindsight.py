@@ -28,7 +28,7 @@ async def stand(database: str) -> AsyncIterator[Stand]:
             answer = await client.post(
                 f"/api/v1/recommendations/{done.id}/approve",
                 json={"reason": "good"},
-                headers={"If-Match": f'"{done.version_hash()}"'},
+                headers={"If-Match": f'"{done.version_hash}"'},
             )
         assert answer.status_code == 202
         await made.fleet.take_in(made.said.events)

@@ -32,7 +32,7 @@ async def say(
     client: httpx.AsyncClient, verb: str, proposal: Recommendation, key: str = "", **body: Any
 ) -> httpx.Response:
     """A person's word on the version that stands."""
-    headers = {"If-Match": f'"{proposal.version_hash()}"'}
+    headers = {"If-Match": f'"{proposal.version_hash}"'}
     if key:
         headers["Idempotency-Key"] = key
     path = f"/api/v1/recommendations/{proposal.id}/{verb}"

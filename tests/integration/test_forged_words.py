@@ -105,7 +105,7 @@ def approval(proposal: Recommendation) -> Approval:
         change=proposal.id,
         granted=True,
         by=person("ann"),
-        version_hash=proposal.version_hash(),
+        version_hash=proposal.version_hash,
         at=now(),
     )
 
@@ -119,7 +119,7 @@ async def test_an_approval_that_nobody_gave_at_the_portal_moves_nothing(stand: S
     await stand.until(AUDITED, "word.refused", 1)
     await stand.until(STATE, proposal.id, "awaiting_approval")
     portal = Decisions(stand.database, stand.publisher)
-    await portal.decide(ANN, Decision(proposal.id, True, proposal.version_hash(), "good"))
+    await portal.decide(ANN, Decision(proposal.id, True, proposal.version_hash, "good"))
     await stand.until_completed([proposal], within_s=30)
 
 

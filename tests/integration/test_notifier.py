@@ -270,7 +270,7 @@ async def test_for_what_sleeps_nobody_is_asked_and_the_rest_is_told(
     known = Known(asleep=True)
     made = notifier(bus, webhook(receiver, http), known=known)
     asked = f.ApprovalRequested(
-        change=PROPOSAL.id, version_hash=PROPOSAL.version_hash(), risk=PROPOSAL.risk, expires_at=AT
+        change=PROPOSAL.id, version_hash=PROPOSAL.version_hash, risk=PROPOSAL.risk, expires_at=AT
     )
     for fact in (asked, rolled_back()):
         await made.tell(bus.publisher.event(fact, tenant="acme"))

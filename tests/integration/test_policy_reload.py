@@ -345,7 +345,7 @@ async def test_two_people_let_a_risky_change_go(stand: Stand, tmp_path: Path) ->
     await stand.propose(change)
     await state(stand, change, "awaiting_approval")
     portal = Decisions(stand.database, stand.publisher)
-    word = Decision(change.id, granted=True, version_hash=change.version_hash(), reason="yes")
+    word = Decision(change.id, granted=True, version_hash=change.version_hash, reason="yes")
     ana, bob = (
         Principal(f"t-{name}", "acme", name, Role.APPROVER, None) for name in ("ana", "bob")
     )

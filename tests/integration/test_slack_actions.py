@@ -52,7 +52,7 @@ def form(
         "actions": [
             {
                 "action_id": f"optiinfra.{verb}",
-                "value": f"{proposal.id}.{proposal.version_hash()}",
+                "value": f"{proposal.id}.{proposal.version_hash}",
             }
         ],
         "response_url": channel.url,
@@ -97,7 +97,7 @@ async def test_an_approver_approves_in_the_channel_in_the_own_name(
     assert answer.status_code == 200
     (granted,) = [e.fact for e in stand.said.events if isinstance(e.fact, f.ApprovalGranted)]
     assert str(granted.approval.by) == "person:ann@acme.example"
-    assert granted.approval.version_hash == proposal.version_hash()
+    assert granted.approval.version_hash == proposal.version_hash
     told = answered(channel)
     assert told["replace_original"] is True
     assert told["text"] == f"Approved by ann@acme.example: change {proposal.id[:8]}"

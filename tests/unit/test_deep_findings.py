@@ -61,7 +61,7 @@ def consumer(**fields: object) -> ConsumerCondition:
 STEP = Step(kind=StepKind.APPLY, stage=2, share=0.5)
 GRANT = Approval(
     change=recommendation().id,
-    version_hash=recommendation().version_hash(),
+    version_hash=recommendation().version_hash,
     granted=True,
     by=person("ana"),
     at=AT,

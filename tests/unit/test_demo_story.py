@@ -51,7 +51,7 @@ from tests.unit.test_demo_summary import (
 def test_a_person_is_asked_for_the_plays_alone() -> None:
     story = Story([Play.MIGRATION])
     actions = [action for event in STORY for action in story.take(event)]
-    assert actions == [AskPerson(CHAT, CHAT.version_hash())]
+    assert actions == [AskPerson(CHAT, CHAT.version_hash)]
 
 
 def test_the_reclaim_is_sent_once_the_migration_is_remembered() -> None:

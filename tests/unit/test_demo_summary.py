@@ -111,13 +111,13 @@ def answered(of: Recommendation, pairs: int, canary: float) -> f.GateAnswered:
 def granted(of: Recommendation, *, automatic: bool = False) -> f.ApprovalGranted:
     by = policy("rule@demo") if automatic else person("anna")
     return f.ApprovalGranted(
-        approval=Approval(change=of.id, granted=True, by=by, version_hash=of.version_hash(), at=AT)
+        approval=Approval(change=of.id, granted=True, by=by, version_hash=of.version_hash, at=AT)
     )
 
 
 def asked(of: Recommendation) -> f.ApprovalRequested:
     return f.ApprovalRequested(
-        change=of.id, version_hash=of.version_hash(), risk=Risk.LOW, expires_at=AT
+        change=of.id, version_hash=of.version_hash, risk=Risk.LOW, expires_at=AT
     )
 
 

@@ -34,7 +34,7 @@ def test_a_policy_rule_approves_in_its_own_name() -> None:
     assert log.kinds() == ["approval.granted", "change.approved", "execution.requested"]
     (grant,) = log.said(f.ApprovalGranted)
     assert str(grant.approval.by) == f"policy:low@{AUTO.version}"
-    assert grant.approval.version_hash == log.proposal.version_hash()
+    assert grant.approval.version_hash == log.proposal.version_hash
     log.check()
 
 
@@ -42,7 +42,7 @@ def test_without_a_rule_a_person_is_asked_for_as_long_as_the_risk_allows() -> No
     log = Log(recommendation(risk=Risk.HIGH), rules=ASK).open().vote()
     assert log.saga.state is ChangeState.AWAITING_APPROVAL
     (asked,) = log.said(f.ApprovalRequested)
-    assert asked.version_hash == log.proposal.version_hash()
+    assert asked.version_hash == log.proposal.version_hash
     assert (asked.expires_at - AT).total_seconds() == 24 * 3600
 
 

@@ -224,7 +224,7 @@ def test_grants_for_another_version_before_the_proposal_count_for_nothing() -> N
     log.decide(by=ANA).decide(by=BOB).open()
     assert [grant.by for grant in log.saga.grants] == [ANA, BOB]
     assert log.saga.approval is not None
-    assert log.saga.approval.version_hash == HIGH.version_hash()
+    assert log.saga.approval.version_hash == HIGH.version_hash
     assert log.vote().saga.state is ChangeState.EXECUTING
 
 

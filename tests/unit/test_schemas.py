@@ -151,19 +151,19 @@ def test_risks_are_ranked() -> None:
 
 def test_the_version_hash_changes_with_anything_in_the_proposal() -> None:
     proposal = recommendation()
-    assert proposal.version_hash() == recommendation().version_hash()
-    assert proposal.version_hash() != recommendation(title="other").version_hash()
-    assert len(proposal.version_hash()) == 16
+    assert proposal.version_hash == recommendation().version_hash
+    assert proposal.version_hash != recommendation(title="other").version_hash
+    assert len(proposal.version_hash) == 16
 
 
 def test_an_approval_of_the_last_release_still_fits_its_proposal() -> None:
     """Hashes that release 0.1.0 gave: fields that came later must not change them."""
     converted = Quantisation(from_precision=Precision.FP16, to_precision=Precision.FP8)
-    assert recommendation().version_hash() == "faaad46d725472e8"
-    assert recommendation(spec=converted).version_hash() == "45d4f0e7adcde6a5"
+    assert recommendation().version_hash == "faaad46d725472e8"
+    assert recommendation(spec=converted).version_hash == "45d4f0e7adcde6a5"
     weights = recommendation(spec=converted.model_copy(update={"weights": "chat-fp8"}))
     curve = (TuningTrial(knobs={"max_num_seqs": 8}, outcome=TrialOutcome.COMPLETE),)
-    hashes = {weights.version_hash(), recommendation(curve=curve).version_hash()}
+    hashes = {weights.version_hash, recommendation(curve=curve).version_hash}
     assert len(hashes | {"faaad46d725472e8", "45d4f0e7adcde6a5"}) == 4
 
 
@@ -222,3 +222,13 @@ def test_the_proposer_has_no_vote_and_deployments_act_only_when_told_to() -> Non
     )
     assert deployment.acting is False
     assert deployment.quality == QualityFloor(max_relative_drop=0.05)
+
+
+def test_a_copy_has_a_version_of_its_own() -> None:
+    one = recommendation()
+    assert one.version_hash == recommendation().version_hash
+    other = one.model_copy(update={"title": "another"})
+    assert other.version_hash != one.version_hash
+    assert other.version_hash == recommendation(title="another").version_hash
+    assert one == recommendation()
+    assert one.model_copy(update={"title": one.title}) == one

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.errors import APIError, NoStreamResponseError
+from pydantic_core import from_json
 
 from optiinfra.events.bus import Bus
 from optiinfra.events.refusals import BROKER_ERRORS
@@ -121,7 +121,7 @@ class Acks:
 
 def _read(answer: bytes) -> int | Exception:
     try:
-        said = json.loads(answer)
+        said = from_json(answer)
         if "error" in said:
             APIError.from_error(said["error"])  # raises, by kind
         return int(said["seq"])

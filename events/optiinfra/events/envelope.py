@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC
-from typing import Any, Self
 
-from pydantic import AwareDatetime, ConfigDict, ValidationError
+from pydantic import AwareDatetime, ValidationError
 
 from optiinfra.events.facts import FACT, Fact
 from optiinfra.events.hostile import require_header, require_keepable, require_time
-from optiinfra.events.kept import kept
 from optiinfra.events.subjects import row_of, subject_of
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.errors import Invariant, Rejected
 from optiinfra.schemas.ids import EventId, TenantId
+from optiinfra.schemas.kept import kept
 
 CONTENT_TYPE = "application/json"
 MAX_BODY_BYTES = 900_000
@@ -28,7 +27,7 @@ class Event(Value):
     that it follows from.
     """
 
-    model_config = ConfigDict(ignored_types=(kept,))
+    KEPT = ("subject", "type", "body")
 
     id: EventId
     source: str
@@ -51,16 +50,6 @@ class Event(Value):
     def body(self) -> str:
         """The fact as JSON: the text that is published, kept in the log and hashed."""
         return self.fact.model_dump_json()
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy that computes afresh what follows from its fields."""
-        made = super().model_copy(update=update, deep=deep)
-        for name in _KEPT:
-            made.__dict__.pop(name, None)
-        return made
-
-
-_KEPT = ("subject", "type", "body")
 
 
 def encode(event: Event) -> tuple[str, dict[str, str], bytes]:

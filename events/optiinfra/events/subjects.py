@@ -9,9 +9,9 @@ from enum import StrEnum
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.bus_roles import AGENTS, ASSESSORS, EXECUTORS, VOTERS, BusRole
-from optiinfra.events.kept import kept
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.errors import Invariant
+from optiinfra.schemas.kept import kept
 
 
 class Stream(StrEnum):

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, Field
 from optiinfra.schemas.base import Value
 from optiinfra.schemas.deployment import Market, Provider
 from optiinfra.schemas.ids import DeploymentId, RecommendationId, ReplicaId, TenantId
+from optiinfra.schemas.kept import kept
 from optiinfra.schemas.money import Interval, PriceSource
 from optiinfra.schemas.tuning import TuningTrial
 from optiinfra.schemas.vote import AgentName, Evidence
@@ -224,6 +225,8 @@ class RolloutPlan(Value):
 class Recommendation(Value):
     """A proposal with its evidence; the numbers are forecasts with intervals."""
 
+    KEPT = ("version_hash",)
+
     id: RecommendationId
     tenant: TenantId
     deployment: DeploymentId
@@ -249,6 +252,7 @@ class Recommendation(Value):
         """Whether the reason to hurry still stands."""
         return self.urgent_until is not None and at < self.urgent_until
 
+    @kept
     def version_hash(self) -> str:
         """What an approval is bound to: 16 hex digits over the whole proposal."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]

@@ -55,7 +55,7 @@ def _with(saga: Saga, **changes: Any) -> Saga:
 def _proposed(saga: Saga, fact: f.RecommendationProposed, at: datetime) -> Saga:
     if saga.recommendation is not None:
         return saga
-    approval, version = saga.approval, fact.recommendation.version_hash()
+    approval, version = saga.approval, fact.recommendation.version_hash
     if approval is not None and approval.version_hash != version:
         approval = None
     grants = tuple(grant for grant in saga.grants if grant.version_hash == version)
@@ -120,7 +120,7 @@ def _decided(saga: Saga, fact: f.ApprovalGranted | f.ApprovalDenied, at: datetim
     _check_word(fact)
     if saga.state not in _UNDECIDED:
         return saga
-    if saga.recommendation and approval.version_hash != saga.recommendation.version_hash():
+    if saga.recommendation and approval.version_hash != saga.recommendation.version_hash:
         return saga
     if saga.approval is not None and not saga.approval.granted:
         return saga
@@ -162,7 +162,7 @@ def _put_off(
     """Of two words on its sleep the later one counts, in whatever order they come."""
     if saga.state is not ChangeState.AWAITING_APPROVAL:
         return saga
-    if fact.version_hash != saga.proposal.version_hash():
+    if fact.version_hash != saga.proposal.version_hash:
         return saga
     if saga.snooze is not None and fact.at <= saga.snooze.at:
         return saga

@@ -74,7 +74,7 @@ def approval_of(leave: Leave, saga: Saga, context: Context) -> Approval:
         change=saga.change,
         granted=True,
         by=policy(f"{leave.rule.name}@{context.rules.version}"),
-        version_hash=saga.proposal.version_hash(),
+        version_hash=saga.proposal.version_hash,
         reason=leave.reason,
         at=context.at,
     )

@@ -77,8 +77,7 @@ def _target_taken(turn: Turn) -> str | None:
 
 
 def _request_votes(turn: Turn) -> None:
-    saga, rules = turn.saga, turn.context.rules
-    seconds = rules.urgent_vote_deadline_s if is_urgent(turn) else rules.vote_deadline_s
+    saga, seconds = turn.saga, _time_to_vote_s(turn)
     number = saga.round + 1
     turn.say(
         c.VoteRequested(
@@ -90,8 +89,12 @@ def _request_votes(turn: Turn) -> None:
         )
     )
     turn.set_timer(TimerName.VOTE_REMINDER, number, seconds / 2)
-    turn.set_timer(TimerName.VOTE_DEADLINE, number, seconds)
     _tally(turn)
+
+
+def _time_to_vote_s(turn: Turn) -> float:
+    rules = turn.context.rules
+    return rules.urgent_vote_deadline_s if is_urgent(turn) else rules.vote_deadline_s
 
 
 def voted(turn: Turn, fact: f.VoteCast) -> None:
@@ -138,18 +141,22 @@ def _veto(turn: Turn, by: tuple[str, ...], reasons: tuple[str, ...]) -> None:
 
 
 def remind(turn: Turn, fact: f.TimerFired) -> None:
-    missing = _missing_voters(turn.saga)
+    """Half the time is over: who is missing is asked again, and has the other half from now on.
+
+    So nobody is late who was never reminded, whatever the reminder had to wait for.
+    """
+    missing, left_s = _missing_voters(turn.saga), _time_to_vote_s(turn) / 2
     if turn.saga.state is ChangeState.VOTING and missing:
-        deadline = turn.saga.timers[TimerName.VOTE_DEADLINE].fire_at
         turn.say(
             c.VoteRequested(
                 change=turn.saga.change,
                 round=turn.saga.round,
                 agents=missing,
                 recommendation=turn.saga.proposal,
-                deadline=deadline,
+                deadline=later(turn.context.at, left_s),
             )
         )
+        turn.set_timer(TimerName.VOTE_DEADLINE, turn.saga.round, left_s)
 
 
 def vote_deadline(turn: Turn, fact: f.TimerFired) -> None:
@@ -208,7 +215,7 @@ def _ask_people(turn: Turn, leave: Leave) -> None:
     turn.say(
         f.ApprovalRequested(
             change=saga.change,
-            version_hash=saga.proposal.version_hash(),
+            version_hash=saga.proposal.version_hash,
             risk=risk,
             expires_at=asked.fire_at if waits and asked else later(turn.context.at, seconds),
             needed=leave.needed,
@@ -253,7 +260,7 @@ def slept(turn: Turn) -> None:
     turn.say(
         f.ApprovalRequested(
             change=saga.change,
-            version_hash=saga.proposal.version_hash(),
+            version_hash=saga.proposal.version_hash,
             risk=saga.proposal.risk,
             expires_at=asked.fire_at,
             needed=saga.needed,

@@ -82,7 +82,7 @@ def _proposed(event: Event, fact: f.RecommendationProposed) -> Row:
         proposal.proposer.value,
         proposal.spec.kind,
         proposal.risk.value,
-        proposal.version_hash(),
+        proposal.version_hash,
         proposal.model_dump_json(),
         proposal.proposed_at,
     )

@@ -56,7 +56,7 @@ class CommandsInLog:
         assert isinstance(fact, Command)
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
-                _COMMAND, event.id, fact.change, fact.recommendation.version_hash()
+                _COMMAND, event.id, fact.change, fact.recommendation.version_hash
             )
             reason = _doubt(row, event, fact)
             if reason is not None:
