@@ -1,7 +1,8 @@
 """Our saga as a contestant: a coordinator and the agents as processes, real NATS and PostgreSQL.
 
-A saga: a proposal of 1 KB, three votes, approval by a rule, one executed stage, the finish: seven
-durable steps, with inbox, outbox, hash chain and trace. `--gated` asks two assessors besides.
+A saga: a proposal of 1 KB, three votes, approval by a rule, one step that is carried out: six
+durable steps, with inbox, outbox, hash chain and trace. `--gated` asks two assessors besides, and
+for the finish after them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Sagas a second, latency and CPU: ours beside DBOS, Restate and Temporal, in turns on one machine.
 
-Each runs the same saga: 1 KB in, six durable steps, three of them votes in parallel. Ours has a
-seventh (the finish) and keeps inbox, outbox, hash chain and trace. `ours_gated` asks two assessors
-besides, as a change of a server does. CPU is that of all processes of a contestant, its servers
-included. Temporal runs its development server on SQLite, which is not its production set-up.
+Each runs the same saga: 1 KB in, six durable steps, three of them votes in parallel. Ours keeps
+inbox, outbox, hash chain and trace besides. `ours_gated` asks two assessors too, and for the finish
+in a command of its own, as most changes of a server do. CPU is that of all processes of a
+contestant, its servers included. Temporal runs its development server on SQLite, which is not its
+production set-up.
 """
 
 from __future__ import annotations
