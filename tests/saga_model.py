@@ -202,7 +202,7 @@ def _moved_by(saga: Saga) -> set[TimerName]:
         return by_phase[saga.phase]
     return {
         ChangeState.DEFERRED: {TimerName.TURN},
-        ChangeState.VOTING: {TimerName.VOTE_REMINDER, TimerName.VOTE_DEADLINE, TimerName.REVOTE},
+        ChangeState.VOTING: {TimerName.VOTE_DEADLINE, TimerName.REVOTE},
         ChangeState.AWAITING_APPROVAL: {TimerName.APPROVAL_EXPIRY},
         ChangeState.ROLLING_BACK: {TimerName.ROLLBACK_DEADLINE},
     }.get(saga.state, set())

@@ -56,10 +56,10 @@ def test_who_gives_way_votes_afresh_when_its_turn_comes_and_its_approval_stays_g
 
 
 def test_old_deadlines_of_who_gave_way_do_nothing() -> None:
-    log = Log().open().fire(TimerName.VOTE_REMINDER)
+    log = Log().open()
     log.hear(resolved(log, "yields"))
     for name in (TimerName.VOTE_REMINDER, TimerName.VOTE_DEADLINE):
-        assert log.fire(name, key=1).last == ()
+        assert log.fire(name).last == ()
     assert log.saga.state is ChangeState.DEFERRED
     log.check()
 

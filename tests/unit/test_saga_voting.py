@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from optiinfra.coordinator.saga.state import later
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.events.facts import TimerName
@@ -36,7 +35,7 @@ def test_a_proposal_opens_a_change_and_asks_all_three_voters() -> None:
     assert set(asked.agents) == VOTERS
     assert asked.round == 1
     assert (asked.deadline - AT).total_seconds() == AUTO.vote_deadline_s
-    assert set(log.saga.timers) == {TimerName.VOTE_REMINDER}
+    assert set(log.saga.timers) == {TimerName.VOTE_REMINDER, TimerName.VOTE_DEADLINE}
 
 
 def test_a_repeated_proposal_changes_nothing() -> None:
@@ -74,14 +73,13 @@ def test_the_same_vote_twice_is_one_vote() -> None:
 
 
 def test_a_vote_missing_at_the_deadline_is_a_veto_by_the_silent() -> None:
-    log = Log().open().vote("resource").fire(TimerName.VOTE_REMINDER)
-    veto = ended(log.fire(TimerName.VOTE_DEADLINE))
+    veto = ended(Log().open().vote("resource").fire(TimerName.VOTE_DEADLINE))
     assert veto.by == ("application", "performance")
     assert veto.reasons[0] == "application did not vote in time"
 
 
 def test_a_deadline_after_all_have_voted_means_nothing() -> None:
-    log = Log(rules=ASK).open().fire(TimerName.VOTE_REMINDER).vote().fire(TimerName.VOTE_DEADLINE)
+    log = Log(rules=ASK).open().vote().fire(TimerName.VOTE_DEADLINE)
     assert log.saga.state is ChangeState.AWAITING_APPROVAL
     assert log.last == ()
 
@@ -92,13 +90,6 @@ def test_only_the_missing_are_reminded_with_the_same_deadline() -> None:
     assert reminder.agents == ("application", "performance")
     assert (reminder.round, reminder.deadline) == (1, first.deadline)
     assert log.saga.round == 1
-
-
-def test_who_is_reminded_late_has_half_of_the_time_all_the_same() -> None:
-    log = Log().open().wait(3_600).fire(TimerName.VOTE_REMINDER)
-    half = AUTO.vote_deadline_s / 2
-    assert log.saga.timers[TimerName.VOTE_DEADLINE].fire_at == later(log.at, half)
-    assert log.said(c.VoteRequested)[-1].deadline == later(log.at, half)
 
 
 def test_nobody_is_reminded_who_has_voted() -> None:

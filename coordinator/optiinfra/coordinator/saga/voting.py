@@ -77,7 +77,8 @@ def _target_taken(turn: Turn) -> str | None:
 
 
 def _request_votes(turn: Turn) -> None:
-    saga, seconds = turn.saga, _time_to_vote_s(turn)
+    saga, rules = turn.saga, turn.context.rules
+    seconds = rules.urgent_vote_deadline_s if is_urgent(turn) else rules.vote_deadline_s
     number = saga.round + 1
     turn.say(
         c.VoteRequested(
@@ -89,12 +90,8 @@ def _request_votes(turn: Turn) -> None:
         )
     )
     turn.set_timer(TimerName.VOTE_REMINDER, number, seconds / 2)
+    turn.set_timer(TimerName.VOTE_DEADLINE, number, seconds)
     _tally(turn)
-
-
-def _time_to_vote_s(turn: Turn) -> float:
-    rules = turn.context.rules
-    return rules.urgent_vote_deadline_s if is_urgent(turn) else rules.vote_deadline_s
 
 
 def voted(turn: Turn, fact: f.VoteCast) -> None:
@@ -141,22 +138,18 @@ def _veto(turn: Turn, by: tuple[str, ...], reasons: tuple[str, ...]) -> None:
 
 
 def remind(turn: Turn, fact: f.TimerFired) -> None:
-    """Half the time is over: who is missing is asked again, and has the other half from now on.
-
-    So nobody is late who was never reminded, whatever the reminder had to wait for.
-    """
-    missing, left_s = _missing_voters(turn.saga), _time_to_vote_s(turn) / 2
+    missing = _missing_voters(turn.saga)
     if turn.saga.state is ChangeState.VOTING and missing:
+        deadline = turn.saga.timers[TimerName.VOTE_DEADLINE].fire_at
         turn.say(
             c.VoteRequested(
                 change=turn.saga.change,
                 round=turn.saga.round,
                 agents=missing,
                 recommendation=turn.saga.proposal,
-                deadline=later(turn.context.at, left_s),
+                deadline=deadline,
             )
         )
-        turn.set_timer(TimerName.VOTE_DEADLINE, turn.saga.round, left_s)
 
 
 def vote_deadline(turn: Turn, fact: f.TimerFired) -> None:
