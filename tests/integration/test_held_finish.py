@@ -9,7 +9,6 @@ from optiinfra.agents.moving.execute import Executor
 from optiinfra.events import commands as c
 from optiinfra.events import facts as f
 from optiinfra.schemas.change import ChangeState, ControlVerb
-from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.rollout import Step, StepKind
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.executions import ExecutionLog
@@ -22,10 +21,10 @@ from tests.unit.test_cost_execute import Stand, staged
 class Acting(Story):
     """A story whose steps a real executor carries out, on a real record and an emulated cloud."""
 
-    def __init__(self, postgres: Database) -> None:
+    def __init__(self, postgres: Database, record: type[ExecutionLog] = ExecutionLog) -> None:
         super().__init__(postgres)
         self.stand = Stand()
-        hands = replace(self.stand.hands, intents=ExecutionLog(postgres))
+        hands = replace(self.stand.hands, intents=record(postgres))
         self.executor = Executor({("acme", "chat"): DEPLOYMENT}, hands, SpotMoves(POLICY))
 
     async def carry_out(self) -> f.Fact:
@@ -41,8 +40,7 @@ class Acting(Story):
 
 
 async def test_a_pause_holds_the_release_and_resuming_lets_it_go_on(postgres: Database) -> None:
-    proposal: Recommendation = replacement()
-    story, record = Acting(postgres), ExecutionLog(postgres)
+    proposal, story, record = replacement(), Acting(postgres), ExecutionLog(postgres)
     assert not await record.is_paused(proposal.id)
     await story.open(proposal)
     await story.approve_by_vote(proposal)
@@ -63,3 +61,19 @@ async def test_a_pause_holds_the_release_and_resuming_lets_it_go_on(postgres: Da
     ]
     finish = Step(kind=StepKind.FINISH, stage=0, share=1.0)
     assert steps == [finish, finish.model_copy(update={"attempt": 2})]
+
+
+class Heedless(ExecutionLog):
+    """Takes no notice of pauses."""
+
+    async def is_paused(self, change: str) -> bool:
+        return False
+
+
+async def test_without_the_look_a_paused_change_releases_all_the_same(postgres: Database) -> None:
+    proposal, story = replacement(), Acting(postgres, Heedless)
+    await story.open(proposal)
+    await story.approve_by_vote(proposal)
+    await story.wish(ControlVerb.PAUSE, proposal.id)
+    await story.carry_out()
+    assert story.stand.actuator.terminated == ["chat-1"]
