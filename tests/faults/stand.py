@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from optiinfra.events.subjects import Stream
 from optiinfra.runtime.stores import new_id, now
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.ids import derived_id
-from optiinfra.schemas.recommendation import Recommendation
+from optiinfra.schemas.recommendation import Recommendation, SpotMigration, SpotReplacement
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.postgres.database import Database, open_database
 from tests.cost_stand import placement
@@ -93,18 +94,26 @@ class Stand:
         path.touch()
         return path
 
-    def prepared(self, count: int, *, soak_s: float = 0.1) -> list[Recommendation]:
-        """Moves of as many deployments of their own, two stages each; not said yet."""
+    def prepared(
+        self, count: int, *, soak_s: float = 0.1, lost: bool = False
+    ) -> list[Recommendation]:
+        """Moves of as many deployments of their own, two stages each; not said yet.
+
+        Of `lost` machines they are replacements, which one command carries out wholly.
+        """
         first = len(self.proposed)
         made = [proposal(first + n, self.chance.getrandbits(64), soak_s) for n in range(count)]
+        made = [replacement(one) for one in made] if lost else made
         for one in made:
             self.target.add(one.deployment)
         self.proposed += made
         return made
 
-    async def propose(self, count: int, *, soak_s: float = 0.1) -> list[Recommendation]:
+    async def propose(
+        self, count: int, *, soak_s: float = 0.1, lost: bool = False
+    ) -> list[Recommendation]:
         """As `prepared`, and said until the broker has acknowledged them."""
-        made = self.prepared(count, soak_s=soak_s)
+        made = self.prepared(count, soak_s=soak_s, lost=lost)
         await self.say(made)
         return made
 
@@ -120,13 +129,19 @@ class Stand:
             results = await publisher.publish_many(left)
             left = [e for e, r in zip(left, results, strict=True) if isinstance(r, OptiInfraError)]
 
-    async def keep_busy(self, done: Callable[[], bool], within_s: float = 150.0) -> None:
-        """Proposes whenever little is left to do, also of what is not yet heard, until `done`."""
+    async def keep_busy(
+        self, done: Callable[[], bool], within_s: float = 150.0, *, lost: bool = False
+    ) -> None:
+        """Proposes whenever little is left to do, also of what is not yet heard, until `done`.
+
+        One of each kind; with `lost` replacements of lost machines alone.
+        """
         try:
             async with asyncio.timeout(within_s):
                 while not done():
                     if len(self.proposed) - await self.count(_ENDED) < 2:
-                        await self.propose(2)
+                        await self.propose(1, lost=lost)
+                        await self.propose(1, lost=True)
                     await asyncio.sleep(0.1)
         except TimeoutError:
             raise AssertionError(await self._told("it was not done in time")) from None
@@ -223,6 +238,15 @@ def proposal(number: int, salt: int, soak_s: float) -> Recommendation:
     )
     spec = plain.spec.model_copy(update={"replicas": (f"d-{number}-1",), "to": placement()})
     return plain.model_copy(update={"spec": spec, "proposed_at": now()})
+
+
+def replacement(plain: Recommendation) -> Recommendation:
+    """The same for a machine that is taken away: without gate and soak."""
+    assert isinstance(plain.spec, SpotMigration)
+    at = plain.proposed_at + timedelta(hours=9)
+    spec = SpotReplacement(replicas=plain.spec.replicas, to=plain.spec.to, reclaim_at=at)
+    plan = rollout(1.0).model_copy(update={"gates": ()})
+    return plain.model_copy(update={"spec": spec, "rollout": plan})
 
 
 @asynccontextmanager

@@ -30,6 +30,22 @@ async def test_agents_that_die_at_any_point_of_their_work_act_and_vote_once(
     assert await stand.dead_letters() == 0
 
 
+async def test_agents_that_die_while_one_command_does_it_all_do_each_thing_once(
+    stand: Stand,
+) -> None:
+    """From the launch to the end of the old machine, with a death before and after each act."""
+    acts = ("launch", "put", "terminate", "finish", "execution.staged")
+    crashes = [(f"{act}.{side}", 1) for act in acts for side in ("before", "after")]
+    crashes += [("put.before", 2), ("put.after", 3)]
+    stand.chance.shuffle(crashes)
+    dying = stand.role("agents", crashes)
+    async with playing(stand.role("coordinator"), dying):
+        await stand.keep_busy(lambda: len(dying.exits) >= len(crashes), lost=True)
+        await stand.all_completed()
+    assert set(dying.exits[: len(crashes)]) == {-9}
+    assert await stand.dead_letters() == 0
+
+
 async def test_another_instance_finishes_what_a_dead_one_had_in_hand(stand: Stand) -> None:
     point = stand.chance.choice(("begin.after", "put.after", "launch.after", "finish.before"))
     dying = stand.role("agents", [(point, 1)], restarts=False)

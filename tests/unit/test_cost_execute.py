@@ -392,6 +392,8 @@ async def test_a_finish_that_finds_the_change_paused_releases_nothing_until_it_i
     assert {one.state for one in stand.traffic.table.backends} == {BackendState.ACTIVE}
     assert held.arms.baseline == ("chat-1", "chat-2")
     stand.intents.paused.clear()
+    repeated = staged(await stand.step(1.0, StepKind.FINISH, fence=1)).result
+    assert repeated == held.model_copy(update={"applied": False})
     again = Step(kind=StepKind.FINISH, stage=2, attempt=2, share=1.0)
     done = staged(await stand.step(1.0, StepKind.FINISH, step=again)).result
     assert done.step == again

@@ -166,7 +166,7 @@ class Executor:
         )
 
     async def _staged(self, job: Job, done: Staged) -> ExecutionStaged:
-        """What was read back; a finish that was held up has no result yet, only its stage has."""
+        """What was read back; of a finish that was held up, its stage."""
         fleet = await job.fleet()
         spend = await self._hands.pricing.spend(list(fleet.values()))
         step, stage = job.step, {"kind": StepKind.APPLY, "attempt": 1}
@@ -180,8 +180,7 @@ class Executor:
             at=self._hands.clock(),
         )
         await job.require_fence()
-        if not done.held:
-            await self._hands.intents.finish(job.change, job.step, result.model_dump(mode="json"))
+        await self._hands.intents.finish(job.change, job.step, result.model_dump(mode="json"))
         return ExecutionStaged(change=job.change, result=result)
 
 
