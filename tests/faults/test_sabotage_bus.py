@@ -28,7 +28,7 @@ ACK_WAIT_S = 1.0
 class WithoutHealing(Consumer):
     """A consumer that is gone stays gone."""
 
-    async def _heal(self, delay_s: float) -> None:
+    async def _heal(self, heard_at_s: float, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
 
 

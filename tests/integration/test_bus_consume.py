@@ -315,6 +315,25 @@ async def test_a_deleted_stream_ends_the_consumer_within_15_s_without_spinning(
         assert s.bus.client.stats["out_msgs"] - sent_before < 100
 
 
+async def test_a_stream_that_is_gone_without_a_word_ends_the_consumer_within_15_s(
+    nats_server: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker's word that the consumer is gone may be lost with it: then silence tells."""
+
+    async def handle(_event: Event) -> None:
+        return
+
+    async with stand(nats_server().url) as s:
+        consumer = s.consumer("left", handle=handle)
+        async with running(consumer) as task:
+            await s.say(1)
+            await until(lambda: consumer.stats.acked == 1)
+            monkeypatch.setattr(consumer._pull, "_read_status", lambda _message: None)
+            await s.bus.js.delete_stream("CHANGES")
+            with pytest.raises(Unavailable, match="stream"):
+                await asyncio.wait_for(asyncio.shield(task), 15)
+
+
 async def test_a_closed_connection_ends_the_consumer(nats_server: Make) -> None:
     async def handle(_event: Event) -> None:
         return

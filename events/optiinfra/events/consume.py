@@ -155,7 +155,7 @@ class Consumer:
                 self.stats.progressed()
             elif ended is not Ended.FILLED:
                 failures += 1
-                await self._heal(backoff_s(failures, 0.05, 2.0))
+                await self._heal(self._pull.heard_at_s, backoff_s(failures, 0.05, 2.0))
 
     async def _attach(self) -> None:
         failures = 0
@@ -164,34 +164,39 @@ class Consumer:
                 await self._durable.attach()
             except Unavailable as failed:
                 failures += 1
-                await self._endure(failed, backoff_s(failures, 0.05, 2.0))
+                now_s = asyncio.get_running_loop().time()
+                await self._endure(failed, now_s, backoff_s(failures, 0.05, 2.0))
             else:
                 self._trouble_since_s = None
                 return
 
-    async def _heal(self, delay_s: float) -> None:
+    async def _heal(self, heard_at_s: float, delay_s: float) -> None:
         """Sees to it that the consumer exists; never asks more often than its delays allow."""
         if not self._bus.is_connected:
             if self._bus.is_closed:
                 raise Unavailable(f"consumer {self.spec.name}: the connection is closed")
             await self._bus.connected(LOOK_EVERY_S)
+            self._trouble_since_s = None
             return
         try:
             await self._durable.attach()
         except Unavailable as failed:
-            await self._endure(failed, delay_s)
+            await self._endure(failed, heard_at_s, delay_s)
         else:
             self._trouble_since_s = None
             await asyncio.sleep(delay_s)
 
-    async def _endure(self, failed: Unavailable, delay_s: float) -> None:
-        """Waits, unless the trouble has lasted too long already."""
-        now_s = asyncio.get_running_loop().time()
-        since_s = self._trouble_since_s = self._trouble_since_s or now_s
-        if self._bus.is_closed or (self._bus.is_connected and now_s - since_s > PATIENCE_S):
+    async def _endure(self, failed: Unavailable, since_s: float, delay_s: float) -> None:
+        """Waits, unless the trouble, which began at `since_s` or before, has lasted too long.
+
+        Silence is part of it: nobody may have told that the stream is gone.
+        """
+        since_s = self._trouble_since_s = self._trouble_since_s or since_s
+        left_s = since_s + PATIENCE_S - asyncio.get_running_loop().time()
+        if self._bus.is_closed or (self._bus.is_connected and left_s <= 0):
             raise failed
         log.warning("consumer %s: %s", self.spec.name, failed)
-        await asyncio.sleep(delay_s)
+        await asyncio.sleep(min(delay_s, max(left_s, 0.0)))
 
     async def _beat(self) -> None:
         while True:

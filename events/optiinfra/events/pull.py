@@ -50,7 +50,8 @@ class Pull:
         self._requests = 0
         self._missing = 0
         self._end: asyncio.Future[Ended] | None = None
-        self._heard_at = 0.0
+        self.heard_at_s = 0.0
+        """When the broker was heard last, or the connection was renewed, on the loop's clock."""
         self._removers: list[Callable[[], None]] = []
         self.heard = False
         """Whether the broker has answered the latest request with anything but a refusal."""
@@ -62,7 +63,7 @@ class Pull:
             "cannot subscribe",
         )
         self._removers = [
-            self._bus.on_reconnect(lambda: self._finish(Ended.LOST)),
+            self._bus.on_reconnect(self._renewed),
             self._bus.on_close(lambda: self._finish(Ended.LOST)),
         ]
 
@@ -72,7 +73,7 @@ class Pull:
         self._end, self._missing, self.heard = loop.create_future(), count, False
         self._requests += 1
         self._token = f"{self._inbox}.{self._requests}"
-        self._heard_at = loop.time()
+        self.heard_at_s = loop.time()
         wanted = {
             "batch": count,
             "expires": int(EXPIRES_S * 1e9),
@@ -91,7 +92,7 @@ class Pull:
     async def _wait(self, end: asyncio.Future[Ended]) -> Ended:
         loop = asyncio.get_running_loop()
         while not end.done():
-            left = self._heard_at + SILENT_AFTER_S - loop.time()
+            left = self.heard_at_s + SILENT_AFTER_S - loop.time()
             if left <= 0:
                 return Ended.LOST
             await asyncio.wait({end}, timeout=left)
@@ -111,7 +112,7 @@ class Pull:
         self._subscription = None
 
     def _receive(self, message: Msg) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
+        self.heard_at_s = asyncio.get_running_loop().time()
         if message.subject.startswith(self._inbox):
             self._read_status(message)
             return
@@ -133,6 +134,10 @@ class Pull:
             self._finish(Ended.EXPIRED)
         else:
             self._finish(Ended.REFUSED)
+
+    def _renewed(self) -> None:
+        self.heard_at_s = asyncio.get_running_loop().time()
+        self._finish(Ended.LOST)
 
     def _finish(self, how: Ended) -> None:
         if self._end is not None and not self._end.done():
