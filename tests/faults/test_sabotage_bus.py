@@ -195,6 +195,8 @@ async def test_without_acknowledgements_what_a_broker_took_with_it_is_lost(
         assert server.pid is not None
         publisher = made(s.bus, "test", now, new_id)
         os.kill(server.pid, signal.SIGSTOP)
+        # On a busy machine its threads run on for a while: until the last one stands still.
+        await asyncio.to_thread(os.waitid, os.P_PID, server.pid, os.WSTOPPED)
         said = asyncio.create_task(publisher.publish_many(s.facts(5)))
         await asyncio.wait({said}, timeout=1.0)
         await until(lambda: s.bus.client.pending_data_size == 0)
