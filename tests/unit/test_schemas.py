@@ -34,6 +34,7 @@ from optiinfra.schemas.recommendation import (
     ChangeSpec,
     Precision,
     Quantisation,
+    Recommendation,
     Risk,
     StagePlan,
 )
@@ -232,3 +233,7 @@ def test_a_copy_has_a_version_of_its_own() -> None:
     assert other.version_hash == recommendation(title="another").version_hash
     assert one == recommendation()
     assert one.model_copy(update={"title": one.title}) == one
+
+
+def test_of_the_class_what_is_kept_is_the_property() -> None:
+    assert getattr(Recommendation, "version_hash") is vars(Recommendation)["version_hash"]  # noqa: B009
