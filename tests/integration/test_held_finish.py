@@ -13,9 +13,9 @@ from optiinfra.schemas.rollout import Step, StepKind
 from optiinfra.storage.postgres.database import Database
 from optiinfra.storage.postgres.executions import ExecutionLog
 from tests.cost_stand import DEPLOYMENT, POLICY
+from tests.execute_stand import Stand, staged
 from tests.integration.test_runner import Story
 from tests.saga_log import replacement
-from tests.unit.test_cost_execute import Stand, staged
 
 
 class Acting(Story):

@@ -1,143 +1,27 @@
-"""Carrying a change out, twice if asked twice, and taking it back."""
+"""Carrying a change out, and twice if asked twice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from optiinfra.agents.actuators.port import replica_name
-from optiinfra.agents.cost.execute import SpotMoves
-from optiinfra.agents.moving.execute import Executor
-from optiinfra.agents.moving.job import Hands
-from optiinfra.events.commands import ExecutionRequested, RollbackRequested
 from optiinfra.events.facts import (
-    ExecutionFailed,
-    ExecutionStaged,
     ExecutionStarted,
-    Fact,
-    RollbackCompleted,
 )
-from optiinfra.schemas.deployment import Deployment, Market, Provider, Replica, ReplicaState
+from optiinfra.schemas.deployment import Market, Replica
 from optiinfra.schemas.errors import Unavailable
-from optiinfra.schemas.recommendation import Recommendation, SpotMigration, SpotReplacement
 from optiinfra.schemas.rollout import Step, StepKind
 from optiinfra.schemas.routing import BackendState
 from optiinfra.schemas.vote import AgentName
 from tests.cost_stand import (
     DEPLOYMENT,
-    POLICY,
     REGION,
-    START,
-    FakeActuator,
-    FakeIntents,
-    FakeTraffic,
-    Time,
     machine,
-    placement,
-    pricing,
 )
+from tests.execute_stand import BUDGET_S, Stand, failed, migration, reclaim, staged, undone
 from tests.factories import recommendation
-
-OLD = (machine(1), machine(2))
-BUDGET_S = 600.0
-
-
-@dataclass
-class Stand:
-    """An executor over fakes; `said` is what it published on the way."""
-
-    replicas: Sequence[Replica] = OLD
-    deployment: Deployment = DEPLOYMENT
-    said: list[Fact] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.time = Time()
-        self.actuator = FakeActuator(self.replicas)
-        self.traffic = FakeTraffic(self.replicas)
-        self.intents = FakeIntents()
-        self.fence = 0
-        self.hands = Hands(
-            actuators={Provider.AWS: self.actuator},
-            traffic=self.traffic,
-            intents=self.intents,
-            pricing=pricing(self.time),
-            drain_timeout_s=POLICY.drain_timeout_s,
-            clock=self.time.now,
-            monotonic=self.time.monotonic,
-            sleep=self.time.sleep,
-        )
-        self.executor = Executor({("acme", "chat"): self.deployment}, self.hands, SpotMoves(POLICY))
-
-    async def say(self, fact: Fact) -> None:
-        self.said.append(fact)
-
-    async def step(
-        self,
-        share: float,
-        kind: StepKind = StepKind.APPLY,
-        proposal: Recommendation | None = None,
-        **changes: Any,
-    ) -> Sequence[Fact]:
-        self.fence += 1
-        proposal = proposal or migration()
-        values: dict[str, Any] = {
-            "change": proposal.id,
-            "step": Step(kind=kind, stage={0.1: 0, 0.5: 1}.get(share, 2), share=share),
-            "fence": self.fence,
-            "executor": AgentName.COST,
-            "recommendation": proposal,
-            "deadline": START,
-        }
-        command = ExecutionRequested(**{**values, **changes})
-        return await self.executor.execute(command, BUDGET_S, self.say)
-
-    async def rollback(
-        self, proposal: Recommendation | None = None, **changes: Any
-    ) -> Sequence[Fact]:
-        self.fence += 1
-        proposal = proposal or migration()
-        values: dict[str, Any] = {
-            "change": proposal.id,
-            "fence": self.fence,
-            "executor": AgentName.COST,
-            "recommendation": proposal,
-            "reason": "worse answers",
-            "deadline": START,
-        }
-        return await self.executor.roll_back(RollbackRequested(**{**values, **changes}), BUDGET_S)
-
-
-def migration(**changes: Any) -> Recommendation:
-    spec = SpotMigration(replicas=("chat-1", "chat-2"), to=placement(**changes))
-    return recommendation(spec=spec)
-
-
-def reclaim(seconds: float = 120.0) -> Recommendation:
-    to = placement(zone=f"{REGION}c", fallback_market=Market.ON_DEMAND)
-    reclaim_at = START + timedelta(seconds=seconds)
-    return recommendation(spec=SpotReplacement(replicas=("chat-1",), to=to, reclaim_at=reclaim_at))
-
-
-def staged(facts: Sequence[Fact]) -> ExecutionStaged:
-    assert len(facts) == 1
-    assert isinstance(facts[0], ExecutionStaged), facts
-    return facts[0]
-
-
-def failed(facts: Sequence[Fact]) -> str:
-    assert len(facts) == 1
-    assert isinstance(facts[0], ExecutionFailed), facts
-    return facts[0].reason
-
-
-def undone(facts: Sequence[Fact]) -> RollbackCompleted:
-    assert len(facts) == 1
-    assert isinstance(facts[0], RollbackCompleted), facts
-    return facts[0]
 
 
 async def test_three_stages_and_the_finish_move_the_fleet_to_spot() -> None:
@@ -298,78 +182,6 @@ async def test_a_replica_with_requests_in_flight_is_never_terminated() -> None:
     assert "still busy" in failed(await stand.step(1.0, StepKind.FINISH))
     assert stand.actuator.terminated == []
     assert "chat-1" in stand.traffic.weights()
-
-
-async def test_a_rollback_restores_the_routes_and_takes_the_new_machines_away() -> None:
-    stand = Stand()
-    before = stand.traffic.table.backends
-    await stand.step(0.1)
-    await stand.step(0.5)
-    found = undone(await stand.rollback())
-    assert found.proved, found.detail
-    assert stand.traffic.table.backends == before
-    assert set(stand.actuator.machines) == {"chat-1", "chat-2"}
-
-
-async def test_a_repeated_rollback_is_proved_again_without_acting() -> None:
-    stand = Stand()
-    await stand.step(0.5)
-    await stand.rollback()
-    writes = len(stand.traffic.history)
-    assert undone(await stand.rollback()).proved
-    assert len(stand.traffic.history) == writes
-
-
-async def test_a_rollback_before_any_step_is_proved_and_blocks_late_steps() -> None:
-    stand = Stand()
-    stand.fence = 5
-    assert undone(await stand.rollback()).proved
-    assert await stand.step(0.5, fence=1) == []
-    assert "rolled back before" in failed(await stand.step(0.5))
-    assert stand.actuator.launches == []
-    stand.intents.outdate(migration().id)
-    assert await stand.rollback() == []
-
-
-async def test_a_canary_that_cannot_drain_is_left_draining_and_the_undo_not_proved() -> None:
-    stand = Stand()
-    result = staged(await stand.step(0.5)).result
-    stand.traffic.busy = set(result.arms.canary)
-    found = undone(await stand.rollback())
-    assert not found.proved
-    assert "still draining" in found.detail
-    states = {one.replica: one.state for one in stand.traffic.table.backends}
-    assert states[result.arms.canary[0]] is BackendState.DRAINING
-    assert result.arms.canary[0] in stand.actuator.machines
-
-
-async def test_a_rollback_never_sends_traffic_to_nobody() -> None:
-    stand = Stand()
-    await stand.step(0.5)
-    for name in ("chat-1", "chat-2"):
-        gone = stand.actuator.machines[name].model_copy(update={"state": ReplicaState.STOPPED})
-        stand.actuator.machines[name] = gone
-    routes = stand.traffic.table
-    found = undone(await stand.rollback())
-    assert not found.proved
-    assert "none of the replicas" in found.detail
-    assert stand.traffic.table == routes
-
-
-async def test_a_rollback_after_one_old_replica_went_is_not_proved() -> None:
-    stand = Stand()
-    await stand.step(0.5)
-    del stand.actuator.machines["chat-2"]
-    found = undone(await stand.rollback())
-    assert (found.proved, stand.traffic.weights()) == (False, {"chat-1": 1.0})
-    assert "gone since: chat-2" in found.detail
-
-
-async def test_a_rollback_that_is_overtaken_says_nothing() -> None:
-    stand = Stand()
-    await stand.step(0.5)
-    stand.traffic.before_put = lambda: stand.intents.outdate(migration().id)
-    assert await stand.rollback() == []
 
 
 async def test_a_finish_alone_carries_its_stage_and_releases_what_was_replaced() -> None:
