@@ -34,14 +34,14 @@ from optiinfra.runtime.loop import run, settle_heap
 from optiinfra.runtime.stores import jitter, new_id, now
 from optiinfra.schemas.approval_rules import ApprovalRule
 from optiinfra.schemas.ids import derived_id
-from optiinfra.schemas.recommendation import Recommendation, Risk, SpotMigration, SpotReplacement
+from optiinfra.schemas.recommendation import Recommendation, Risk
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.vote import VOTERS
 from optiinfra.storage.embedded.servers import Addresses, EmbeddedServers
 from optiinfra.storage.postgres.database import Database, open_database
 from optiinfra.storage.postgres.migrate import upgrade
 from optiinfra.storage.redis import RegistryCache
-from tests.factories import gate_answer, recommendation, rollout, step_result, vote
+from tests.factories import gate_answer, recommendation, replacing, rollout, step_result, vote
 
 RULES = Rules(
     approvals=(ApprovalRule(name="all", max_risk=Risk.LOW),),
@@ -58,13 +58,8 @@ def proposal(*, gated: bool) -> Recommendation:
     plain = recommendation(
         name, deployment=f"d-{name}", rollout=rollout(1.0), risk_reasons=("x" * 190,)
     )
-    if gated:
-        return plain
-    assert isinstance(plain.spec, SpotMigration)
     at = plain.proposed_at + timedelta(days=9_999)
-    spec = SpotReplacement(replicas=plain.spec.replicas, to=plain.spec.to, reclaim_at=at)
-    ungated = plain.rollout.model_copy(update={"gates": ()})
-    return plain.model_copy(update={"spec": spec, "rollout": ungated})
+    return plain if gated else replacing(plain, plain.rollout, at)
 
 
 class Agents:

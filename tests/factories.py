@@ -15,6 +15,7 @@ from optiinfra.schemas.recommendation import (
     Risk,
     RolloutPlan,
     SpotMigration,
+    SpotReplacement,
     StagePlan,
 )
 from optiinfra.schemas.rollout import (
@@ -59,6 +60,14 @@ def recommendation(name: object = "rec", **changes: Any) -> Recommendation:
         "proposed_at": AT,
     }
     return Recommendation(**{**values, **changes})
+
+
+def replacing(plain: Recommendation, plan: RolloutPlan, reclaim_at: datetime) -> Recommendation:
+    """A migration as the replacement of a machine that goes at `reclaim_at`: without any gate."""
+    assert isinstance(plain.spec, SpotMigration)
+    spec = SpotReplacement(replicas=plain.spec.replicas, to=plain.spec.to, reclaim_at=reclaim_at)
+    ungated = plan.model_copy(update={"gates": ()})
+    return plain.model_copy(update={"spec": spec, "rollout": ungated})
 
 
 def vote(change: str, agent: str, verdict: Verdict = Verdict.APPROVE, number: int = 1) -> VoteCast:

@@ -15,12 +15,12 @@ from optiinfra.events.facts import TimerName
 from optiinfra.schemas.approval import Approval
 from optiinfra.schemas.approval_rules import ApprovalRule
 from optiinfra.schemas.change import ControlVerb
-from optiinfra.schemas.recommendation import Recommendation, SpotMigration, SpotReplacement
+from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.schemas.rollout import GateVerdict
 from optiinfra.schemas.rules import Rules
 from optiinfra.schemas.tenant import person
 from optiinfra.schemas.vote import VOTERS, AgentName, Verdict
-from tests.factories import AT, gate_answer, recommendation, rollout, step_result, vote
+from tests.factories import AT, gate_answer, recommendation, replacing, rollout, step_result, vote
 
 AUTO = Rules(name="v7", approvals=(ApprovalRule(name="low", max_risk="low"),))
 ASK = Rules()
@@ -184,11 +184,7 @@ def decision(
 
 def replacement(*shares: float, soak_s: float = 0.0) -> Recommendation:
     """Of a lost machine: no gate is named, and none of its stages soaks unless `soak_s` says so."""
-    migration = recommendation().spec
-    assert isinstance(migration, SpotMigration)
-    spec = SpotReplacement(replicas=("chat-1",), to=migration.to, reclaim_at=AT)
-    plan = rollout(*shares or (1.0,), soak_s=soak_s).model_copy(update={"gates": ()})
-    return recommendation(spec=spec, rollout=plan)
+    return replacing(recommendation(), rollout(*shares or (1.0,), soak_s=soak_s), AT)
 
 
 def put_off(

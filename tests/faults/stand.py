@@ -20,11 +20,11 @@ from optiinfra.events.subjects import Stream
 from optiinfra.runtime.stores import new_id, now
 from optiinfra.schemas.errors import OptiInfraError, Unavailable
 from optiinfra.schemas.ids import derived_id
-from optiinfra.schemas.recommendation import Recommendation, SpotMigration, SpotReplacement
+from optiinfra.schemas.recommendation import Recommendation
 from optiinfra.storage.embedded.nats import NatsServer
 from optiinfra.storage.postgres.database import Database, open_database
 from tests.cost_stand import placement
-from tests.factories import recommendation, rollout
+from tests.factories import recommendation, replacing, rollout
 from tests.faults.child import Config
 from tests.faults.oracle import broken_promises
 from tests.faults.processes import Program, Supervised, supervised
@@ -103,7 +103,9 @@ class Stand:
         """
         first = len(self.proposed)
         made = [proposal(first + n, self.chance.getrandbits(64), soak_s) for n in range(count)]
-        made = [replacement(one) for one in made] if lost else made
+        if lost:
+            at = now() + timedelta(hours=9)
+            made = [replacing(one, rollout(1.0), at) for one in made]
         for one in made:
             self.target.add(one.deployment)
         self.proposed += made
@@ -238,15 +240,6 @@ def proposal(number: int, salt: int, soak_s: float) -> Recommendation:
     )
     spec = plain.spec.model_copy(update={"replicas": (f"d-{number}-1",), "to": placement()})
     return plain.model_copy(update={"spec": spec, "proposed_at": now()})
-
-
-def replacement(plain: Recommendation) -> Recommendation:
-    """The same for a machine that is taken away: without gate and soak."""
-    assert isinstance(plain.spec, SpotMigration)
-    at = plain.proposed_at + timedelta(hours=9)
-    spec = SpotReplacement(replicas=plain.spec.replicas, to=plain.spec.to, reclaim_at=at)
-    plan = rollout(1.0).model_copy(update={"gates": ()})
-    return plain.model_copy(update={"spec": spec, "rollout": plan})
 
 
 @asynccontextmanager

@@ -114,7 +114,7 @@ rivals AS (
         AND tenant = ANY($5::text[]) AND change_id <> ALL($3::text[])
         AND state IN ('deferred', 'voting', 'awaiting_approval', 'approved', 'executing',
             'rolling_back')
-        OFFSET 0
+        OFFSET 0  -- by the index of open changes' deployments, whatever the planner would rather
     ) AS open
 ),
 read AS (
