@@ -365,15 +365,16 @@ async def test_a_part_of_a_page_that_cannot_be_fetched_comes_later_and_the_rest_
     stand: Stand,
 ) -> None:
     async with stand.page() as page:
-        await page.route("**/assets/EvidenceChart-*", lambda route: route.abort())
-        await page.route("**/assets/Cost-*", lambda route: route.abort())
         await page.get_by_role("link", name="Executions").click()
+        await expect(page.locator("a[data-row]", has_text="of chat to spot")).to_be_visible()
+        await page.route("**/assets/**", lambda route: route.abort())
         await page.locator("a[data-row]", has_text="of chat to spot").click()
         card = page.get_by_role("article")
         await expect(card).to_contain_text("completed")
         await expect(card.get_by_label("loading")).to_be_visible()
-        await page.unroute("**/assets/EvidenceChart-*")
+        await page.unroute("**/assets/**")
         await expect(card.get_by_label("quality of candidate and baseline")).to_be_visible()
+        await page.route("**/assets/**", lambda route: route.abort())
         await page.clock.install()
         await page.get_by_role("link", name="Cost").click()
         await expect(page.get_by_role("heading", name="Cost", exact=True)).to_be_visible()
@@ -381,7 +382,7 @@ async def test_a_part_of_a_page_that_cannot_be_fetched_comes_later_and_the_rest_
         await expect(page.get_by_label("loading")).to_be_visible()
         await page.clock.run_for(60_000)
         await expect(page.get_by_role("alert")).to_contain_text("could not be fetched")
-        await page.unroute("**/assets/Cost-*")
+        await page.unroute("**/assets/**")
         await page.get_by_role("button", name="Reload the page").click()
         await expect(page.get_by_role("heading", name="By deployment")).to_be_visible()
     stand.complaints.clear()  # the browser logs what was refused

@@ -38,7 +38,7 @@ async def test_a_holder_that_is_gone_holds_nothing(database: str) -> None:
     ):
         async with exclusive(ours, "study"), theirs.connection() as another:
             await another.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_locks WHERE locktype = 'advisory'"
                 " AND pid <> pg_backend_pid() AND database ="
                 " (SELECT oid FROM pg_database WHERE datname = current_database())"
             )

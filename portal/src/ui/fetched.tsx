@@ -5,21 +5,35 @@ import { Button, Skeleton } from "./basics";
 import { ProblemNote } from "./problem";
 
 const AGAIN_MS = 1_000;
+const ANSWER_MS = 3_000;
 const LONGEST_MS = 30_000;
+const SAID = "A part of this page could not be fetched: the server is away or has been updated.";
 
-/** What `load` imports; asked for again while the server does not give it, for half a minute. */
+/** What `load` imports, once the server gives the program's files; asked for half a minute. */
 export async function fetched<T>(load: () => Promise<T>): Promise<T> {
   const until = Date.now() + LONGEST_MS;
-  for (;;) {
-    try {
-      return await load();
-    } catch (error) {
-      if (Date.now() > until) {
-        const said = "A part of this page could not be fetched: the server is away or has been updated.";
-        throw new Error(said, { cause: error });
-      }
-    }
+  while (!(await isThere())) {
+    if (Date.now() > until) throw new Error(SAID);
     await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+  }
+  try {
+    return await load();
+  } catch (error) {
+    throw new Error(SAID, { cause: error });
+  }
+}
+
+/** Asked before each import: Chromium 150 never asks again for a module that failed once. */
+async function isThere(): Promise<boolean> {
+  try {
+    const answer = await fetch(import.meta.url, {
+      method: "HEAD",
+      cache: "no-store",
+      signal: AbortSignal.timeout(ANSWER_MS),
+    });
+    return answer.ok;
+  } catch {
+    return false;
   }
 }
 

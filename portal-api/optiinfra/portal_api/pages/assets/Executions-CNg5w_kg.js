@@ -1,1 +1,0 @@
-export{t as Executions,n as standing}from"./Executions-P2oAFfaD.js";

@@ -1,0 +1,1 @@
+export{t as Executions,n as standing}from"./Executions-DT0srwnF.js";
