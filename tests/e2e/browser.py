@@ -16,7 +16,7 @@ from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 from optiinfra.portal_api.cookies import ACCESS
 from optiinfra.runtime.session import Session
 from tests.faults.proxy import Proxy, proxied
-from tests.up_stand import Up, engines_of_ones_own
+from tests.up_stand import Up, api, engines_of_ones_own
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 SHOWS_PAGES = [
@@ -132,6 +132,12 @@ async def settled(page: Page) -> None:
     """The stream is there, and nothing is awaited any more."""
     await expect(page.locator(CONNECTION)).to_have_attribute("data-status", "live")
     await expect(page.get_by_label("loading")).to_have_count(0)
+
+
+async def turned(stand: Stand, *, stopped: bool) -> None:
+    async with api(stand.session) as http:
+        answer = await http.post("/switch", json={"stopped": stopped, "reason": "a test"})
+        assert answer.status_code == 202, answer.text
 
 
 @asynccontextmanager

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from playwright.async_api import Page, expect
 
-from optiinfra.storage.testing.servers import reachable_home
 from tests.e2e.browser import (
-    CONNECTION,
     NARROW,
     SHOWS_PAGES,
     SLOW_MS,
@@ -24,69 +18,11 @@ from tests.e2e.browser import (
     faults,
     keep,
     settled,
-    standing,
 )
 from tests.e2e.traced import Answers, traced
-from tests.up_stand import Up, api, fleet
 
 pytestmark = SHOWS_PAGES
 INVENTED = "(main) => main.insertAdjacentText('beforeend', ' 42 % of $1.23/h')"
-
-
-async def users(gateway_url: str, models: list[str]) -> None:
-    """Asks each model again and again, so that there is something to measure."""
-    async with aiohttp.ClientSession() as http:
-        while True:
-            for model in models:
-                body = {"model": model, "prompt": "Question: why?\nAnswer:", "max_tokens": 8}
-                with suppress(aiohttp.ClientError):
-                    async with http.post(f"{gateway_url}/v1/completions", json=body) as answer:
-                        await answer.read()
-            await asyncio.sleep(0.1)
-
-
-def two_deployments() -> dict[str, Any]:
-    """One to be decided on with the mouse, one with the keyboard; people are always asked."""
-    content = fleet(rules={"revote_after_s": 1, "max_vote_rounds": 200})
-    (chat,) = content["deployments"]
-    search = {**chat, "id": "search", "model": "emulated-search"}
-    return {**content, "deployments": [chat, search]}
-
-
-@pytest.fixture(scope="module")
-async def stand() -> AsyncIterator[Stand]:
-    with reachable_home() as folder:
-        async with standing(Up(folder, two_deployments())) as made:
-            gateway = (made.session.gateway_url or "").rstrip("/")
-            asking = asyncio.create_task(users(gateway, ["emulated-8b", "emulated-search"]))
-            yield made
-            asking.cancel()
-            with suppress(asyncio.CancelledError):
-                await asking
-
-
-@pytest.fixture(scope="module")
-async def moved(stand: Stand) -> None:
-    """The move of `chat` is over. It is approved here where no test has, so that each may run
-    alone."""
-    async with (
-        asyncio.timeout(SLOW_MS / 1_000),
-        api(stand.session) as http,
-        http.stream("GET", "/sse", timeout=None) as said,
-    ):
-        async for line in said.aiter_lines():
-            if line:
-                continue  # a frame ends with an empty line; each may be the one that matters
-            found = await http.get("/recommendations", params={"deployment": "chat"})
-            for one in found.json()["items"]:
-                if one["state"] == "completed":
-                    return
-                if one["state"] == "awaiting_approval":
-                    await http.post(
-                        f"/recommendations/{one['id']}/approve",
-                        headers={"If-Match": f'"{one["version_hash"]}"'},
-                        json={"reason": "a test"},
-                    )
 
 
 async def test_the_printed_link_signs_in_once_and_leaves_no_token_in_the_address(
@@ -333,74 +269,3 @@ async def test_every_page_is_accessible_and_fits(
 
 async def test_no_page_has_logged_an_error(stand: Stand) -> None:
     assert stand.complaints == []
-
-
-async def turned(stand: Stand, *, stopped: bool) -> None:
-    async with api(stand.session) as http:
-        answer = await http.post("/switch", json={"stopped": stopped, "reason": "a test"})
-        assert answer.status_code == 202, answer.text
-
-
-async def test_a_silent_network_is_told_within_3_s_and_nothing_is_missed_after_it(
-    stand: Stand,
-) -> None:
-    async with stand.page() as page:
-        chip = page.locator(CONNECTION)
-        await expect(page.get_by_text("nothing is wrong")).to_be_visible()
-        stand.proxy.open.clear()
-        await expect(chip).not_to_have_attribute("data-status", "live", timeout=3_500)
-        await expect(chip).to_contain_text(re.compile(r"data as of \d\d:\d\d:\d\d"))
-        await turned(stand, stopped=True)
-        await expect(chip).to_have_attribute("data-status", "disconnected", timeout=3_500)
-        stand.proxy.open.set()
-        await expect(chip).to_have_attribute("data-status", "live", timeout=15_000)
-        await expect(page.get_by_text("All changes are stopped")).to_be_visible(timeout=5_000)
-        await expect(chip).to_have_attribute("data-gaps", "0")
-        await turned(stand, stopped=False)
-        await expect(page.get_by_text("nothing is wrong")).to_be_visible(timeout=5_000)
-
-
-@pytest.mark.usefixtures("moved")
-async def test_a_part_of_a_page_that_cannot_be_fetched_comes_later_and_the_rest_stays(
-    stand: Stand,
-) -> None:
-    async with stand.page() as page:
-        await page.get_by_role("link", name="Executions").click()
-        await expect(page.locator("a[data-row]", has_text="of chat to spot")).to_be_visible()
-        await page.route("**/assets/**", lambda route: route.abort())
-        await page.locator("a[data-row]", has_text="of chat to spot").click()
-        card = page.get_by_role("article")
-        await expect(card).to_contain_text("completed")
-        await expect(card.get_by_label("loading")).to_be_visible()
-        await page.unroute("**/assets/**")
-        await expect(card.get_by_label("quality of candidate and baseline")).to_be_visible()
-        await page.route("**/assets/**", lambda route: route.abort())
-        await page.clock.install()
-        await page.get_by_role("link", name="Cost").click()
-        await expect(page.get_by_role("heading", name="Cost", exact=True)).to_be_visible()
-        await page.clock.run_for(2_000)
-        await expect(page.get_by_label("loading")).to_be_visible()
-        await page.clock.run_for(60_000)
-        await expect(page.get_by_role("alert")).to_contain_text("could not be fetched")
-        await page.unroute("**/assets/**")
-        await page.get_by_role("button", name="Reload the page").click()
-        await expect(page.get_by_role("heading", name="By deployment")).to_be_visible()
-    stand.complaints.clear()  # the browser logs what was refused
-
-
-async def test_a_killed_api_is_told_within_3_s_and_the_stream_goes_on_where_it_was(
-    stand: Stand,
-) -> None:
-    async with stand.page("/executions") as page:
-        chip = page.locator(CONNECTION)
-        await page.locator("a[data-row]", has_text="of chat to spot").click()
-        await expect(page.get_by_role("article")).to_contain_text("completed")
-        await stand.up.kill()
-        await expect(chip).to_have_attribute("data-status", "disconnected", timeout=3_500)
-        await expect(page.get_by_role("article")).to_contain_text("completed")
-        session = await stand.up.start()
-        stand.proxy.moved_to(session.url)
-        await expect(chip).to_have_attribute("data-status", "live", timeout=15_000)
-        await expect(chip).to_have_attribute("data-gaps", "0")
-        await expect(chip).not_to_have_attribute("data-resumed", "0")
-        await expect(page.get_by_role("alert")).to_have_count(0)

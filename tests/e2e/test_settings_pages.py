@@ -29,8 +29,8 @@ from tests.e2e.browser import (
     keep,
     settled,
     standing,
+    turned,
 )
-from tests.e2e.test_pages import turned
 from tests.integration.test_notifier import Receiver, receiving
 from tests.up_stand import Up, api, fleet
 
